@@ -1,0 +1,284 @@
+//! `Disk`: the seam between the append log and the operating system.
+//!
+//! [`RealDisk`] is the only place that opens files of the data directory. Everything goes through
+//! one directory descriptor with `openat`, so a swapped path component leads nowhere else; the
+//! last component is never followed if it is a link. Tests put a faulty disk in its place.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+/// Identity of a file that survives renames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    pub dev: u64,
+    pub ino: u64,
+}
+
+/// What kind of thing a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    Regular,
+    Symlink,
+    Other,
+}
+
+/// What the append log asks about a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    pub id: FileId,
+    pub kind: FileKind,
+    pub len: u64,
+}
+
+/// Free and total bytes of the file system, as an unprivileged process sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// The calls that durability stands on. Names are relative to the data directory.
+///
+/// Every method is one system call or a fixed few, blocks, and is not retried by the caller unless
+/// it says so; `EINTR` is handled below.
+pub trait Disk: Send + Sync + 'static {
+    /// An open file.
+    type File: Send + 'static;
+
+    /// Fails when the data directory is not where it was; follows a directory that was replaced.
+    fn check_root(&self) -> io::Result<()>;
+    /// Opens the lock file, creating it empty with mode 0644. Never follows a link.
+    fn open_lock(&self, name: &str) -> io::Result<Self::File>;
+    /// Opens the data file for reading and appending, creating it with mode 0600. Never follows a
+    /// link, never waits for a FIFO.
+    fn open_data(&self, name: &str) -> io::Result<Self::File>;
+    /// Creates a file that must not exist in the side directory `dir`, which is created if needed.
+    fn create_side(&self, dir: &str, name: &str) -> io::Result<Self::File>;
+    /// `flock(LOCK_EX | LOCK_NB)`: false when somebody else holds it.
+    fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
+    /// Releases the lock of [`Disk::try_lock`].
+    fn unlock(&self, file: &Self::File) -> io::Result<()>;
+    /// What `name` stands for, links not followed; `None` when there is nothing.
+    fn stat(&self, name: &str) -> io::Result<Option<FileStat>>;
+    /// What the open file is.
+    fn fstat(&self, file: &Self::File) -> io::Result<FileStat>;
+    /// Reads up to `buf.len()` bytes at `offset`; 0 at the end.
+    fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// One `writev` at the end of the file; how many bytes went in, which may be fewer than given.
+    fn append(&self, file: &Self::File, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Cuts the file to `len` bytes.
+    fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
+    /// `fdatasync`: data and the length needed to read it.
+    fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+    /// Syncs the entries of the data directory.
+    fn sync_root(&self) -> io::Result<()>;
+    /// Syncs the entries of a side directory.
+    fn sync_side(&self, dir: &str) -> io::Result<()>;
+    /// Free and total space.
+    fn space(&self) -> io::Result<DiskSpace>;
+    /// May this process create files here? Writes nothing.
+    fn writable(&self) -> io::Result<()>;
+}
+
+/// The data directory on a real file system.
+#[derive(Debug)]
+pub struct RealDisk {
+    root: PathBuf,
+    dir: RwLock<Arc<Dir>>,
+}
+
+#[derive(Debug)]
+struct Dir {
+    fd: OwnedFd,
+    id: FileId,
+}
+
+impl RealDisk {
+    /// Opens the data directory, creating it (mode 0700 for what is new, and synced into its
+    /// parents) if it is missing.
+    ///
+    /// # Errors
+    /// Whatever the operating system says; nothing was written but perhaps empty directories.
+    pub fn open(path: &Path) -> io::Result<RealDisk> {
+        // compat: an empty name is the working directory, as Python's Path("").
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        create_dirs(path)?;
+        let root = path.canonicalize()?;
+        let dir = RwLock::new(Arc::new(Dir::open(&root)?));
+        Ok(RealDisk { root, dir })
+    }
+
+    /// The directory, without links in its path.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn dir(&self) -> Arc<Dir> {
+        self.dir.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn openat(&self, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd =
+            rustix::io::retry_on_intr(|| rustix::fs::openat(&self.dir().fd, name, flags, Mode::from_raw_mode(mode)))?;
+        Ok(File::from(fd))
+    }
+}
+
+impl Dir {
+    fn open(root: &Path) -> io::Result<Dir> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let fd = rustix::fs::open(root, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Dir { id: file_id(&stat), fd })
+    }
+}
+
+fn create_dirs(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_dirs(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        other => other?,
+    }
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+fn file_id(stat: &rustix::fs::Stat) -> FileId {
+    FileId { dev: stat.st_dev, ino: stat.st_ino }
+}
+
+fn file_stat(stat: &rustix::fs::Stat) -> FileStat {
+    let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        rustix::fs::FileType::RegularFile => FileKind::Regular,
+        rustix::fs::FileType::Symlink => FileKind::Symlink,
+        _ => FileKind::Other,
+    };
+    FileStat { id: file_id(stat), kind, len: u64::try_from(stat.st_size).unwrap_or(0) }
+}
+
+impl Disk for RealDisk {
+    type File = File;
+
+    fn check_root(&self) -> io::Result<()> {
+        let stat = rustix::fs::lstat(&self.root)?;
+        let known = self.dir();
+        if file_id(&stat) == known.id {
+            return Ok(());
+        }
+        // The directory was moved away and another put in its place, as in a restore from backup.
+        // A link in its place is not followed: O_NOFOLLOW fails.
+        let dir = Arc::new(Dir::open(&self.root)?);
+        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = dir;
+        Ok(())
+    }
+
+    fn open_lock(&self, name: &str) -> io::Result<File> {
+        self.openat(name, OFlags::RDWR | OFlags::CREATE, 0o644)
+    }
+
+    fn open_data(&self, name: &str) -> io::Result<File> {
+        self.openat(name, OFlags::RDWR | OFlags::CREATE | OFlags::APPEND, 0o600)
+    }
+
+    fn create_side(&self, dir: &str, name: &str) -> io::Result<File> {
+        let root = self.dir();
+        match rustix::fs::mkdirat(&root.fd, dir, Mode::from_raw_mode(0o700)) {
+            Ok(()) => rustix::fs::fsync(&root.fd)?,
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let side = open_side(&root, dir)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&side, name, flags, Mode::from_raw_mode(0o600))?))
+    }
+
+    fn try_lock(&self, file: &File) -> io::Result<bool> {
+        loop {
+            match fs4::FileExt::try_lock(file) {
+                Ok(()) => return Ok(true),
+                Err(fs4::TryLockError::WouldBlock) => return Ok(false),
+                Err(fs4::TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(fs4::TryLockError::Error(e)) => return Err(e),
+            }
+        }
+    }
+
+    fn unlock(&self, file: &File) -> io::Result<()> {
+        fs4::FileExt::unlock(file)
+    }
+
+    fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
+        match rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(file_stat(&stat))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn fstat(&self, file: &File) -> io::Result<FileStat> {
+        Ok(file_stat(&rustix::fs::fstat(file)?))
+    }
+
+    fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match file.read_at(buf, offset) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn append(&self, mut file: &File, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match file.write_vectored(bufs) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(file, len))?)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        // Not retried on EINTR: a failed sync is never turned into a success.
+        Ok(rustix::fs::fdatasync(file)?)
+    }
+
+    fn sync_root(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(self.dir().fd.as_fd())?)
+    }
+
+    fn sync_side(&self, dir: &str) -> io::Result<()> {
+        Ok(rustix::fs::fsync(open_side(&self.dir(), dir)?)?)
+    }
+
+    fn space(&self) -> io::Result<DiskSpace> {
+        let space = rustix::fs::fstatvfs(&self.dir().fd)?;
+        Ok(DiskSpace { free_bytes: space.f_bavail * space.f_frsize, total_bytes: space.f_blocks * space.f_frsize })
+    }
+
+    fn writable(&self) -> io::Result<()> {
+        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        Ok(rustix::fs::accessat(&self.dir().fd, ".", access, AtFlags::EACCESS)?)
+    }
+}
+
+fn open_side(root: &Dir, dir: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    Ok(rustix::fs::openat(&root.fd, dir, flags, Mode::empty())?)
+}

@@ -1,0 +1,363 @@
+//! `Store`: the data directory, as everybody else sees it.
+//!
+//! Knows bytes, files and syncs; knows no HTTP, no configuration and no JSON beyond
+//! [`crate::event`].
+
+mod budget;
+mod disk;
+mod error;
+mod layout;
+mod log;
+mod pace;
+mod tail;
+mod writer;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+pub use budget::Reservation;
+pub use disk::{Disk, DiskSpace, FileId, FileKind, FileStat, RealDisk};
+pub use error::{StoreError, Written};
+pub use layout::{FileNames, NAME_BYTES_MAX, TORN_DIR};
+
+use budget::Budget;
+use log::Log;
+use writer::{DomainWriter, Job};
+
+use crate::domain::Domain;
+use crate::event::Batch;
+use crate::metrics::StoreMetrics;
+
+pub(crate) use error::chain;
+pub(crate) use log::Appended;
+pub(crate) use log::SyncWhen;
+
+/// Number of independent parts of the writer map.
+const SHARDS: usize = 16;
+/// How often idle writers are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How long a writer keeps its files open without work.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// How often `Fsync::EverySecond` syncs: the sync itself needs part of the second.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// How old a reading of the free space may be.
+const SPACE_AGE_MAX: Duration = Duration::from_millis(250);
+/// Smallest byte budget.
+const IN_FLIGHT_BYTES_MIN: usize = 1 << 20;
+
+/// When an acknowledged event is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before the answer.
+    Always,
+    /// At most one second after the answer.
+    EverySecond,
+    /// When the kernel likes.
+    Never,
+}
+
+impl Fsync {
+    /// The word used in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fsync::Always => "always",
+            Fsync::EverySecond => "everysec",
+            Fsync::Never => "never",
+        }
+    }
+}
+
+/// How a store behaves.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    pub fsync: Fsync,
+    /// Longest wait for a foreign lock, the time in the queue counted; 0 is one try.
+    pub lock_timeout: Duration,
+    /// Most bytes of requests in memory, from the first body byte to the ack.
+    pub in_flight_bytes_max: usize,
+    /// Appends are refused while less than this is free. `None`: 64 MiB or 1 % of the file system,
+    /// whichever is less.
+    pub reserve_bytes: Option<u64>,
+    /// Most domains whose files stay open between groups; each takes two descriptors.
+    pub open_domains_max: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            fsync: Fsync::Always,
+            lock_timeout: Duration::from_secs(30),
+            in_flight_bytes_max: 64 << 20,
+            reserve_bytes: None,
+            open_domains_max: 256,
+        }
+    }
+}
+
+/// What a store knows about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreHealth {
+    /// The data directory is there and may be written to.
+    pub writable: bool,
+    /// `None` when the file system does not say.
+    pub space: Option<DiskSpace>,
+    /// Free space is above the reserve.
+    pub above_reserve: bool,
+    pub draining: bool,
+    pub poisoned_domains: usize,
+    pub in_flight_bytes: usize,
+    pub in_flight_bytes_max: usize,
+    pub open_domains: usize,
+    pub known_domains: usize,
+}
+
+/// The handle everybody uses. Cheap to clone.
+pub struct Store<D: Disk = RealDisk> {
+    inner: Arc<Inner<D>>,
+}
+
+impl<D: Disk> Clone for Store<D> {
+    fn clone(&self) -> Self {
+        Store { inner: self.inner.clone() }
+    }
+}
+
+struct Inner<D: Disk> {
+    shared: Arc<Shared<D>>,
+    budget: Budget,
+    shards: Vec<Mutex<HashMap<Domain, Arc<DomainWriter<D>>>>>,
+    hasher: RandomState,
+}
+
+/// What all writers share.
+pub(crate) struct Shared<D: Disk> {
+    pub(crate) disk: D,
+    pub(crate) options: StoreOptions,
+    pub(crate) metrics: StoreMetrics,
+    started: Instant,
+    draining: AtomicBool,
+    /// Milliseconds after `started` when waiting for locks ends; `u64::MAX` while not draining.
+    lock_deadline_ms: AtomicU64,
+    /// One clone in each open [`Log`].
+    open_logs: Arc<()>,
+    poisoned: AtomicUsize,
+    space_checked_ms: AtomicU64,
+    space_low: AtomicBool,
+}
+
+impl<D: Disk> Store<D> {
+    /// A store on `disk`.
+    pub fn new(disk: D, mut options: StoreOptions, metrics: StoreMetrics) -> Store<D> {
+        options.in_flight_bytes_max = options.in_flight_bytes_max.max(IN_FLIGHT_BYTES_MIN);
+        let budget = Budget::new(options.in_flight_bytes_max);
+        let shared = Arc::new(Shared {
+            disk,
+            options,
+            metrics,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            lock_deadline_ms: AtomicU64::new(u64::MAX),
+            open_logs: Arc::new(()),
+            poisoned: AtomicUsize::new(0),
+            space_checked_ms: AtomicU64::new(u64::MAX),
+            space_low: AtomicBool::new(false),
+        });
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Store { inner: Arc::new(Inner { shared, budget, shards, hasher: RandomState::new() }) }
+    }
+
+    /// Reserves room for a request before its first body byte is read.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when the byte budget is used up, [`StoreError::ShuttingDown`] while
+    /// draining. Nothing was written.
+    pub fn reserve(&self) -> Result<Reservation, StoreError> {
+        if self.inner.shared.draining.load(Ordering::Relaxed) {
+            return Err(StoreError::ShuttingDown);
+        }
+        self.inner.budget.reserve()
+    }
+
+    /// Appends a batch to its domain's file, whole or not at all.
+    ///
+    /// `Ok` means, with [`Fsync::Always`]: the lines and the file's name are on the disk.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; [`StoreError::written`] says whether anything was written.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels nothing: the writer owns the bytes and the reservation. Only
+    /// the answer is lost.
+    pub async fn append(&self, batch: Batch, mut reservation: Reservation) -> Result<(), StoreError> {
+        let queued_at = Instant::now();
+        let (domain, lines, events) = batch.into_parts();
+        reservation.grow_to(lines.capacity()).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
+        self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
+        let (ack, done) = oneshot::channel();
+        self.writer(&domain).submit(Job { lines, events, queued_at, ack, _reservation: reservation });
+        done.await.unwrap_or(Err(StoreError::Panicked))
+    }
+
+    /// How the store is doing. Blocks for a few system calls.
+    pub fn health(&self) -> StoreHealth {
+        let shared = &self.inner.shared;
+        let space = shared.disk.space().ok();
+        StoreHealth {
+            writable: shared.disk.check_root().is_ok() && shared.disk.writable().is_ok(),
+            space,
+            above_reserve: space.is_none_or(|space| !shared.is_low(space)),
+            draining: shared.draining.load(Ordering::Relaxed),
+            poisoned_domains: shared.poisoned.load(Ordering::Relaxed),
+            in_flight_bytes: self.inner.budget.bytes_used(),
+            in_flight_bytes_max: self.inner.budget.bytes_max(),
+            open_domains: shared.open_domains(),
+            known_domains: self.inner.shards.iter().map(|shard| lock(shard).len()).sum(),
+        }
+    }
+
+    /// How the store syncs.
+    pub fn fsync(&self) -> Fsync {
+        self.inner.shared.options.fsync
+    }
+
+    /// Refuses new requests from now on; those that wait for a foreign lock after `lock_deadline`
+    /// are refused too.
+    pub fn begin_drain(&self, lock_deadline: Instant) {
+        let shared = &self.inner.shared;
+        let ms = lock_deadline.saturating_duration_since(shared.started).as_millis() as u64;
+        shared.lock_deadline_ms.store(ms, Ordering::Relaxed);
+        shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until nothing is in flight, then syncs what [`Fsync::EverySecond`] left unsynced.
+    ///
+    /// # Cancel safety
+    /// May be dropped (for a deadline); appends under way go on.
+    pub async fn drained(&self) {
+        self.inner.budget.idle().await;
+        self.flush().await;
+    }
+
+    /// Runs for as long as the store lives: syncs for [`Fsync::EverySecond`], closes idle files,
+    /// forgets idle writers.
+    pub async fn maintain(&self) {
+        let mut swept = Instant::now();
+        let mut ticks = tokio::time::interval(FLUSH_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.fsync() == Fsync::EverySecond {
+                self.flush().await;
+            }
+            if swept.elapsed() >= SWEEP_EVERY {
+                swept = Instant::now();
+                self.sweep();
+            }
+        }
+    }
+
+    async fn flush(&self) {
+        let mut syncs = Vec::new();
+        for shard in &self.inner.shards {
+            syncs.extend(lock(shard).values().filter(|w| w.is_dirty()).map(|w| w.request_sync()));
+        }
+        for done in syncs {
+            // A failed sync has poisoned its domain and is in the log; nobody waits for it here.
+            let _ = done.await;
+        }
+    }
+
+    fn sweep(&self) {
+        for shard in &self.inner.shards {
+            // Under the lock of the shard nobody can get a new handle, so a count of one means
+            // that nobody has one.
+            lock(shard).retain(|_, writer| !(writer.rest(IDLE_AFTER) && Arc::strong_count(writer) == 1));
+        }
+    }
+
+    fn writer(&self, domain: &Domain) -> Arc<DomainWriter<D>> {
+        let shard = &self.inner.shards[self.inner.hasher.hash_one(domain) as usize % SHARDS];
+        let mut writers = lock(shard);
+        if let Some(writer) = writers.get(domain) {
+            return writer.clone();
+        }
+        let writer = Arc::new(DomainWriter::new(self.inner.shared.clone(), domain.clone()));
+        writers.insert(domain.clone(), writer.clone());
+        writer
+    }
+}
+
+impl Store<RealDisk> {
+    /// Opens the data directory, creating it if it is missing.
+    ///
+    /// # Errors
+    /// Whatever the operating system says; nothing was written but perhaps empty directories.
+    pub fn open(dir: &std::path::Path, options: StoreOptions, metrics: StoreMetrics) -> io::Result<Store> {
+        let disk = RealDisk::open(dir)?;
+        disk.writable()?;
+        Ok(Store::new(disk, options, metrics))
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    fn new_log(&self, domain: &Domain) -> Log<D> {
+        Log::new(FileNames::of(domain), self.open_logs.clone())
+    }
+
+    fn open_domains(&self) -> usize {
+        Arc::strong_count(&self.open_logs) - 1
+    }
+
+    fn may_keep_open(&self) -> bool {
+        self.open_domains() <= self.options.open_domains_max
+    }
+
+    fn poisoned(&self) {
+        self.poisoned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn unpoisoned(&self) {
+        self.poisoned.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn lock_deadline(&self) -> Option<Instant> {
+        match self.lock_deadline_ms.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            ms => Some(self.started + Duration::from_millis(ms)),
+        }
+    }
+
+    /// Refuses when the disk is below its reserve. Asks the file system a few times a second, and
+    /// more often while it is low, so that appends go on as soon as there is room.
+    fn check_space(&self, now: Instant) -> Result<(), StoreError> {
+        let now_ms = now.saturating_duration_since(self.started).as_millis() as u64;
+        let checked_ms = self.space_checked_ms.load(Ordering::Relaxed);
+        let low = self.space_low.load(Ordering::Relaxed);
+        if low || checked_ms == u64::MAX || now_ms.saturating_sub(checked_ms) > SPACE_AGE_MAX.as_millis() as u64 {
+            self.space_checked_ms.store(now_ms, Ordering::Relaxed);
+            // If the file system does not say, the write itself will tell.
+            let low = self.disk.space().is_ok_and(|space| self.is_low(space));
+            self.space_low.store(low, Ordering::Relaxed);
+        }
+        if self.space_low.load(Ordering::Relaxed) {
+            return Err(StoreError::io("disk reserve", io::ErrorKind::StorageFull.into()));
+        }
+        Ok(())
+    }
+
+    fn is_low(&self, space: DiskSpace) -> bool {
+        let default = (space.total_bytes / 100).min(64 << 20);
+        space.free_bytes < self.options.reserve_bytes.unwrap_or(default)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The map is only ever changed by single inserts and removals, which do not panic half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,102 @@
+//! `Pace`: how long to hold a domain's lock, and how long to leave it free for others.
+//!
+//! Python's filelock polls every 50 ms and has no queue, so a greedy holder starves it. What
+//! counts is the free gap between two holds (measured, see docs/adr/0004): a slice of at most
+//! 100 ms of holding, then 10 ms free; 25 to 55 ms when a foreign writer was seen lately.
+
+use std::time::{Duration, Instant};
+
+use crate::rng::Jitter;
+
+const SLICE_MS: std::ops::Range<u64> = 70..100;
+const GAP: Duration = Duration::from_millis(10);
+const FOREIGN_GAP_MS: std::ops::Range<u64> = 25..55;
+const FOREIGN_MEMORY: Duration = Duration::from_secs(60);
+
+/// Keeps the account of one domain's lock.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// Time held, less time left free, since the last real gap.
+    owed: Duration,
+    slice: Duration,
+    taken_at: Option<Instant>,
+    released_at: Option<Instant>,
+    foreign_at: Option<Instant>,
+    jitter: Jitter,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Self {
+        let mut jitter = Jitter::new();
+        let slice = Duration::from_millis(jitter.pick(SLICE_MS));
+        Pace { owed: Duration::ZERO, slice, taken_at: None, released_at: None, foreign_at: None, jitter }
+    }
+
+    /// The gap that must pass before the lock may be taken again, if any.
+    pub(crate) fn gap(&mut self) -> Option<Duration> {
+        if self.owed < self.slice {
+            return None;
+        }
+        self.owed = Duration::ZERO;
+        self.slice = Duration::from_millis(self.jitter.pick(SLICE_MS));
+        let foreign = self.foreign_at.is_some_and(|at| at.elapsed() < FOREIGN_MEMORY);
+        Some(if foreign { Duration::from_millis(self.jitter.pick(FOREIGN_GAP_MS)) } else { GAP })
+    }
+
+    pub(crate) fn taken(&mut self, now: Instant) {
+        if let Some(released_at) = self.released_at {
+            self.owed = self.owed.saturating_sub(now.saturating_duration_since(released_at));
+        }
+        self.taken_at = Some(now);
+    }
+
+    pub(crate) fn released(&mut self, now: Instant) {
+        if let Some(taken_at) = self.taken_at.take() {
+            self.owed += now.saturating_duration_since(taken_at);
+        }
+        self.released_at = Some(now);
+    }
+
+    /// A foreign writer used the lock: be more generous for a while.
+    pub(crate) fn saw_foreign(&mut self, now: Instant) {
+        self.foreign_at = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, a Python writer beside us would never get the lock under load.
+    #[test]
+    fn a_busy_lock_is_left_free_after_a_slice_and_an_idle_one_never() {
+        let mut pace = Pace::new();
+        let mut now = Instant::now();
+        let mut held = Duration::ZERO;
+        let gap = loop {
+            pace.taken(now);
+            now += Duration::from_millis(5);
+            held += Duration::from_millis(5);
+            pace.released(now);
+            now += Duration::from_micros(10);
+            if let Some(gap) = pace.gap() {
+                break gap;
+            }
+        };
+        assert!(held >= Duration::from_millis(70) && held <= Duration::from_millis(105), "{held:?}");
+        assert_eq!(gap, GAP);
+        pace.saw_foreign(Instant::now());
+        for _ in 0..1000 {
+            pace.taken(now);
+            now += Duration::from_millis(1);
+            pace.released(now);
+            now += Duration::from_millis(1);
+            assert_eq!(pace.gap(), None, "half the time free is enough");
+        }
+        pace.taken(now);
+        now += Duration::from_millis(200);
+        pace.released(now);
+        let gap = pace.gap().unwrap();
+        assert!(gap >= Duration::from_millis(25) && gap < Duration::from_millis(55), "{gap:?}");
+    }
+}
