@@ -1,0 +1,93 @@
+//! The command line: options to one library call to a line of output.
+//!
+//! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
+
+mod config_check;
+mod env;
+mod healthcheck;
+mod logging;
+mod openapi;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// HTTP ingest of JSON events into one append-only JSONL file per domain.
+///
+/// Settings come from the environment (LEITSTAND_*, else CHRONIK_*) and from .env in the working
+/// directory; `leitstand config check` shows them.
+#[derive(Debug, Parser)]
+#[command(name = "leitstand", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service until SIGTERM or SIGINT
+    Serve(BindArgs),
+    /// Look at the configuration without starting anything
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Ask a running service whether it would accept an event (exit code 0 or 1); for containers
+    Healthcheck(BindArgs),
+    /// Print the description of the HTTP interface
+    Openapi {
+        /// JSON instead of YAML
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every problem at once, or the effective values with secrets masked
+    Check(BindArgs),
+}
+
+/// Where to listen; wins over the environment.
+#[derive(Debug, Default, Args)]
+pub struct BindArgs {
+    /// Address or name to listen on [env: LEITSTAND_HOST] [default: 127.0.0.1]
+    #[arg(long)]
+    host: Option<String>,
+    /// Port to listen on; 0 lets the kernel choose [env: LEITSTAND_PORT] [default: 8788]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Unix socket to listen on instead
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    uds: Option<PathBuf>,
+}
+
+/// Runs the command that `args` names.
+pub fn run() -> ExitCode {
+    // clap prints usage errors and exits with 2.
+    let result = match Cli::parse().command {
+        Command::Serve(bind) => serve::run(&bind),
+        Command::Config { command: ConfigCommand::Check(bind) } => config_check::run(&bind),
+        Command::Healthcheck(bind) => healthcheck::run(&bind),
+        Command::Openapi { json } => openapi::run(json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("leitstand: {message}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,246 @@
+//! `leitstand serve`: wires everything; the only place that spawns long-lived tasks.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{BindArgs, logging};
+use crate::config::{Bind, Config};
+use crate::http::{AppState, BoundListener, ServerOptions, serve};
+use crate::metrics::{Metrics, UPKEEP_EVERY};
+use crate::storage::{Store, StoreOptions};
+
+/// Descriptors kept for the log, the runtime, the directory and short-lived files.
+const SPARE_DESCRIPTORS: u64 = 32;
+/// File size limit signal; not among tokio's named kinds.
+const SIGXFSZ: i32 = 25;
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const BACKLOG: u32 = 4096;
+
+pub(super) fn run(args: &BindArgs) -> Result<(), String> {
+    let config = super::env::config(args)?;
+    let logging = logging::start(config.log_level, config.log_format);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let share = Descriptors::share(&config);
+    let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
+    let result = runtime.block_on(start(config, share, &logging));
+    // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
+    // acknowledged any more.
+    runtime.shutdown_background();
+    result
+}
+
+fn runtime(sync_threads: usize) -> io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().max_blocking_threads(sync_threads).thread_name("leitstand").build()
+}
+
+async fn start(config: Config, share: Descriptors, logging: &logging::Logging) -> Result<(), String> {
+    let signals = Signals::new().map_err(|e| format!("cannot handle signals: {e}"))?;
+    let metrics = Metrics::new(&config.version, config.fsync.as_str());
+    let options = StoreOptions {
+        fsync: config.fsync,
+        lock_timeout: config.lock_timeout,
+        in_flight_bytes_max: config.in_flight_bytes_max,
+        reserve_bytes: config.reserve_bytes,
+        open_domains_max: share.open_domains,
+    };
+    let store = Store::open(&config.data_dir, options, metrics.store()).map_err(|e| {
+        format!("cannot use the data directory {:?}: {e}\n  LEITSTAND_DATA_DIR must name a directory that this user may write to", config.data_dir)
+    })?;
+    let (listener, address) = bind(&config.bind).await?;
+    let state = Arc::new(AppState::new(&config, store.clone(), metrics.clone(), share.connections));
+
+    let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped.clone()));
+    announce(&config, &address, share.connections);
+    let server = ServerOptions { shutdown_timeout: config.shutdown_timeout };
+    serve(listener, state, server, signals.first()).await;
+    maintain.abort();
+    if let Bind::Unix(path) = &config.bind {
+        // If it is gone already, so much the better.
+        let _ = std::fs::remove_file(path);
+    }
+    tracing::info!("stopped, 0 writes pending");
+    Ok(())
+}
+
+fn announce(config: &Config, address: &str, connections_max: usize) {
+    tracing::info!(
+        version = config.version,
+        address,
+        data_dir = %config.data_dir.display(),
+        fsync = config.fsync.as_str(),
+        max_body_bytes = config.max_body_bytes,
+        lock_timeout_s = config.lock_timeout.as_secs(),
+        rate_limit = %config.rate_limit,
+        connections_max,
+        in_flight_bytes_max = config.in_flight_bytes_max,
+        "started"
+    );
+    if let Bind::Tcp { host, .. } = &config.bind {
+        let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if !loopback && config.tokens.expose().iter().any(|token| token == "dev") {
+            tracing::warn!(
+                "the token is \"dev\" and the address is not loopback: anybody can write; set LEITSTAND_TOKEN"
+            );
+        }
+    }
+}
+
+/// Everything that must happen now and then, for as long as the service runs.
+async fn maintain(
+    store: Store,
+    state: Arc<AppState>,
+    metrics: Metrics,
+    dropped: tracing_appender::non_blocking::ErrorCounter,
+) {
+    let upkeep = async {
+        let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            metrics.upkeep();
+            metrics.log_lines_dropped(dropped.dropped_lines() as u64);
+        }
+    };
+    let sweep = async {
+        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            state.sweep();
+        }
+    };
+    tokio::join!(upkeep, sweep, store.maintain());
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        // Caught and dropped, so that a file size limit is an error (EFBIG) and not the end of the
+        // process; see setrlimit(2).
+        drop(signal(SignalKind::from_raw(SIGXFSZ))?);
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Ready with the first signal. The second ends the process at once.
+    async fn first(mut self) {
+        self.next().await;
+        tracing::info!("stopping; a second signal ends at once");
+        tokio::spawn(async move {
+            self.next().await;
+            std::process::exit(0);
+        });
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn bind(bind: &Bind) -> Result<(BoundListener, String), String> {
+    match bind {
+        Bind::Tcp { host, port } => {
+            let listener = bind_tcp(host, *port).await.map_err(|e| {
+                format!("cannot listen on {host}:{port}: {e}\n  is another process on that port? (ss -ltnp) Set LEITSTAND_HOST and LEITSTAND_PORT, or --host and --port")
+            })?;
+            let address = listener.local_addr().map_err(|e| format!("cannot read the bound address: {e}"))?;
+            Ok((BoundListener::Tcp(listener), address.to_string()))
+        }
+        Bind::Unix(path) => {
+            let listener = bind_unix(path).map_err(|e| format!("cannot listen on {path:?}: {e}"))?;
+            Ok((BoundListener::Unix(listener), format!("unix:{}", path.display())))
+        }
+    }
+}
+
+async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let socket =
+            if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// A socket file that nobody listens on any more is left over from a crash and makes way.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+    if stale {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// How the process's descriptors are shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Descriptors {
+    connections: usize,
+    open_domains: usize,
+    sync_threads: usize,
+}
+
+impl Descriptors {
+    /// Raises the soft limit to the hard one and divides what there is.
+    fn share(config: &Config) -> Descriptors {
+        let limit = getrlimit(Resource::Nofile);
+        // Not allowed: then the soft limit is what we have.
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+        let descriptors = if raised.is_ok() { limit.maximum } else { limit.current }.unwrap_or(1 << 20);
+        let share = Descriptors::of(descriptors, config.max_connections);
+        if share.connections < config.max_connections {
+            tracing::warn!(
+                descriptors,
+                connections_max = share.connections,
+                "LEITSTAND_MAX_CONNECTIONS is more than the limit of open files allows (ulimit -n, LimitNOFILE=)"
+            );
+        }
+        share
+    }
+
+    /// A domain holds two descriptors while its files are open; a sync thread may hold two more.
+    fn of(descriptors: u64, connections_max: usize) -> Descriptors {
+        let open_domains = (descriptors / 16).clamp(4, 256) as usize;
+        let sync_threads = (descriptors / 16).clamp(4, 64) as usize;
+        let rest = descriptors.saturating_sub(SPARE_DESCRIPTORS) as usize;
+        let rest = rest.saturating_sub(2 * (open_domains + sync_threads));
+        Descriptors { connections: connections_max.min(rest).max(8), open_domains, sync_threads }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_suffice_for_what_is_promised() {
+        for descriptors in [64, 128, 256, 1024, 4096, 20_000, 1 << 20] {
+            let share = Descriptors::of(descriptors, 10_000);
+            let used = share.connections + 2 * (share.open_domains + share.sync_threads);
+            assert!(used as u64 <= descriptors, "{descriptors}: {share:?}");
+        }
+        assert_eq!(Descriptors::of(20_000, 10_000).connections, 10_000);
+    }
+}

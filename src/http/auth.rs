@@ -1,0 +1,132 @@
+//! X-Auth: is this one of our secrets? And: is this client guessing?
+
+use http::{HeaderMap, HeaderName};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use super::client::Client;
+use super::error::ApiError;
+use super::limits::Limiter;
+use crate::config::Tokens;
+use crate::rate::RateLimits;
+
+const X_AUTH: HeaderName = HeaderName::from_static("x-auth");
+/// How long a client that showed a right token is known for it.
+const ESTABLISHED_FOR: &str = "1/hour";
+
+/// Checks tokens.
+pub struct Auth {
+    digests: Vec<[u8; 32]>,
+    /// Wrong tokens per client.
+    failures: Limiter,
+    /// Which client has shown which right token lately.
+    established: Limiter,
+}
+
+impl Auth {
+    /// Accepts any of `tokens`; each client may be wrong as often as `failures` allows.
+    pub fn new(tokens: &Tokens, failures: RateLimits) -> Auth {
+        let digests = tokens.expose().iter().map(|token| Sha256::digest(token.as_bytes()).into()).collect();
+        let established = RateLimits::parse(ESTABLISHED_FOR).expect("a constant of the grammar");
+        Auth { digests, failures: Limiter::new(failures), established: Limiter::new(established) }
+    }
+
+    /// Passes a request that carries exactly one X-Auth with a right token.
+    ///
+    /// A client with too many wrong tokens is refused before its token is looked at, so that
+    /// guessing costs time; but a token that this client used before is let through all the same,
+    /// so that one misconfigured producer does not lock out its neighbours behind the same address.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthorized`], or [`ApiError::TokenGuessing`] when the client was wrong too
+    /// often.
+    pub(crate) fn check(&self, headers: &HeaderMap, client: &Client) -> Result<(), ApiError> {
+        let key = client.key();
+        let suspect = self.failures.peek(key).err();
+        match (self.token_index(headers), suspect) {
+            (Some(index), None) => {
+                // Only remembered; being counted already is no refusal here.
+                let _ = self.established.hit((key, index));
+                Ok(())
+            }
+            (Some(index), Some(_)) if self.established.knows((key, index)) => Ok(()),
+            (_, Some(standing)) => Err(ApiError::TokenGuessing { retry_after_s: standing.retry_after_s() }),
+            (None, None) => {
+                // Counted; the peek above has said that it passes, and a race only counts less.
+                let _ = self.failures.hit(key);
+                Err(ApiError::Unauthorized)
+            }
+        }
+    }
+
+    /// Forgets clients that have been quiet.
+    pub(crate) fn sweep(&self) {
+        self.failures.sweep();
+        self.established.sweep();
+    }
+
+    /// Which token the request carries. Looks at all of them, in constant time, over digests of
+    /// one length.
+    fn token_index(&self, headers: &HeaderMap) -> Option<u32> {
+        let mut values = headers.get_all(X_AUTH).iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        let digest: [u8; 32] = Sha256::digest(value.as_bytes()).into();
+        let mut found = Choice::from(0);
+        let mut index = 0;
+        for (i, known) in self.digests.iter().enumerate() {
+            let equal = known.ct_eq(&digest);
+            index.conditional_assign(&(i as u32), equal);
+            found |= equal;
+        }
+        bool::from(found).then_some(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::client::Peer;
+
+    fn auth() -> Auth {
+        Auth::new(&Tokens::new(vec!["one".into(), "tökén".into()]), RateLimits::parse("3/minute").unwrap())
+    }
+
+    fn check(auth: &Auth, tokens: &[&[u8]], ip: &str) -> Result<(), u16> {
+        let mut headers = HeaderMap::new();
+        for token in tokens {
+            headers.append(X_AUTH, http::HeaderValue::from_bytes(token).unwrap());
+        }
+        auth.check(&headers, &Client(Peer::from_ip(ip.parse().unwrap()))).map_err(|e| e.status().as_u16())
+    }
+
+    #[test]
+    fn exactly_one_right_token_passes() {
+        for (tokens, want) in [
+            (&[b"one".as_slice()][..], Ok(())),
+            (&["tökén".as_bytes()], Ok(())),
+            (&[], Err(401)),
+            (&[b""], Err(401)),
+            (&[b"on"], Err(401)),
+            (&[b"ONE"], Err(401)),
+            (&[b"one", b"one"], Err(401)),
+            (&[b"one", b"two"], Err(401)),
+            (&[b"\xff\xfe"], Err(401)),
+            (&[b"one,tok"], Err(401)),
+        ] {
+            assert_eq!(check(&auth(), tokens, "192.0.2.1"), want, "{tokens:?}");
+        }
+    }
+
+    #[test]
+    fn guessing_costs_time_and_hurts_no_neighbour() {
+        let auth = auth();
+        assert_eq!(check(&auth, &[b"one"], "192.0.2.1"), Ok(()));
+        for _ in 0..3 {
+            assert_eq!(check(&auth, &[b"guess"], "192.0.2.1"), Err(401));
+        }
+        assert_eq!(check(&auth, &[b"guess"], "192.0.2.1"), Err(429));
+        assert_eq!(check(&auth, &["tökén".as_bytes()], "192.0.2.1"), Err(429), "a right guess does not show");
+        assert_eq!(check(&auth, &[b"one"], "192.0.2.1"), Ok(()), "the token in use goes on");
+        assert_eq!(check(&auth, &[b"guess"], "192.0.2.2"), Err(401), "another client has its own count");
+    }
+}

@@ -1,0 +1,240 @@
+//! A request body: read within its limits, decompressed within the same limits.
+
+use std::io::{self, Read};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+
+use super::conn::ConnState;
+use super::error::ApiError;
+use super::state::AppState;
+use crate::event::Format;
+use crate::storage::Reservation;
+
+/// Largest window a zstd frame may ask for: 8 MiB, what RFC 8878 asks decoders to support.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// What `Content-Encoding` may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+impl Coding {
+    /// # Errors
+    /// [`ApiError::ContentEncoding`] for anything else, and for more than one coding.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Coding, ApiError> {
+        let mut values = headers.get_all(CONTENT_ENCODING).iter();
+        let Some(value) = values.next() else { return Ok(Coding::Identity) };
+        if values.next().is_some() {
+            return Err(ApiError::ContentEncoding);
+        }
+        match value.as_bytes().to_ascii_lowercase().trim_ascii() {
+            b"" | b"identity" => Ok(Coding::Identity),
+            b"gzip" | b"x-gzip" => Ok(Coding::Gzip),
+            b"zstd" => Ok(Coding::Zstd),
+            _ => Err(ApiError::ContentEncoding),
+        }
+    }
+}
+
+/// How the events stand in the body, by media type. `None`: a type that names neither.
+pub(crate) fn format_of(headers: &HeaderMap) -> Option<Format> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    // compat: of several types in one header the original found the first it knew.
+    let media_type = value.split([';', ',']).next()?.trim();
+    const LINES: [&str; 4] =
+        ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+    if LINES.iter().any(|t| media_type.eq_ignore_ascii_case(t)) {
+        return Some(Format::Lines);
+    }
+    media_type.eq_ignore_ascii_case("application/json").then_some(Format::Document)
+}
+
+/// Looks at the announced length, before any body byte.
+///
+/// # Errors
+/// [`ApiError::LengthRequired`] without a length and without chunked coding, [`ApiError::TooLarge`]
+/// above the limit, [`ApiError::Malformed`] when the length is not plain digits.
+pub(crate) fn check_length(headers: &HeaderMap, body: &Body, limit_bytes: usize) -> Result<(), ApiError> {
+    match headers.get(CONTENT_LENGTH) {
+        // hyper has refused lengths that are no number or differ.
+        Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()) {
+            Some(n) if n <= limit_bytes as u64 => Ok(()),
+            Some(_) => Err(ApiError::TooLarge { limit_bytes }),
+            None => Err(ApiError::Malformed),
+        },
+        // Chunked, if the body does not say that it is empty.
+        None if !body.is_end_stream() || headers.contains_key(http::header::TRANSFER_ENCODING) => Ok(()),
+        None => Err(ApiError::LengthRequired),
+    }
+}
+
+/// Reads a body to its end and takes its coding off.
+///
+/// # Errors
+/// [`ApiError::TooLarge`] above the limit (which counts bytes as sent, and decompressed),
+/// [`ApiError::BodyTimeout`] when it does not arrive in time, [`ApiError::BodyCut`] when it ends
+/// early, [`ApiError::InvalidEncoding`] when it is not what its coding says, and
+/// [`ApiError::Store`] when too much is in memory.
+pub(crate) async fn read(
+    state: &AppState,
+    conn: &ConnState,
+    body: Body,
+    coding: Coding,
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
+    let read = collect(body, state.max_body_bytes, reservation);
+    let bytes = tokio::time::timeout(state.body_timeout, read).await.map_err(|_| ApiError::BodyTimeout)??;
+    conn.body_read();
+    if coding == Coding::Identity {
+        return Ok(bytes);
+    }
+    let limit_bytes = state.max_body_bytes;
+    // What the decoder may produce, held before it does.
+    reservation.grow_to(bytes.len() + limit_bytes)?;
+    let _permit = state.decoders.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
+    let decoded = tokio::task::spawn_blocking(move || decode(coding, &bytes, limit_bytes)).await;
+    decoded.unwrap_or(Err(ApiError::Panicked))
+}
+
+async fn collect(mut body: Body, limit_bytes: usize, reservation: &mut Reservation) -> Result<Bytes, ApiError> {
+    let mut first = Bytes::new();
+    let mut all = Vec::new();
+    while !body.is_end_stream() {
+        let Some(frame) = body.frame().await else { break };
+        // Trailers carry nothing for us.
+        let Ok(data) = frame.map_err(|_| ApiError::BodyCut)?.into_data() else { continue };
+        let len = first.len().max(all.len()) + data.len();
+        if len > limit_bytes {
+            return Err(ApiError::TooLarge { limit_bytes });
+        }
+        reservation.grow_to(len)?;
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            // The announced length is within the limit; without one, double as usual.
+            all.reserve_exact((len + body.size_hint().lower() as usize).min(limit_bytes));
+            all.extend_from_slice(&first);
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(if all.is_empty() { first } else { all.into() })
+}
+
+fn decode(coding: Coding, bytes: &[u8], limit_bytes: usize) -> Result<Bytes, ApiError> {
+    let decoded = match coding {
+        Coding::Identity => return Ok(Bytes::copy_from_slice(bytes)),
+        Coding::Gzip => read_limited(flate2::read::MultiGzDecoder::new(bytes), limit_bytes),
+        Coding::Zstd => zstd::stream::read::Decoder::with_buffer(bytes).and_then(|mut decoder| {
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            read_limited(decoder, limit_bytes)
+        }),
+    };
+    match decoded {
+        Ok(Some(bytes)) => Ok(bytes.into()),
+        Ok(None) => Err(ApiError::TooLarge { limit_bytes }),
+        Err(_) => Err(ApiError::InvalidEncoding),
+    }
+}
+
+/// `None` when there is more than `limit_bytes`; no more than one byte above it is ever produced.
+fn read_limited(reader: impl Read, limit_bytes: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut out = Vec::new();
+    reader.take(limit_bytes as u64 + 1).read_to_end(&mut out)?;
+    Ok((out.len() <= limit_bytes).then_some(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn codings_come_off_within_the_limit() {
+        let text = b"{\"a\":1}".repeat(100);
+        let zstd = zstd::encode_all(&text[..], 3).unwrap();
+        for (coding, body) in [(Coding::Gzip, gzip(&text)), (Coding::Zstd, zstd)] {
+            assert_eq!(decode(coding, &body, text.len()).unwrap(), text);
+            assert!(matches!(decode(coding, &body, text.len() - 1), Err(ApiError::TooLarge { .. })));
+            for cut in [0, 1, body.len() / 2, body.len() - 1] {
+                let result = decode(coding, &body[..cut], text.len());
+                // An empty zstd input has no frame and so no content.
+                assert!(
+                    matches!(result, Err(ApiError::InvalidEncoding)) || result.unwrap().is_empty(),
+                    "{coding:?} {cut}"
+                );
+            }
+            assert!(matches!(decode(coding, b"{\"a\":1}", 100), Err(ApiError::InvalidEncoding)));
+        }
+    }
+
+    #[test]
+    fn a_bomb_costs_no_more_than_the_limit() {
+        let zeros = vec![0; 64 << 20];
+        for (coding, body) in [(Coding::Gzip, gzip(&zeros)), (Coding::Zstd, zstd::encode_all(&zeros[..], 19).unwrap())]
+        {
+            assert!(body.len() < 100_000);
+            assert!(matches!(decode(coding, &body, 1 << 20), Err(ApiError::TooLarge { limit_bytes: 1_048_576 })));
+        }
+    }
+
+    #[test]
+    fn media_types_are_compared_as_types() {
+        for (value, want) in [
+            ("application/json", Some(Format::Document)),
+            ("Application/JSON; Charset=UTF-8", Some(Format::Document)),
+            ("  application/json  ", Some(Format::Document)),
+            ("APPLICATION/X-NDJSON", Some(Format::Lines)),
+            ("application/ndjson", Some(Format::Lines)),
+            ("application/jsonl;x=y", Some(Format::Lines)),
+            ("application/x-jsonlines", Some(Format::Lines)),
+            ("application/x-ndjson, application/json", Some(Format::Lines)),
+            ("application/json, application/x-ndjson", Some(Format::Document)),
+            ("text/plain; application/json", None),
+            ("xapplication/jsonx", None),
+            ("application/json-seq", None),
+            ("application/json-patch+json", None),
+            ("application/vnd.api+json", None),
+            ("text/plain", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, value.parse().unwrap());
+            assert_eq!(format_of(&headers), want, "{value:?}");
+        }
+        assert_eq!(format_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn codings_are_read_as_names() {
+        for (value, want) in [
+            ("gzip", Some(Coding::Gzip)),
+            ("X-GZIP", Some(Coding::Gzip)),
+            ("ZSTD", Some(Coding::Zstd)),
+            ("identity", Some(Coding::Identity)),
+            ("", Some(Coding::Identity)),
+            ("br", None),
+            ("gzip, gzip", None),
+            ("deflate", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_ENCODING, value.parse().unwrap());
+            assert_eq!(Coding::of(&headers).ok(), want, "{value:?}");
+        }
+    }
+}

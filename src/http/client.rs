@@ -1,0 +1,126 @@
+//! Who sent a request: the peer, or the client a trusted proxy speaks for.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Ip(IpAddr),
+    /// A Unix socket; counts as a trusted proxy, since the file system guards it.
+    Unix,
+}
+
+/// The address that limits and logs use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client(pub Peer);
+
+impl Client {
+    /// compat: as uvicorn, the rightmost entry of X-Forwarded-For that is no trusted proxy, but
+    /// only if the peer is one. Unlike uvicorn, what is no address falls back to the peer, so that
+    /// a made-up text is no key of its own.
+    pub(crate) fn of(peer: Peer, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
+        let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
+        let peer_is_trusted = match peer {
+            Peer::Ip(ip) => is_trusted(ip),
+            Peer::Unix => true,
+        };
+        if !peer_is_trusted || !headers.contains_key("x-forwarded-for") {
+            return Client(peer);
+        }
+        let mut client = peer;
+        let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+        for line in lines.into_iter().rev() {
+            let Ok(line) = line.to_str() else { return Client(peer) };
+            for entry in line.rsplit(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+                let Some(ip) = address(entry) else { return Client(peer) };
+                client = Peer::Ip(ip);
+                if !is_trusted(ip) {
+                    return Client(client);
+                }
+            }
+        }
+        Client(client)
+    }
+
+    /// What counts as one client: an IPv4 address, or the /64 of an IPv6 address, which is what
+    /// one subscriber gets.
+    pub(crate) fn key(&self) -> u128 {
+        match self.0 {
+            Peer::Ip(IpAddr::V4(ip)) => ip.to_ipv6_mapped().to_bits(),
+            Peer::Ip(IpAddr::V6(ip)) => ip.to_bits() & !u128::from(u64::MAX),
+            Peer::Unix => u128::MAX,
+        }
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Peer::Ip(ip) => ip.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+impl Peer {
+    /// A peer by its address; an IPv4-mapped IPv6 address is the IPv4 address.
+    pub(crate) fn from_ip(ip: IpAddr) -> Peer {
+        Peer::Ip(ip.to_canonical())
+    }
+}
+
+/// An address, with or without a port and brackets.
+fn address(entry: &str) -> Option<IpAddr> {
+    let bare = match entry.strip_prefix('[') {
+        Some(rest) => return rest.split_once(']')?.0.parse::<Ipv6Addr>().ok().map(|ip| IpAddr::V6(ip).to_canonical()),
+        None if entry.matches(':').count() == 1 => entry.split_once(':')?.0,
+        None => entry,
+    };
+    bare.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(peer: &str, lines: &[&str]) -> String {
+        let trusted: Vec<IpNet> =
+            ["127.0.0.1/32", "::1/128", "10.0.0.0/8"].iter().map(|n| n.parse().unwrap()).collect();
+        let peer = peer.parse().map_or(Peer::Unix, Peer::from_ip);
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", line.parse().unwrap());
+        }
+        Client::of(peer, &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn only_trusted_peers_are_believed_and_only_from_the_right() {
+        assert_eq!(client("192.0.2.1", &["203.0.113.1"]), "192.0.2.1");
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["203.0.113.1"]), "203.0.113.1");
+        assert_eq!(client("127.0.0.1", &["1.1.1.1, 203.0.113.1, 10.1.1.1"]), "203.0.113.1");
+        assert_eq!(client("127.0.0.1", &["1.1.1.1", "203.0.113.1", "10.1.1.1"]), "203.0.113.1");
+        assert_eq!(client("127.0.0.1", &["10.2.2.2, 10.1.1.1"]), "10.2.2.2");
+        assert_eq!(client("127.0.0.1", &["203.0.113.1, unknown"]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["203.0.113.1:1234"]), "203.0.113.1");
+        assert_eq!(client("::1", &["[2001:db8::1]:443"]), "2001:db8::1");
+        assert_eq!(client("::ffff:127.0.0.1", &["::ffff:203.0.113.1"]), "203.0.113.1");
+        assert_eq!(client("unix", &["203.0.113.1"]), "203.0.113.1");
+        assert_eq!(client("unix", &[]), "unix");
+    }
+
+    #[test]
+    fn one_subscriber_is_one_client() {
+        let key = |ip: &str| Client(Peer::from_ip(ip.parse().unwrap())).key();
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_ne!(key("::1"), Client(Peer::Unix).key());
+    }
+}

@@ -1,0 +1,303 @@
+//! `Edge`: the outermost layer of every request.
+//!
+//! In this order: request id, framing that hyper lets pass, path as the original read it, then the
+//! routes; on the way back the error's body, the request id, metrics and one line in the access
+//! log. A refusal anywhere below has all of these too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{ACCEPT, CONNECTION, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use tower::Service as _;
+
+use super::client::{Client, Peer};
+use super::conn::ConnState;
+use super::error::{ApiError, Refused};
+use super::ingest::Subject;
+use super::route_template;
+use super::state::AppState;
+use crate::metrics::{Refusal, RequestSample};
+use crate::storage::{StoreError, chain};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id taken from a client, in characters.
+const REQUEST_ID_CHARS_MAX: usize = 128;
+
+/// What stays as it is when a path is written anew.
+const PATH_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Methods the original's parser knows (llhttp); anything else it could not read.
+const METHODS: [&str; 33] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+];
+
+/// One connection's way into the routes.
+#[derive(Clone)]
+pub(crate) struct Edge {
+    pub state: Arc<AppState>,
+    pub router: Router,
+    pub peer: Peer,
+    pub conn: Arc<ConnState>,
+}
+
+/// What the access log and the metrics say about a request.
+struct Log {
+    started: Instant,
+    request_id: HeaderValue,
+    method: Method,
+    route: &'static str,
+    client: Client,
+}
+
+impl Edge {
+    /// Answers one request.
+    pub(crate) async fn call(mut self, request: Request<Incoming>) -> Response {
+        let started = Instant::now();
+        let headers = request.headers();
+        let client = Client::of(self.peer, headers, &self.state.trusted_proxies);
+        let request_id = self.request_id(headers);
+        let as_problem = accepts_problem(headers);
+        let framing = self.check_framing(&request);
+        self.conn.request_begins(!request.body().is_end_stream());
+
+        let mut request = request.map(Body::new);
+        normalise_path(request.uri_mut());
+        let mut log = Log {
+            started,
+            request_id,
+            method: request.method().clone(),
+            route: route_template(request.uri().path()),
+            client,
+        };
+        let response = match framing {
+            Ok(()) => {
+                request.extensions_mut().insert(client);
+                request.extensions_mut().insert(self.conn.clone());
+                // Routes are infallible and always ready.
+                self.router.call(request).await.into_response()
+            }
+            Err(error) => {
+                log.route = "none";
+                error.into_response()
+            }
+        };
+        self.finish(response, &log, as_problem)
+    }
+
+    fn finish(&self, mut response: Response, log: &Log, as_problem: bool) -> Response {
+        let refused = response.extensions_mut().remove::<Refused>().map(|refused| refused.0);
+        if let Some(error) = &refused {
+            let id = log.request_id.to_str().unwrap_or_default();
+            let rendered = error.render(as_problem, id);
+            // Headers set on the way (Allow, Deprecation, X-RateLimit-*) stay.
+            let (parts, body) = rendered.into_parts();
+            response.headers_mut().remove(http::header::CONTENT_LENGTH);
+            response.headers_mut().extend(parts.headers);
+            *response.status_mut() = parts.status;
+            *response.body_mut() = body;
+        }
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, log.request_id.clone());
+        if !self.conn.answer_begins() || self.state.closing.load(Ordering::Relaxed) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.report(&mut response, log, refused.as_deref());
+        response
+    }
+
+    fn report(&self, response: &mut Response, log: &Log, refused: Option<&ApiError>) {
+        let subject = response.extensions_mut().remove::<Subject>().unwrap_or_default();
+        let duration = log.started.elapsed();
+        let status = response.status().as_u16();
+        let response_bytes = response.body().size_hint().exact().unwrap_or(0);
+        let handler = if matches!(refused, Some(ApiError::NotFound)) { "none" } else { log.route };
+        self.state.metrics.request(RequestSample {
+            handler,
+            method: log.method.as_str(),
+            status,
+            duration,
+            request_bytes: subject.body_bytes,
+            response_bytes,
+        });
+        if let Some(error) = refused {
+            self.count(error);
+            self.explain(error, log, &subject);
+        }
+        tracing::info!(
+            target: "leitstand::access",
+            request_id = log.request_id.to_str().unwrap_or_default(),
+            method = log.method.as_str(),
+            route = handler,
+            status,
+            duration_ms = duration.as_micros() as f64 / 1000.0,
+            request_bytes = subject.body_bytes,
+            response_bytes,
+            events = subject.events,
+            domain = subject.domain.as_ref().map(|d| d.as_str()),
+            client = %log.client,
+            "request"
+        );
+    }
+
+    fn count(&self, error: &ApiError) {
+        let metrics = &self.state.metrics;
+        match error {
+            ApiError::RateLimited(_) => metrics.refused(Refusal::RateLimited),
+            ApiError::Unauthorized => metrics.refused(Refusal::Unauthorized),
+            ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
+            ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
+            ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
+            ApiError::Busy => metrics.refused(Refusal::ConnectionLimit),
+            // Counted by the store.
+            ApiError::Store(_) => {}
+            ApiError::NotFound | ApiError::MethodNotAllowed => {}
+            ApiError::LengthRequired
+            | ApiError::TooLarge { .. }
+            | ApiError::InvalidDomain
+            | ApiError::ContentEncoding
+            | ApiError::InvalidEncoding
+            | ApiError::ContentType
+            | ApiError::Event(_)
+            | ApiError::BodyCut
+            | ApiError::Panicked => metrics.rejected(error.label()),
+        }
+    }
+
+    /// Causes go to the log, once, here: what an operator must act on as an error, what waits for
+    /// somebody else as a warning, the client's own mistakes as debug.
+    fn explain(&self, error: &ApiError, log: &Log, subject: &Subject) {
+        let request_id = log.request_id.to_str().unwrap_or_default();
+        let domain = subject.domain.as_ref().map(|d| d.as_str());
+        let cause = match error {
+            ApiError::Store(error) => chain(error),
+            other => other.detail().into_owned(),
+        };
+        match error {
+            ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown)
+            | ApiError::Busy => {
+                tracing::warn!(request_id, domain, cause, "request deferred");
+            }
+            _ if error.status().is_server_error() => tracing::error!(request_id, domain, cause, "request failed"),
+            _ => tracing::debug!(request_id, domain, cause, "request refused"),
+        }
+    }
+
+    /// Whatever the client sent, made safe; else an id of our own, unique over restarts.
+    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        if let Some(sent) = headers.get(REQUEST_ID).filter(|sent| !sent.is_empty()) {
+            let safe = |&b: &u8| if b.is_ascii_alphanumeric() || b"._-".contains(&b) { b } else { b'_' };
+            let id: Vec<u8> = sent.as_bytes().iter().take(REQUEST_ID_CHARS_MAX).map(safe).collect();
+            return HeaderValue::from_bytes(&id).expect("only letters, digits and ._- are left");
+        }
+        let id = format!("{:08x}-{:08x}", self.state.id_prefix, NEXT.fetch_add(1, Ordering::Relaxed));
+        HeaderValue::try_from(id).expect("hex digits and a dash")
+    }
+
+    fn check_framing(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
+        let headers = request.headers();
+        let hosts = headers.get_all(HOST).iter().count();
+        let host_is_clear = hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10);
+        if self.conn.take_doubtful() || !host_is_clear || !METHODS.contains(&request.method().as_str()) {
+            return Err(ApiError::Malformed);
+        }
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        match (codings.next(), codings.next()) {
+            (None, _) => Ok(()),
+            (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+            _ => Err(ApiError::TransferCoding),
+        }
+    }
+}
+
+fn accepts_problem(headers: &HeaderMap) -> bool {
+    let named = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("application/problem+json"))
+    };
+    headers.get_all(ACCEPT).iter().any(named)
+}
+
+/// compat: the original matches routes against the decoded path, so `%2F` is a slash, broken UTF-8
+/// is U+FFFD, and a broken escape stays. A trailing slash is served directly.
+fn normalise_path(uri: &mut Uri) {
+    let path = uri.path();
+    let slash = path.len() > 1 && path.ends_with('/');
+    if !slash && !path.contains('%') {
+        return;
+    }
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    let bare = if decoded.len() > 1 { decoded.strip_suffix('/').unwrap_or(&decoded) } else { &decoded };
+    let mut written = utf8_percent_encode(bare, PATH_UNRESERVED).to_string();
+    if let Some(query) = uri.query() {
+        written.push('?');
+        written.push_str(query);
+    }
+    // A path that cannot be written leads to 404 like any other unknown path.
+    *uri = Uri::try_from(written).unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_the_original_reads_them() {
+        for (sent, want) in [
+            ("/ingest/a", "/ingest/a"),
+            ("/ingest/a/", "/ingest/a"),
+            ("/ingest/", "/ingest"),
+            ("/", "/"),
+            ("//v1/ingest", "//v1/ingest"),
+            ("/ingest/a%2fb?x=%2f", "/ingest/a/b?x=%2f"),
+            ("/%76%31/ingest", "/v1/ingest"),
+            ("/ingest/%ff", "/ingest/%EF%BF%BD"),
+            ("/ingest/a%zz", "/ingest/a%25zz"),
+            ("/ingest/%20a%3f", "/ingest/%20a%3F"),
+            ("/v1/ingest/?domain=a", "/v1/ingest?domain=a"),
+        ] {
+            let mut uri: Uri = sent.parse().unwrap();
+            normalise_path(&mut uri);
+            assert_eq!(uri.to_string(), want, "{sent}");
+        }
+    }
+}

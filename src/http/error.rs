@@ -1,0 +1,308 @@
+//! `ApiError`: the only place with a status code.
+//!
+//! | error | status | the client | the operator |
+//! |---|---|---|---|
+//! | bad content, domain, framing | 400, 411, 413, 415, 422, 501 | mends the request | nothing |
+//! | token | 401 | sets the token | compares both sides |
+//! | too often | 429 | waits `Retry-After` | raises the limit, or finds the loop |
+//! | body too slow | 408 | sends again | looks at the network |
+//! | lock, queue, connections, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
+//! | no room | 507 | keeps the event | makes room |
+//! | disk or bug | 500 | keeps the event, see `written` | RUNBOOK, log by request id |
+//!
+//! The text for the client is short and stable; path, errno and cause go to the log only.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use serde::Serialize;
+
+use super::limits::Standing;
+use crate::event::{EventError, Reason};
+use crate::storage::{StoreError, Written};
+
+/// Everything a request can be refused for.
+#[derive(Debug, Clone)]
+pub enum ApiError {
+    /// The HTTP layer of the original could not read it either. Plain text, connection closed.
+    Malformed,
+    /// A transfer coding other than `chunked`.
+    TransferCoding,
+    NotFound,
+    MethodNotAllowed,
+    Unauthorized,
+    /// Too many wrong tokens from this client.
+    TokenGuessing {
+        retry_after_s: u64,
+    },
+    LengthRequired,
+    TooLarge {
+        limit_bytes: usize,
+    },
+    RateLimited(Standing),
+    InvalidDomain,
+    ContentEncoding,
+    /// The body is no UTF-8, or not what its Content-Encoding says.
+    InvalidEncoding,
+    ContentType,
+    Event(EventError),
+    BodyTimeout,
+    /// The connection ended within the body.
+    BodyCut,
+    /// All connections are taken.
+    Busy,
+    Store(StoreError),
+    Panicked,
+}
+
+/// compat: FastAPI's shape; RFC 9457 members beside it when the client asks for them.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    instance: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+    written: &'a str,
+}
+
+impl ApiError {
+    /// The status, one decision a variant.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            ApiError::Malformed | ApiError::BodyCut | ApiError::InvalidDomain | ApiError::InvalidEncoding => {
+                StatusCode::BAD_REQUEST
+            }
+            ApiError::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            ApiError::NotFound => StatusCode::NOT_FOUND,
+            ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
+            ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ApiError::ContentEncoding | ApiError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::Event(error) => match error.reason {
+                Reason::SummaryTooLong => StatusCode::UNPROCESSABLE_ENTITY,
+                Reason::InvalidJson
+                | Reason::InvalidNdjson
+                | Reason::InvalidPayload
+                | Reason::InvalidDomain
+                | Reason::DomainMismatch
+                | Reason::DomainMissing => StatusCode::BAD_REQUEST,
+            },
+            ApiError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            ApiError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            ApiError::Store(error) => match error {
+                StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
+                StoreError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
+                // compat: the original calls a symlinked data file an invalid domain.
+                StoreError::Symlink => StatusCode::BAD_REQUEST,
+                StoreError::Io { .. }
+                | StoreError::Poisoned { .. }
+                | StoreError::Sync { .. }
+                | StoreError::Rollback { .. }
+                | StoreError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            ApiError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The text for the client.
+    pub fn detail(&self) -> Cow<'static, str> {
+        let text = match self {
+            ApiError::Malformed | ApiError::BodyCut => "Invalid HTTP request received.",
+            ApiError::TransferCoding => "unsupported transfer-encoding",
+            ApiError::NotFound => "Not Found",
+            ApiError::MethodNotAllowed => "Method Not Allowed",
+            ApiError::Unauthorized => "unauthorized",
+            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => "too many requests",
+            ApiError::LengthRequired => "length required",
+            ApiError::TooLarge { .. } => "payload too large",
+            ApiError::InvalidDomain | ApiError::Store(StoreError::Symlink) => "invalid domain",
+            ApiError::ContentEncoding => "unsupported content-encoding",
+            ApiError::InvalidEncoding => "invalid encoding",
+            ApiError::ContentType => "unsupported content-type",
+            ApiError::Event(error) => return error.reason.to_string().into(),
+            ApiError::BodyTimeout => "request timeout",
+            ApiError::Busy | ApiError::Store(StoreError::Busy { .. }) => "busy",
+            ApiError::Store(StoreError::LockTimeout { .. }) => "lock timeout",
+            ApiError::Store(StoreError::ShuttingDown) => "shutting down",
+            ApiError::Store(StoreError::Full { .. }) => "insufficient storage",
+            ApiError::Store(
+                StoreError::Io { .. }
+                | StoreError::Poisoned { .. }
+                | StoreError::Sync { .. }
+                | StoreError::Rollback { .. }
+                | StoreError::Panicked,
+            ) => "storage error",
+            ApiError::Panicked => "internal error",
+        };
+        text.into()
+    }
+
+    /// A stable word for metrics and for the `code` of a problem.
+    pub fn label(&self) -> &'static str {
+        match self {
+            ApiError::Malformed => "invalid_request",
+            ApiError::BodyCut => "incomplete_body",
+            ApiError::TransferCoding => "unsupported_transfer_encoding",
+            ApiError::NotFound => "not_found",
+            ApiError::MethodNotAllowed => "method_not_allowed",
+            ApiError::Unauthorized => "unauthorized",
+            ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
+            ApiError::RateLimited(_) => "too_many_requests",
+            ApiError::LengthRequired => "length_required",
+            ApiError::TooLarge { .. } => "payload_too_large",
+            ApiError::InvalidDomain | ApiError::Store(StoreError::Symlink) => "invalid_domain",
+            ApiError::ContentEncoding => "unsupported_content_encoding",
+            ApiError::InvalidEncoding => "invalid_encoding",
+            ApiError::ContentType => "unsupported_content_type",
+            ApiError::Event(error) => match error.reason {
+                Reason::InvalidJson => "invalid_json",
+                Reason::InvalidNdjson => "invalid_ndjson",
+                Reason::InvalidPayload => "invalid_payload",
+                Reason::InvalidDomain => "invalid_domain",
+                Reason::DomainMismatch => "domain_mismatch",
+                Reason::DomainMissing => "domain_missing",
+                Reason::SummaryTooLong => "summary_too_long",
+            },
+            ApiError::BodyTimeout => "request_timeout",
+            ApiError::Busy => "busy",
+            ApiError::Store(error) => match error {
+                StoreError::Full { .. } => "insufficient_storage",
+                StoreError::Io { .. }
+                | StoreError::Poisoned { .. }
+                | StoreError::Sync { .. }
+                | StoreError::Rollback { .. }
+                | StoreError::Panicked => "storage_error",
+                StoreError::Busy { .. }
+                | StoreError::LockTimeout { .. }
+                | StoreError::ShuttingDown
+                | StoreError::Symlink => error.label(),
+            },
+            ApiError::Panicked => "internal_error",
+        }
+    }
+
+    /// Seconds to wait, at least 1 and enough, where waiting helps.
+    pub fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            ApiError::RateLimited(standing) => Some(standing.retry_after_s()),
+            ApiError::TokenGuessing { retry_after_s } => Some((*retry_after_s).max(1)),
+            ApiError::Busy
+            | ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
+                Some(1)
+            }
+            _ => None,
+        }
+    }
+
+    /// Was anything of the request written?
+    pub fn written(&self) -> Written {
+        match self {
+            ApiError::Store(error) => error.written(),
+            // A bug: the panic may have come after the hand-over to the writer.
+            ApiError::Panicked => Written::Maybe,
+            _ => Written::No,
+        }
+    }
+
+    /// The answer, as JSON, plain text (where the original sent that) or a problem document.
+    pub fn render(&self, as_problem: bool, request_id: &str) -> Response {
+        let status = self.status();
+        let detail = self.detail();
+        let (content_type, body) = if as_problem {
+            ("application/problem+json", self.problem(status, &detail, request_id))
+        } else if matches!(
+            self,
+            ApiError::Malformed | ApiError::BodyCut | ApiError::RateLimited(_) | ApiError::TokenGuessing { .. }
+        ) {
+            ("text/plain; charset=utf-8", detail.into_owned())
+        } else {
+            // The texts hold nothing that JSON would escape.
+            ("application/json", format!("{{\"detail\":\"{detail}\"}}"))
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        self.add_headers(response.headers_mut());
+        response
+    }
+
+    fn add_headers(&self, headers: &mut HeaderMap) {
+        if let Some(seconds) = self.retry_after_s() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let ApiError::RateLimited(standing) = self {
+            standing.add_headers(headers);
+        }
+        if matches!(
+            self,
+            ApiError::Malformed | ApiError::TransferCoding | ApiError::BodyCut | ApiError::BodyTimeout | ApiError::Busy
+        ) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(self, ApiError::Unauthorized) {
+            headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("X-Auth"));
+        }
+        if matches!(self, ApiError::ContentEncoding) {
+            headers.insert(http::header::ACCEPT_ENCODING, HeaderValue::from_static("identity, gzip, zstd"));
+        }
+    }
+
+    fn problem(&self, status: StatusCode, detail: &str, request_id: &str) -> String {
+        let code = self.label();
+        let problem = Problem {
+            r#type: format!("urn:leitstand:error:{code}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail,
+            instance: request_id,
+            line: if let ApiError::Event(error) = self { error.line } else { None },
+            limit: if let ApiError::TooLarge { limit_bytes } = self { Some(*limit_bytes) } else { None },
+            retry_after: self.retry_after_s(),
+            written: if self.written() == Written::No { "no" } else { "maybe" },
+            code,
+        };
+        serde_json::to_string(&problem).unwrap_or_default()
+    }
+}
+
+/// Travels in the extensions of a response until the edge renders it.
+#[derive(Clone)]
+pub(crate) struct Refused(pub Arc<ApiError>);
+
+impl IntoResponse for ApiError {
+    /// Only a marker: [`super::edge`] knows the request id and what the client accepts.
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.status();
+        response.extensions_mut().insert(Refused(Arc::new(self)));
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        ApiError::Store(error)
+    }
+}
+
+impl From<EventError> for ApiError {
+    fn from(error: EventError) -> ApiError {
+        ApiError::Event(error)
+    }
+}

@@ -1,0 +1,229 @@
+//! `POST /v1/ingest` and the deprecated `POST /ingest/{domain}`: headers and bytes to one append.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LINK};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+
+use super::body::{self, Coding};
+use super::client::Client;
+use super::conn::ConnState;
+use super::error::ApiError;
+use super::limits::Standing;
+use super::state::AppState;
+use crate::domain::Domain;
+use crate::event::{Batch, EventError, Format, Reason};
+
+/// Path before the domain on the deprecated route.
+const OLD_PREFIX: &str = "/ingest/";
+/// When the route was deprecated: 2026-11-21 (RFC 9745 wants Unix seconds).
+const DEPRECATION: HeaderValue = HeaderValue::from_static("@1795219200");
+/// compat: "expires 6 months after", as an HTTP date (RFC 8594). The route never switches itself off.
+const SUNSET: HeaderValue = HeaderValue::from_static("Fri, 21 May 2027 00:00:00 GMT");
+const SUCCESSOR: HeaderValue = HeaderValue::from_static("</v1/ingest>; rel=\"successor-version\"");
+/// Larger bodies are parsed off the async workers, so that they hold up nobody else.
+const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
+
+/// The two routes and what differs between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    V1,
+    Old,
+}
+
+/// What a request was about, for the access log.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Subject {
+    pub domain: Option<Domain>,
+    pub events: u64,
+    pub body_bytes: u64,
+}
+
+/// Append events
+///
+/// One event, an array of events, or NDJSON. The whole request is stored or nothing of it. A 202
+/// means: every event is in the file `<domain>.jsonl`, whole, and synced to disk.
+#[utoipa::path(
+    post,
+    path = "/v1/ingest",
+    tag = "ingest",
+    params(("domain" = Option<String>, Query, description = "Domain of all events; else the first event's `domain` counts.")),
+    request_body(
+        description = "Events. `Content-Encoding: gzip` and `zstd` are taken; the limit counts decompressed bytes.",
+        content(
+            (serde_json::Value = "application/json", example = json!({"event": "demo", "status": "ok"})),
+            (String = "application/x-ndjson", example = "{\"event\":\"demo\"}\n{\"event\":\"demo\"}\n"),
+            (String = "application/ndjson"),
+            (String = "application/jsonl"),
+            (String = "application/x-jsonlines"),
+        )
+    ),
+    responses(
+        (status = 202, description = "Written and synced.", body = String, content_type = "text/plain",
+         headers(("X-Request-ID" = String), ("X-RateLimit-Limit" = u32), ("X-RateLimit-Remaining" = u32), ("X-RateLimit-Reset" = u64)), example = json!("ok")),
+        super::openapi::IngestErrors,
+    ),
+    security(("x-auth" = [])),
+)]
+pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> Response {
+    respond(&state, Route::V1, request).await
+}
+
+/// Append events (deprecated)
+///
+/// As `/v1/ingest`, with the domain in the path and 200 as the good answer. A body that is not one
+/// of the NDJSON types is one JSON document, whatever its content type says.
+#[utoipa::path(
+    post,
+    path = "/ingest/{domain}",
+    tag = "ingest",
+    params(("domain" = String, Path, description = "Domain of all events.")),
+    request_body(
+        content(
+            (serde_json::Value = "application/json", example = json!({"event": "demo", "status": "ok"})),
+            (String = "application/x-ndjson", example = "{\"event\":\"demo\"}\n{\"event\":\"demo\"}\n"),
+        )
+    ),
+    responses(
+        (status = 200, description = "Written and synced.", body = String, content_type = "text/plain",
+         headers(("X-Request-ID" = String), ("Deprecation" = String), ("Sunset" = String), ("Link" = String)), example = json!("ok")),
+        super::openapi::IngestErrors,
+    ),
+    security(("x-auth" = [])),
+)]
+#[deprecated]
+pub(crate) async fn old(State(state): State<Arc<AppState>>, request: Request) -> Response {
+    state.metrics.deprecated();
+    let mut response = respond(&state, Route::Old, request).await;
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("deprecation"), DEPRECATION);
+    headers.insert(HeaderName::from_static("sunset"), SUNSET);
+    headers.insert(LINK, SUCCESSOR);
+    response
+}
+
+async fn respond(state: &AppState, route: Route, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut subject = Subject::default();
+    let mut standing = None;
+    let result = match admit(state, &parts, &body) {
+        Ok(passed) => {
+            standing = passed;
+            ingest(state, route, &parts, body, &mut subject).await
+        }
+        Err(error) => Err(error),
+    };
+    let mut response = match result {
+        Ok(()) => accepted(route),
+        Err(error) => error.into_response(),
+    };
+    if let Some(standing) = standing {
+        standing.add_headers(response.headers_mut());
+    }
+    response.extensions_mut().insert(subject);
+    response
+}
+
+/// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.
+fn admit(state: &AppState, parts: &Parts, body: &Body) -> Result<Option<Standing>, ApiError> {
+    let client = client(parts);
+    state.auth.check(&parts.headers, &client)?;
+    body::check_length(&parts.headers, body, state.max_body_bytes)?;
+    // compat: the budget is per client and path.
+    state.limiter.hit((client.key(), parts.uri.path())).map_err(ApiError::RateLimited)
+}
+
+/// One request, from admitted to acknowledged.
+async fn ingest(
+    state: &AppState,
+    route: Route,
+    parts: &Parts,
+    body: Body,
+    subject: &mut Subject,
+) -> Result<(), ApiError> {
+    let domain = match route {
+        Route::V1 => domain_of_query(parts)?,
+        Route::Old => Some(domain_of_path(parts)?),
+    };
+    subject.domain.clone_from(&domain);
+    let coding = Coding::of(&parts.headers)?;
+    let mut reservation = state.store.reserve()?;
+    let body = body::read(state, conn(parts), body, coding, &mut reservation).await?;
+    subject.body_bytes = body.len() as u64;
+    let format = format(route, &parts.headers, &body)?;
+    let Some(batch) = parse(state, body, format, domain).await? else { return Ok(()) };
+    subject.domain = Some(batch.domain().clone());
+    subject.events = batch.events();
+    Ok(state.store.append(batch, reservation).await?)
+}
+
+/// UTF-8 first, then the content type.
+///
+/// compat: on the old path a document that is no UTF-8 is invalid JSON.
+fn format(route: Route, headers: &HeaderMap, body: &[u8]) -> Result<Format, ApiError> {
+    let is_utf8 = std::str::from_utf8(body).is_ok();
+    let format = body::format_of(headers);
+    match route {
+        Route::V1 if !is_utf8 => Err(ApiError::InvalidEncoding),
+        Route::V1 => format.ok_or(ApiError::ContentType),
+        Route::Old if is_utf8 => Ok(format.unwrap_or(Format::Document)),
+        Route::Old if format == Some(Format::Lines) => Err(ApiError::InvalidEncoding),
+        Route::Old => Err(ApiError::Event(EventError { reason: Reason::InvalidJson, line: None })),
+    }
+}
+
+async fn parse(
+    state: &AppState,
+    body: Bytes,
+    format: Format,
+    domain: Option<Domain>,
+) -> Result<Option<Batch>, ApiError> {
+    if body.len() <= PARSE_INLINE_BYTES_MAX {
+        return parse_now(&body, format, domain);
+    }
+    let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
+    tokio::task::spawn_blocking(move || parse_now(&body, format, domain)).await.unwrap_or(Err(ApiError::Panicked))
+}
+
+fn parse_now(body: &[u8], format: Format, domain: Option<Domain>) -> Result<Option<Batch>, ApiError> {
+    let text = std::str::from_utf8(body).map_err(|_| ApiError::InvalidEncoding)?;
+    Ok(Batch::parse(text, format, domain)?)
+}
+
+fn accepted(route: Route) -> Response {
+    let mut response = Response::new(Body::from("ok"));
+    // compat: clients of the old path accept nothing but 200.
+    *response.status_mut() = if route == Route::V1 { StatusCode::ACCEPTED } else { StatusCode::OK };
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// compat: the last `domain` wins, an empty one counts as none.
+fn domain_of_query(parts: &Parts) -> Result<Option<Domain>, ApiError> {
+    let query = parts.uri.query().unwrap_or_default().as_bytes();
+    let named = form_urlencoded::parse(query).filter(|(name, _)| name == "domain").last();
+    match named {
+        Some((_, text)) if !text.is_empty() => Domain::parse(&text).map(Some).map_err(|_| ApiError::InvalidDomain),
+        _ => Ok(None),
+    }
+}
+
+fn domain_of_path(parts: &Parts) -> Result<Domain, ApiError> {
+    let segment = parts.uri.path().strip_prefix(OLD_PREFIX).unwrap_or_default();
+    let text: Cow<'_, str> = percent_encoding::percent_decode_str(segment).decode_utf8_lossy();
+    Domain::parse(&text).map_err(|_| ApiError::InvalidDomain)
+}
+
+fn client(parts: &Parts) -> Client {
+    *parts.extensions.get::<Client>().expect("the edge puts it there")
+}
+
+fn conn(parts: &Parts) -> &ConnState {
+    parts.extensions.get::<Arc<ConnState>>().expect("the edge puts it there")
+}

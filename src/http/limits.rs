@@ -1,0 +1,223 @@
+//! Rate limits: fixed windows per key, in a bounded map.
+//!
+//! compat: the original counts in fixed windows that start with a key's first request. A token
+//! bucket (tower_governor, governor) gives tokens back within the window and so answers 202 where
+//! the recording says 429; see docs/adr/0006.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+
+use crate::rate::{LIMITS_MAX, RateLimits};
+
+const SHARDS: usize = 16;
+/// Most keys remembered, over all shards. When a shard is full of live keys, those that end first
+/// are forgotten: their clients gain at most what is left of one window.
+const KEYS_MAX: usize = 100_000;
+
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// Counts events per key.
+pub struct Limiter {
+    limits: RateLimits,
+    shards: [Mutex<HashMap<u64, Windows>>; SHARDS],
+    hasher: RandomState,
+    started: Instant,
+}
+
+/// One window per limit: when it ends (milliseconds after the limiter started) and what it used.
+type Windows = [Window; LIMITS_MAX];
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Window {
+    ends_ms: u64,
+    used: u32,
+}
+
+/// Where a key stands with the limit that is closest to refusing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    pub limit: u32,
+    pub remaining: u32,
+    /// Time until the window ends.
+    pub reset_ms: u64,
+}
+
+impl Limiter {
+    /// A limiter for `limits`; with no limits it passes everything and remembers nothing.
+    pub fn new(limits: RateLimits) -> Limiter {
+        Limiter { limits, shards: Default::default(), hasher: RandomState::new(), started: Instant::now() }
+    }
+
+    /// Counts one event of `key`: `Ok(None)` when there is no limit.
+    ///
+    /// # Errors
+    /// The [`Standing`] when a limit is used up; then nothing is counted.
+    pub fn hit(&self, key: impl Hash) -> Result<Option<Standing>, Standing> {
+        self.count(key, true)
+    }
+
+    /// Whether [`Limiter::hit`] would pass, without counting.
+    ///
+    /// # Errors
+    /// As [`Limiter::hit`].
+    pub fn peek(&self, key: impl Hash) -> Result<Option<Standing>, Standing> {
+        self.count(key, false)
+    }
+
+    fn count(&self, key: impl Hash, take: bool) -> Result<Option<Standing>, Standing> {
+        let limits = self.limits.as_slice();
+        if limits.is_empty() {
+            return Ok(None);
+        }
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
+        let known = shard.get(&hash).copied();
+        let mut windows = known.unwrap_or_default();
+        for (window, limit) in windows.iter_mut().zip(limits) {
+            if window.ends_ms <= now_ms {
+                *window = Window { ends_ms: now_ms + limit.window.as_millis() as u64, used: 0 };
+            }
+        }
+        let standings = windows.iter().zip(limits).map(|(window, limit)| Standing {
+            limit: limit.amount,
+            remaining: limit.amount - window.used,
+            reset_ms: window.ends_ms - now_ms,
+        });
+        // Of several used-up limits the longest wait is the one that is enough.
+        if let Some(refused) = standings.clone().filter(|s| s.remaining == 0).max_by_key(|s| s.reset_ms) {
+            return Err(refused);
+        }
+        let mut tightest = standings.min_by_key(|s| s.remaining).expect("there is a limit");
+        tightest.remaining -= u32::from(take);
+        if take {
+            windows.iter_mut().zip(limits).for_each(|(window, _)| window.used += 1);
+            if known.is_none() && shard.len() >= KEYS_MAX / SHARDS {
+                make_room(&mut shard, now_ms);
+            }
+            shard.insert(hash, windows);
+        }
+        Ok(Some(tightest))
+    }
+
+    /// Whether `key` was counted in a window that has not ended.
+    pub fn knows(&self, key: impl Hash) -> bool {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let hash = self.hasher.hash_one(key);
+        let shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
+        shard.get(&hash).is_some_and(|windows| last_end_ms(windows) > now_ms)
+    }
+
+    /// How many keys are remembered.
+    pub fn keys(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// Forgets keys whose windows have all ended.
+    pub fn sweep(&self) {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        for shard in &self.shards {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, windows| last_end_ms(windows) > now_ms);
+        }
+    }
+}
+
+fn last_end_ms(windows: &Windows) -> u64 {
+    windows.iter().map(|window| window.ends_ms).max().unwrap_or(0)
+}
+
+/// Drops ended keys; if that is not enough, the eighth of the shard that ends first.
+fn make_room(shard: &mut HashMap<u64, Windows>, now_ms: u64) {
+    let full = shard.len();
+    shard.retain(|_, windows| last_end_ms(windows) > now_ms);
+    if shard.len() > full - full / 8 {
+        let mut ends: Vec<u64> = shard.values().map(last_end_ms).collect();
+        let (_, cut, _) = ends.select_nth_unstable(full / 8);
+        let cut = *cut;
+        // Many keys may end in the same millisecond: drop just so many.
+        let mut surplus = full / 8;
+        shard.retain(|_, windows| {
+            let drop = surplus > 0 && last_end_ms(windows) <= cut;
+            surplus -= usize::from(drop);
+            !drop
+        });
+    }
+}
+
+impl Standing {
+    /// Whole seconds that are enough to wait, at least 1.
+    pub fn retry_after_s(&self) -> u64 {
+        self.reset_ms.div_ceil(1000).max(1)
+    }
+
+    /// compat: the three headers of SlowAPI; `Reset` is a Unix time.
+    pub(crate) fn add_headers(&self, headers: &mut HeaderMap) {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        headers.insert(LIMIT, HeaderValue::from(self.limit));
+        headers.insert(REMAINING, HeaderValue::from(self.remaining));
+        headers.insert(RESET, HeaderValue::from((now_ms + self.reset_ms).div_ceil(1000)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limiter(text: &str) -> Limiter {
+        Limiter::new(RateLimits::parse(text).unwrap())
+    }
+
+    #[test]
+    fn a_window_passes_its_amount_and_then_says_when_to_come_back() {
+        let limiter = limiter("3/minute");
+        for remaining in [2, 1, 0] {
+            assert_eq!(limiter.hit("a").unwrap().unwrap().remaining, remaining);
+        }
+        let refused = limiter.hit("a").unwrap_err();
+        assert_eq!((refused.limit, refused.remaining), (3, 0));
+        assert!((59..=60).contains(&refused.retry_after_s()), "{refused:?}");
+        assert!(limiter.hit("b").is_ok(), "another key has its own window");
+        assert!(limiter.peek("a").is_err() && limiter.peek("b").is_ok());
+    }
+
+    #[test]
+    fn of_several_limits_all_must_hold() {
+        let limiter = limiter("2/second;3/hour");
+        assert_eq!(limiter.hit("a").unwrap().unwrap().limit, 2);
+        assert!(limiter.hit("a").is_ok());
+        assert_eq!(limiter.hit("a").unwrap_err().retry_after_s(), 1);
+        std::thread::sleep(std::time::Duration::from_millis(1010));
+        assert_eq!(
+            limiter.hit("a").unwrap().unwrap(),
+            Standing { limit: 3, remaining: 0, ..limiter.peek("a").unwrap_err() }
+        );
+        let refused = limiter.hit("a").unwrap_err();
+        assert!(refused.limit == 3 && refused.retry_after_s() > 3500, "{refused:?}");
+    }
+
+    #[test]
+    fn the_map_is_bounded_and_swept() {
+        let limiter = limiter("1/second");
+        for key in 0..3 * KEYS_MAX {
+            assert!(limiter.hit(key).is_ok());
+        }
+        assert!(limiter.keys() <= KEYS_MAX);
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        limiter.sweep();
+        assert_eq!(limiter.keys(), 0);
+    }
+
+    #[test]
+    fn off_passes_everything_and_remembers_nothing() {
+        let limiter = limiter("off");
+        assert_eq!(limiter.hit(1), Ok(None));
+        assert_eq!(limiter.keys(), 0);
+    }
+}

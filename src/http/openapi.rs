@@ -1,0 +1,125 @@
+//! The description of the interface, generated from the handlers, and the pages that show it.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::extract::Path;
+use axum::response::{IntoResponse, Redirect, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
+
+use super::error::ApiError;
+
+/// Errors of all answers: the shape of FastAPI.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Detail {
+    /// Stable, short, without any path or secret.
+    #[schema(example = "unauthorized")]
+    detail: String,
+}
+
+/// What an ingest request can be refused for.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described, never built")]
+pub(crate) enum IngestErrors {
+    /// `invalid domain`, `invalid json`, `invalid ndjson`, `invalid encoding`, `invalid payload`, `domain mismatch` or `domain must be specified via query or payload`. Nothing was written.
+    #[response(status = 400, content_type = "application/json")]
+    BadRequest(Detail),
+    /// `unauthorized`: X-Auth is missing, wrong or sent twice.
+    #[response(status = 401, content_type = "application/json")]
+    Unauthorized(Detail),
+    /// `Not Found`: unknown path.
+    #[response(status = 404, content_type = "application/json")]
+    NotFound(Detail),
+    /// `request timeout`: the body did not arrive in time.
+    #[response(status = 408, content_type = "application/json")]
+    Timeout(Detail),
+    /// `length required`: neither Content-Length nor chunked coding.
+    #[response(status = 411, content_type = "application/json")]
+    LengthRequired(Detail),
+    /// `payload too large`.
+    #[response(status = 413, content_type = "application/json")]
+    TooLarge(Detail),
+    /// `unsupported content-type` or `unsupported content-encoding`.
+    #[response(status = 415, content_type = "application/json")]
+    Unsupported(Detail),
+    /// `summary too long (max 500)`.
+    #[response(status = 422, content_type = "application/json")]
+    SummaryTooLong(Detail),
+    /// `too many requests`. Wait for `Retry-After` seconds.
+    #[response(status = 429, content_type = "text/plain", headers(("Retry-After" = u64)))]
+    TooMany(String),
+    /// `storage error`. A retry may double an event, unless the problem document says `"written":"no"`.
+    #[response(status = 500, content_type = "application/json")]
+    Storage(Detail),
+    /// `lock timeout`, `busy` or `shutting down`. Nothing was written; wait for `Retry-After` seconds.
+    #[response(status = 503, content_type = "application/json", headers(("Retry-After" = u64)))]
+    Unavailable(Detail),
+    /// `insufficient storage`. Nothing was written.
+    #[response(status = 507, content_type = "application/json")]
+    Full(Detail),
+}
+
+/// Everything but the paths, which come from the routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "leitstand",
+        description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced.",
+        license(name = "MIT", identifier = "MIT")
+    ),
+    components(schemas(Detail)),
+    tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service")),
+    modifiers(&XAuth)
+)]
+pub(crate) struct ApiDoc;
+
+struct XAuth;
+
+impl Modify for XAuth {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-Auth")));
+        openapi.components.get_or_insert_default().add_security_scheme("x-auth", scheme);
+    }
+}
+
+const PAGE: &str = include_str!("docs.html");
+/// The page runs nothing but its own scripts and talks to nobody but this service.
+const PAGE_POLICY: &str =
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+
+static JSON: LazyLock<String> = LazyLock::new(|| super::openapi().to_json().unwrap_or_default());
+
+/// `GET /openapi.json`
+pub(crate) async fn json() -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], JSON.as_str()).into_response()
+}
+
+/// `GET /docs`: the page itself, not a redirect.
+pub(crate) async fn page() -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (http::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY)),
+    ];
+    (headers, PAGE).into_response()
+}
+
+/// `GET /docs/{file}`: assets of Swagger UI, from inside the binary.
+pub(crate) async fn asset(Path(file): Path<String>) -> Result<Response, ApiError> {
+    if file == "init.js" {
+        return Ok(
+            ([(CONTENT_TYPE, HeaderValue::from_static("text/javascript"))], include_str!("docs.js")).into_response()
+        );
+    }
+    let served = utoipa_swagger_ui::serve(&file, Arc::new(utoipa_swagger_ui::Config::from("/openapi.json")));
+    let Ok(Some(asset)) = served else { return Err(ApiError::NotFound) };
+    let content_type = HeaderValue::try_from(asset.content_type).map_err(|_| ApiError::NotFound)?;
+    let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, HeaderValue::from_static("max-age=3600"))];
+    Ok((headers, asset.bytes.into_owned()).into_response())
+}
+
+/// `GET /redoc`: compat, the original had a second page.
+pub(crate) async fn redoc() -> Redirect {
+    Redirect::temporary("/docs")
+}

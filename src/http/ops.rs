@@ -1,0 +1,132 @@
+//! Health, version and metrics.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::client::Client;
+use super::error::ApiError;
+use super::state::AppState;
+use crate::storage::StoreHealth;
+
+/// `GET /health`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// Always `ok`.
+    #[schema(example = "ok")]
+    status: &'static str,
+}
+
+/// `GET /version`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct VersionInfo {
+    #[schema(example = "0.1.0")]
+    version: String,
+}
+
+/// `GET /health/live`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Live {
+    #[schema(example = "ok")]
+    status: &'static str,
+    version: String,
+}
+
+/// `GET /health/ready`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Ready {
+    /// `ok` or `unavailable`.
+    #[schema(example = "ok")]
+    status: &'static str,
+    version: String,
+    /// When an acknowledged event is on the disk: `always` (before the answer), `everysec`, `never`.
+    #[schema(example = "always")]
+    fsync: &'static str,
+    checks: Checks,
+}
+
+/// Every check; all must be true.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Checks {
+    /// The data directory is there and may be written to.
+    data_dir_writable: bool,
+    /// More space is free than the reserve.
+    disk_reserve: bool,
+    /// The service is not about to stop.
+    not_draining: bool,
+    /// No domain is refused after a failed sync.
+    no_poisoned_domain: bool,
+}
+
+/// Is the token right and the service up?
+#[utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = [])),
+    responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail)))]
+pub(crate) async fn health(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    authorise(&state, &request)?;
+    Ok(json(StatusCode::OK, &Health { status: "ok" }))
+}
+
+/// Does the process answer? Needs no token and says nothing about the disk.
+#[utoipa::path(get, path = "/health/live", tag = "ops", responses((status = 200, body = Live)))]
+pub(crate) async fn live(State(state): State<Arc<AppState>>) -> Response {
+    json(StatusCode::OK, &Live { status: "ok", version: state.version.clone() })
+}
+
+/// Would an event be accepted now? Needs no token.
+#[utoipa::path(get, path = "/health/ready", tag = "ops",
+    responses((status = 200, body = Ready), (status = 503, body = Ready)))]
+pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
+    let health = store_health(&state).await?;
+    let checks = Checks {
+        data_dir_writable: health.writable,
+        disk_reserve: health.above_reserve,
+        not_draining: !health.draining,
+        no_poisoned_domain: health.poisoned_domains == 0,
+    };
+    let ok = checks.data_dir_writable && checks.disk_reserve && checks.not_draining && checks.no_poisoned_domain;
+    let (status, word) = if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    Ok(json(
+        status,
+        &Ready { status: word, version: state.version.clone(), fsync: state.store.fsync().as_str(), checks },
+    ))
+}
+
+/// Which version is this?
+#[utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = [])),
+    responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail)))]
+pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    authorise(&state, &request)?;
+    Ok(json(StatusCode::OK, &VersionInfo { version: state.version.clone() }))
+}
+
+/// Figures for Prometheus, text format 0.0.4. Needs no token.
+#[utoipa::path(get, path = "/metrics", tag = "ops",
+    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8")))]
+pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
+    let health = store_health(&state).await?;
+    state.metrics.observe(&health, state.connections_open(), state.connections_max, state.limiter.keys());
+    let mut response = state.metrics.render().into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    Ok(response)
+}
+
+/// A slow disk must not hold up the async workers.
+async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
+    let store = state.store.clone();
+    tokio::task::spawn_blocking(move || store.health()).await.map_err(|_| ApiError::Panicked)
+}
+
+fn authorise(state: &AppState, request: &Request) -> Result<(), ApiError> {
+    let client = request.extensions().get::<Client>().expect("the edge puts it there");
+    state.auth.check(request.headers(), client)
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let body = serde_json::to_string(value).unwrap_or_default();
+    (status, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}

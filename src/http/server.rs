@@ -1,0 +1,279 @@
+//! The accept loop: connections, their deadlines, their cap, and the orderly end.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::Response;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::client::Peer;
+use super::conn::{ConnIo, ConnState};
+use super::edge::Edge;
+use super::state::AppState;
+use crate::metrics::Refusal;
+
+/// Time for the first byte of a connection, for a whole head, and between two requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest head, and read buffer, of a connection.
+const BUFFER_BYTES_MAX: usize = 32 << 10;
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// After the stop signal, requests that were already on their way are served for so long.
+const LAST_CALL: Duration = Duration::from_millis(250);
+/// How long, and for how many bytes, a refused body is read off so that the client can read the
+/// answer before the connection is reset.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 4 << 20;
+/// Connections over the cap that are told so; further ones are just closed.
+const REFUSERS_MAX: usize = 64;
+/// Waiting for locks ends so long before the connections are cut, so that the answer gets out.
+const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum BoundListener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// How the server behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerOptions {
+    /// From the stop signal to the last cut connection.
+    pub shutdown_timeout: Duration,
+}
+
+/// Serves until `shutdown` is ready, then drains, and returns when nothing is in flight or the
+/// shutdown timeout is over. Every acknowledged event is in its file by then.
+///
+/// The caller owns socket and stop signal, so tests can bind port 0 and stop at will.
+pub async fn serve(
+    listener: BoundListener,
+    state: Arc<AppState>,
+    options: ServerOptions,
+    shutdown: impl Future<Output = ()>,
+) {
+    let (stop, stopped) = watch::channel(false);
+    let mut server = Server {
+        router: super::router(state.clone()),
+        state,
+        connections: JoinSet::new(),
+        refusers: Arc::new(Semaphore::new(REFUSERS_MAX)),
+        stopped,
+    };
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            accepted = accept(&listener) => server.take(accepted).await,
+            Some(_) = server.connections.join_next() => {}
+        }
+    }
+    let deadline = Instant::now() + options.shutdown_timeout;
+    let state = server.state.clone();
+    // 1. No connection waits unanswered in the backlog; then nobody new.
+    while let Some(accepted) = accept_now(&listener) {
+        server.take(Ok(accepted)).await;
+    }
+    drop(listener);
+    // 2. Requests on their way are served, and their connections closed with the answer.
+    state.closing.store(true, Ordering::Relaxed);
+    server.join_until(deadline.min(Instant::now() + LAST_CALL)).await;
+    // 3. From here on requests are refused; idle connections are closed.
+    state.store.begin_drain((deadline - ANSWER_MARGIN).into());
+    // Fails when no connection is left.
+    let _ = stop.send(true);
+    server.join_until(deadline).await;
+    // 4. Whoever is still sending had his time.
+    server.connections.shutdown().await;
+    // 5. The writers end what they have begun.
+    if tokio::time::timeout_at(deadline + ANSWER_MARGIN, state.store.drained()).await.is_err() {
+        tracing::warn!("stopped with appends in flight, none of them acknowledged");
+    }
+}
+
+struct Server {
+    state: Arc<AppState>,
+    router: Router,
+    connections: JoinSet<()>,
+    refusers: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream, SocketAddr),
+    Unix(tokio::net::UnixStream),
+}
+
+async fn accept(listener: &BoundListener) -> io::Result<Stream> {
+    match listener {
+        BoundListener::Tcp(listener) => listener.accept().await.map(|(stream, addr)| Stream::Tcp(stream, addr)),
+        BoundListener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+    }
+}
+
+/// A connection that is already there.
+fn accept_now(listener: &BoundListener) -> Option<Stream> {
+    let mut accept = pin!(accept(listener));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    match accept.as_mut().poll(&mut cx) {
+        Poll::Ready(Ok(stream)) => Some(stream),
+        Poll::Ready(Err(_)) | Poll::Pending => None,
+    }
+}
+
+impl Server {
+    async fn take(&mut self, accepted: io::Result<Stream>) {
+        match accepted {
+            Ok(stream) => self.start(stream),
+            // These concern one connection that is gone already, see accept(2).
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => {
+                tracing::error!(%error, "accept failed; descriptors or memory are used up");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    fn start(&mut self, stream: Stream) {
+        let Ok(permit) = self.state.connections.clone().try_acquire_owned() else {
+            return self.refuse(stream);
+        };
+        self.state.metrics.connection();
+        let conn = ConnState::new();
+        let peer = match &stream {
+            Stream::Tcp(_, addr) => Peer::from_ip(addr.ip()),
+            Stream::Unix(_) => Peer::Unix,
+        };
+        let edge = Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() };
+        let stopped = self.stopped.clone();
+        match stream {
+            Stream::Tcp(stream, _) => {
+                // An answer is one small segment; nothing is gained by holding it back.
+                let _ = stream.set_nodelay(true);
+                self.connections.spawn(connection(stream, edge, conn, stopped, permit));
+            }
+            Stream::Unix(stream) => {
+                self.connections.spawn(connection(stream, edge, conn, stopped, permit));
+            }
+        }
+    }
+
+    /// Over the cap: says so in one go and closes.
+    fn refuse(&mut self, stream: Stream) {
+        self.state.metrics.refused(Refusal::ConnectionLimit);
+        let Ok(permit) = self.refusers.clone().try_acquire_owned() else { return };
+        match stream {
+            Stream::Tcp(stream, _) => self.connections.spawn(tell_busy(stream, permit)),
+            Stream::Unix(stream) => self.connections.spawn(tell_busy(stream, permit)),
+        };
+    }
+
+    async fn join_until(&mut self, deadline: Instant) {
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.connections.join_next()).await {}
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn connection<S>(
+    stream: S,
+    edge: Edge,
+    conn: Arc<ConnState>,
+    mut stopped: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let state = edge.state.clone();
+    let service = service_fn(move |request| {
+        let edge = edge.clone();
+        Box::pin(async move { Ok::<Response, std::convert::Infallible>(edge.call(request).await) })
+    });
+    let io = TokioIo::new(ConnIo::new(stream, conn.clone()));
+    let mut http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .serve_connection(io, service);
+    let mut stopping = false;
+    let result = loop {
+        let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
+        tokio::select! {
+            result = served => break result,
+            _ = stopped.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                std::pin::Pin::new(&mut http).graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = result {
+        report(&state, &conn, &error);
+    }
+    let stream = http.into_parts().io.into_inner().into_inner();
+    close(stream, &conn).await;
+}
+
+/// hyper answers what it cannot parse by itself, past every layer: count it here.
+fn report(state: &AppState, conn: &ConnState, error: &hyper::Error) {
+    if error.is_timeout() {
+        // Running out of time between two requests is the normal end of a connection.
+        if !conn.used.load(Ordering::Relaxed) {
+            state.metrics.refused(Refusal::HeaderTimeout);
+        }
+    } else if error.is_parse() {
+        state.metrics.refused(Refusal::MalformedRequest);
+    }
+    tracing::debug!(%error, "connection ended");
+}
+
+/// Ends our side; where body bytes were left unread, reads them off for a while, because closing
+/// over unread bytes resets the connection and may take the answer with it (RFC 9112, section 9.6).
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, conn: &ConnState) {
+    // The client may be gone; then there is nothing to end.
+    let _ = stream.shutdown().await;
+    if conn.linger.load(Ordering::Relaxed) && !conn.has_ended() {
+        linger(&mut stream).await;
+    }
+}
+
+async fn linger<S: AsyncRead + Unpin>(stream: &mut S) {
+    let drain = async {
+        let mut buf = [0; 8 << 10];
+        let mut left = LINGER_BYTES_MAX;
+        while let Ok(n @ 1..) = stream.read(&mut buf).await {
+            left = left.saturating_sub(n);
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Out of time: the connection is reset after all.
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, _permit: OwnedSemaphorePermit) {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+        connection: close\r\ncontent-length: 17\r\n\r\n{\"detail\":\"busy\"}";
+    if stream.write_all(ANSWER).await.is_ok() && stream.shutdown().await.is_ok() {
+        linger(&mut stream).await;
+    }
+}

@@ -1,0 +1,72 @@
+//! `AppState`: what every request can reach.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::Semaphore;
+
+use super::auth::Auth;
+use super::limits::Limiter;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::storage::Store;
+
+/// Most compressed bodies being inflated at once; bounds the memory for zstd windows (8 MiB each).
+const DECODERS_MAX: usize = 4;
+/// Most large bodies being parsed at once.
+const PARSERS_MAX: usize = 4;
+
+/// Shared by all connections; handlers hold it as `Arc<AppState>`.
+pub struct AppState {
+    pub(crate) store: Store,
+    pub(crate) metrics: Metrics,
+    pub(crate) auth: Auth,
+    pub(crate) limiter: Limiter,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) max_body_bytes: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) version: String,
+    pub(crate) decoders: Arc<Semaphore>,
+    pub(crate) parsers: Arc<Semaphore>,
+    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) connections_max: usize,
+    /// The stop signal came: answers close their connection.
+    pub(crate) closing: AtomicBool,
+    /// First part of the request ids of this process.
+    pub(crate) id_prefix: u32,
+}
+
+impl AppState {
+    /// State for `config` on `store`. `connections_max` is what the process can really hold open.
+    pub fn new(config: &Config, store: Store, metrics: Metrics, connections_max: usize) -> AppState {
+        AppState {
+            store,
+            metrics,
+            auth: Auth::new(&config.tokens, config.auth_rate_limit.clone()),
+            limiter: Limiter::new(config.rate_limit.clone()),
+            trusted_proxies: config.trusted_proxies.clone(),
+            max_body_bytes: config.max_body_bytes,
+            body_timeout: config.body_timeout,
+            version: config.version.clone(),
+            decoders: Arc::new(Semaphore::new(DECODERS_MAX)),
+            parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
+            connections: Arc::new(Semaphore::new(connections_max)),
+            connections_max,
+            closing: AtomicBool::new(false),
+            id_prefix: crate::rng::random_u64() as u32,
+        }
+    }
+
+    /// How many connections are open.
+    pub(crate) fn connections_open(&self) -> usize {
+        self.connections_max - self.connections.available_permits()
+    }
+
+    /// Forgets clients that have been quiet. Call it every few seconds.
+    pub fn sweep(&self) {
+        self.limiter.sweep();
+        self.auth.sweep();
+    }
+}

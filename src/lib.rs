@@ -1,0 +1,25 @@
+//! leitstand: HTTP ingest of JSON events into one append-only JSONL file per domain.
+//!
+//! One event takes one straight line through these modules, in this order:
+//!
+//! * [`http`] reads a request and picks the handler;
+//! * [`domain`] makes a checked name of a text;
+//! * [`event`] makes a checked batch of a body, as the exact bytes to append;
+//! * [`storage`] makes them durable, and only then the request is answered;
+//! * [`config`], [`rate`] and [`metrics`] say how, how often, and how much;
+//! * [`cli`] wires it all to a command line.
+//!
+//! Who may import whom is in `docs/architecture.md`; `tests/it/tidy.rs` watches it.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod event;
+pub mod http;
+mod json;
+pub mod metrics;
+pub mod rate;
+mod rng;
+pub mod storage;
