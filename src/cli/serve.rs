@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{BindArgs, logging};
 use crate::config::{Bind, Config};
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
-use crate::metrics::{Metrics, UPKEEP_EVERY};
+use crate::metrics::Metrics;
 use crate::storage::{Store, StoreOptions};
 
 /// Descriptors kept for the log, the runtime, the directory and short-lived files.
@@ -102,22 +102,15 @@ async fn maintain(
     metrics: Metrics,
     dropped: tracing_appender::non_blocking::ErrorCounter,
 ) {
-    let upkeep = async {
-        let mut ticks = tokio::time::interval(UPKEEP_EVERY);
-        loop {
-            ticks.tick().await;
-            metrics.upkeep();
-            metrics.log_lines_dropped(dropped.dropped_lines() as u64);
-        }
-    };
     let sweep = async {
         let mut ticks = tokio::time::interval(SWEEP_EVERY);
         loop {
             ticks.tick().await;
             state.sweep();
+            metrics.log_lines_dropped(dropped.dropped_lines() as u64);
         }
     };
-    tokio::join!(upkeep, sweep, store.maintain());
+    tokio::join!(sweep, store.maintain());
 }
 
 struct Signals {

@@ -1,5 +1,7 @@
 //! X-Auth: is this one of our secrets? And: is this client guessing?
 
+use std::time::Instant;
+
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
@@ -40,29 +42,31 @@ impl Auth {
     /// # Errors
     /// [`ApiError::Unauthorized`], or [`ApiError::TokenGuessing`] when the client was wrong too
     /// often.
-    pub(crate) fn check(&self, headers: &HeaderMap, client: &Client) -> Result<(), ApiError> {
+    pub(crate) fn check(&self, headers: &HeaderMap, client: &Client, now: Instant) -> Result<(), ApiError> {
         let key = client.key();
-        let suspect = self.failures.peek(key).err();
+        let suspect = self.failures.peek(key, now).err();
         match (self.token_index(headers), suspect) {
             (Some(index), None) => {
-                // Only remembered; being counted already is no refusal here.
-                let _ = self.established.hit((key, index));
+                if !self.established.knows((key, index), now) {
+                    // Only remembered; being counted already is no refusal here.
+                    let _ = self.established.hit((key, index), now);
+                }
                 Ok(())
             }
-            (Some(index), Some(_)) if self.established.knows((key, index)) => Ok(()),
+            (Some(index), Some(_)) if self.established.knows((key, index), now) => Ok(()),
             (_, Some(standing)) => Err(ApiError::TokenGuessing { retry_after_s: standing.retry_after_s() }),
             (None, None) => {
                 // Counted; the peek above has said that it passes, and a race only counts less.
-                let _ = self.failures.hit(key);
+                let _ = self.failures.hit(key, now);
                 Err(ApiError::Unauthorized)
             }
         }
     }
 
     /// Forgets clients that have been quiet.
-    pub(crate) fn sweep(&self) {
-        self.failures.sweep();
-        self.established.sweep();
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.failures.sweep(now);
+        self.established.sweep(now);
     }
 
     /// Which token the request carries. Looks at all of them, in constant time, over digests of
@@ -96,7 +100,8 @@ mod tests {
         for token in tokens {
             headers.append(X_AUTH, http::HeaderValue::from_bytes(token).unwrap());
         }
-        auth.check(&headers, &Client(Peer::from_ip(ip.parse().unwrap()))).map_err(|e| e.status().as_u16())
+        auth.check(&headers, &Client(Peer::from_ip(ip.parse().unwrap())), Instant::now())
+            .map_err(|e| e.status().as_u16())
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A request body: read within its limits, decompressed within the same limits.
 
 use std::io::{self, Read};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
 
-use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http_body::Body as _;
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt as _;
 
 use super::conn::ConnState;
@@ -62,7 +64,7 @@ pub(crate) fn format_of(headers: &HeaderMap) -> Option<Format> {
 /// # Errors
 /// [`ApiError::LengthRequired`] without a length and without chunked coding, [`ApiError::TooLarge`]
 /// above the limit, [`ApiError::Malformed`] when the length is not plain digits.
-pub(crate) fn check_length(headers: &HeaderMap, body: &Body, limit_bytes: usize) -> Result<(), ApiError> {
+pub(crate) fn check_length(headers: &HeaderMap, body: &impl HttpBody, limit_bytes: usize) -> Result<(), ApiError> {
     match headers.get(CONTENT_LENGTH) {
         // hyper has refused lengths that are no number or differ.
         Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()) {
@@ -83,15 +85,14 @@ pub(crate) fn check_length(headers: &HeaderMap, body: &Body, limit_bytes: usize)
 /// [`ApiError::BodyTimeout`] when it does not arrive in time, [`ApiError::BodyCut`] when it ends
 /// early, [`ApiError::InvalidEncoding`] when it is not what its coding says, and
 /// [`ApiError::Store`] when too much is in memory.
-pub(crate) async fn read(
+pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
     state: &AppState,
     conn: &ConnState,
-    body: Body,
+    body: B,
     coding: Coding,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let read = collect(body, state.max_body_bytes, reservation);
-    let bytes = tokio::time::timeout(state.body_timeout, read).await.map_err(|_| ApiError::BodyTimeout)??;
+    let bytes = in_time(state.body_timeout, collect(body, state.max_body_bytes, reservation)).await?;
     conn.body_read();
     if coding == Coding::Identity {
         return Ok(bytes);
@@ -104,7 +105,21 @@ pub(crate) async fn read(
     decoded.unwrap_or(Err(ApiError::Panicked))
 }
 
-async fn collect(mut body: Body, limit_bytes: usize, reservation: &mut Reservation) -> Result<Bytes, ApiError> {
+/// Bodies that have arrived with their head need no timer.
+async fn in_time<T>(limit: Duration, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    let mut read = pin!(read);
+    let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
+    match first {
+        Poll::Ready(result) => result,
+        Poll::Pending => tokio::time::timeout(limit, read).await.map_err(|_| ApiError::BodyTimeout)?,
+    }
+}
+
+async fn collect<B: HttpBody<Data = Bytes> + Unpin>(
+    mut body: B,
+    limit_bytes: usize,
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
     let mut first = Bytes::new();
     let mut all = Vec::new();
     while !body.is_end_stream() {

@@ -1,16 +1,19 @@
 //! `ConnIo`: a connection's bytes, watched on their way to and from hyper.
 //!
-//! Does three things hyper does not: sees each request head as it came in (hyper has resolved
-//! doubtful framing before a service can look), gives up on a client that does not read its
-//! answer, and knows whether the client has ended its side.
+//! Does what hyper does not: sees each request head as it came in (hyper has resolved doubtful
+//! framing before a service can look), gives up on a client that does not read its answer, and
+//! knows whether the client has ended its side. Deadlines for heads and idle connections are one
+//! number per connection that [`Connections`] looks at twice a second: no timer per request.
 
+use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -19,9 +22,71 @@ const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Longest head that is looked at; hyper's own buffer is not larger.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
-/// What the connection and its requests tell each other.
+/// Time for the first byte of a connection, for a whole head, and between two requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often deadlines are looked at.
+pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// [`HEAD_TIMEOUT`] in ticks, and one for the tick under way.
+const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
+/// No deadline: a request is being handled, and has deadlines of its own.
+const NEVER: u64 = u64::MAX;
+
+/// All open connections, for deadlines and for the end.
 #[derive(Debug, Default)]
+pub(crate) struct Connections {
+    open: Mutex<HashMap<u64, Arc<ConnState>>>,
+    next_key: AtomicU64,
+    clock: Arc<AtomicU64>,
+}
+
+impl Connections {
+    /// Adds a connection; it counts until the returned key is removed.
+    pub(crate) fn add(&self) -> (u64, Arc<ConnState>) {
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let state = Arc::new(ConnState::new(self.clock.clone()));
+        self.with_open(|open| open.insert(key, state.clone()));
+        (key, state)
+    }
+
+    pub(crate) fn remove(&self, key: u64) {
+        self.with_open(|open| open.remove(&key));
+    }
+
+    /// Lets time pass: connections beyond their deadline are woken to end. Call it every [`TICK`].
+    pub(crate) fn tick(&self) {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        self.with_open(|open| {
+            for conn in open.values().filter(|conn| conn.deadline.load(Ordering::Relaxed) < now) {
+                conn.expired.store(true, Ordering::Relaxed);
+                conn.waker.wake();
+            }
+        });
+    }
+
+    /// Tells every connection to end after the request it is at.
+    pub(crate) fn stop(&self) {
+        self.with_open(|open| {
+            for conn in open.values() {
+                conn.stop.store(true, Ordering::Relaxed);
+                conn.waker.wake();
+            }
+        });
+    }
+
+    fn with_open<T>(&self, use_it: impl FnOnce(&mut HashMap<u64, Arc<ConnState>>) -> T) -> T {
+        use_it(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the connection and its requests tell each other.
+#[derive(Debug)]
 pub(crate) struct ConnState {
+    clock: Arc<AtomicU64>,
+    /// The tick after which the connection has been idle, or at a head, for too long.
+    deadline: AtomicU64,
+    expired: AtomicBool,
+    stop: AtomicBool,
+    waker: AtomicWaker,
     /// The next byte begins a request head.
     expect_head: AtomicBool,
     /// The last head had framing that two readers could understand differently.
@@ -37,10 +102,43 @@ pub(crate) struct ConnState {
 }
 
 impl ConnState {
-    pub(crate) fn new() -> Arc<ConnState> {
-        let state = ConnState::default();
-        state.expect_head.store(true, Ordering::Relaxed);
-        Arc::new(state)
+    fn new(clock: Arc<AtomicU64>) -> ConnState {
+        let deadline = AtomicU64::new(clock.load(Ordering::Relaxed) + HEAD_TICKS);
+        ConnState {
+            clock,
+            deadline,
+            expired: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            expect_head: AtomicBool::new(true),
+            doubtful: AtomicBool::new(false),
+            body_done: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            linger: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+        }
+    }
+
+    /// The task of the connection wants to know of [`ConnState::is_expired`] and
+    /// [`ConnState::must_stop`].
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    pub(crate) fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn must_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn restart_deadline(&self) {
+        self.deadline.store(self.clock.load(Ordering::Relaxed) + HEAD_TICKS, Ordering::Relaxed);
+    }
+
+    fn suspend_deadline(&self) {
+        self.deadline.store(NEVER, Ordering::Relaxed);
     }
 
     /// RFC 9112, section 6.3: Content-Length beside Transfer-Encoding, or twice.
@@ -61,6 +159,7 @@ impl ConnState {
         let reusable = self.body_done.load(Ordering::Relaxed);
         self.expect_head.store(reusable, Ordering::Relaxed);
         self.linger.store(!reusable, Ordering::Relaxed);
+        self.restart_deadline();
         reusable
     }
 
@@ -93,8 +192,9 @@ impl<S> ConnIo<S> {
         }
         let judged = if self.head.is_empty() {
             let judged = judge_head(new);
-            if judged.is_none() && new.len() < HEAD_BYTES_MAX {
+            if judged.is_none() {
                 self.head.extend_from_slice(new);
+                self.state.restart_deadline();
             }
             judged
         } else {
@@ -106,6 +206,7 @@ impl<S> ConnIo<S> {
             self.state.doubtful.store(judged == Some(Framing::Doubtful), Ordering::Relaxed);
             self.state.expect_head.store(false, Ordering::Relaxed);
             self.state.used.store(true, Ordering::Relaxed);
+            self.state.suspend_deadline();
             self.head = Vec::new();
         }
     }
@@ -177,9 +278,12 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
     /// Passes a write result on; after 30 s without any progress the write fails.
     fn with_patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.stall = None;
+            if self.stall.take().is_some() {
+                self.state.restart_deadline();
+            }
             return polled;
         }
+        self.state.suspend_deadline();
         let deadline = || Box::pin(tokio::time::sleep_until(Instant::now() + WRITE_STALL_MAX));
         if self.stall.get_or_insert_with(deadline).as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -241,10 +345,41 @@ mod tests {
     }
 
     #[test]
+    fn idle_connections_expire_and_busy_ones_do_not() {
+        let connections = Connections::default();
+        let (_, silent) = connections.add();
+        let (_, slow) = connections.add();
+        let (gone, _) = connections.add();
+        connections.remove(gone);
+        let mut slow_io = ConnIo::new(tokio::io::empty(), slow.clone());
+        let (_, busy) = connections.add();
+        ConnIo::new(tokio::io::empty(), busy.clone()).watch(b"GET / HTTP/1.1\r\n\r\n");
+        for tick in 0..=HEAD_TICKS {
+            if tick == HEAD_TICKS {
+                assert!(!silent.is_expired());
+            }
+            if tick == 5 {
+                slow_io.watch(b"G");
+            }
+            if tick > 5 {
+                slow_io.watch(b"E");
+            }
+            connections.tick();
+        }
+        assert!(silent.is_expired() && !slow.is_expired() && !busy.is_expired());
+        (0..5).for_each(|_| connections.tick());
+        assert!(slow.is_expired(), "a byte now and then is no head");
+        assert!(!busy.is_expired());
+        busy.answer_begins();
+        (0..=HEAD_TICKS).for_each(|_| connections.tick());
+        assert!(busy.is_expired());
+    }
+
+    #[test]
     fn a_head_in_pieces_is_judged_as_a_whole() {
         let head = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         for cut in 1..head.len() {
-            let state = ConnState::new();
+            let (_, state) = Connections::default().add();
             let mut io = ConnIo::new(tokio::io::empty(), state.clone());
             io.watch(&head[..cut]);
             io.watch(&head[cut..]);

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
+use http_body::Body as HttpBody;
 
 use super::body::{self, Coding};
-use super::client::Client;
-use super::conn::ConnState;
+use super::edge::Caller;
 use super::error::ApiError;
 use super::limits::Standing;
 use super::state::AppState;
@@ -32,7 +32,7 @@ const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// The two routes and what differs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route {
+pub(crate) enum Route {
     V1,
     Old,
 }
@@ -72,7 +72,7 @@ pub(crate) struct Subject {
     security(("x-auth" = [])),
 )]
 pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> Response {
-    respond(&state, Route::V1, request).await
+    through_router(&state, Route::V1, request).await
 }
 
 /// Append events (deprecated)
@@ -99,23 +99,33 @@ pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> 
 )]
 #[deprecated]
 pub(crate) async fn old(State(state): State<Arc<AppState>>, request: Request) -> Response {
-    state.metrics.deprecated();
-    let mut response = respond(&state, Route::Old, request).await;
-    let headers = response.headers_mut();
-    headers.insert(HeaderName::from_static("deprecation"), DEPRECATION);
-    headers.insert(HeaderName::from_static("sunset"), SUNSET);
-    headers.insert(LINK, SUCCESSOR);
+    through_router(&state, Route::Old, request).await
+}
+
+/// As the edge calls it, for a router that is used on its own.
+async fn through_router(state: &AppState, route: Route, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let caller = Caller::of(&parts.extensions).clone();
+    let mut subject = Subject::default();
+    let mut response = respond(state, route, &caller, &parts, body, &mut subject).await;
+    response.extensions_mut().insert(subject);
     response
 }
 
-async fn respond(state: &AppState, route: Route, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let mut subject = Subject::default();
+/// Answers one ingest request; `subject` tells afterwards what it was about.
+pub(crate) async fn respond<B: HttpBody<Data = Bytes> + Unpin>(
+    state: &AppState,
+    route: Route,
+    caller: &Caller,
+    parts: &Parts,
+    body: B,
+    subject: &mut Subject,
+) -> Response {
     let mut standing = None;
-    let result = match admit(state, &parts, &body) {
+    let result = match admit(state, caller, parts, &body) {
         Ok(passed) => {
             standing = passed;
-            ingest(state, route, &parts, body, &mut subject).await
+            ingest(state, route, caller, parts, body, subject).await
         }
         Err(error) => Err(error),
     };
@@ -126,25 +136,32 @@ async fn respond(state: &AppState, route: Route, request: Request) -> Response {
     if let Some(standing) = standing {
         standing.add_headers(response.headers_mut());
     }
-    response.extensions_mut().insert(subject);
+    if route == Route::Old {
+        state.metrics.deprecated();
+        let headers = response.headers_mut();
+        headers.insert(HeaderName::from_static("deprecation"), DEPRECATION);
+        headers.insert(HeaderName::from_static("sunset"), SUNSET);
+        headers.insert(LINK, SUCCESSOR);
+    }
     response
 }
 
 /// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.
-fn admit(state: &AppState, parts: &Parts, body: &Body) -> Result<Option<Standing>, ApiError> {
-    let client = client(parts);
-    state.auth.check(&parts.headers, &client)?;
+fn admit(state: &AppState, caller: &Caller, parts: &Parts, body: &impl HttpBody) -> Result<Option<Standing>, ApiError> {
+    let client = caller.client;
+    state.auth.check(&parts.headers, &client, caller.started)?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    state.limiter.hit((client.key(), parts.uri.path())).map_err(ApiError::RateLimited)
+    state.limiter.hit((client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
 }
 
 /// One request, from admitted to acknowledged.
-async fn ingest(
+async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     state: &AppState,
     route: Route,
+    caller: &Caller,
     parts: &Parts,
-    body: Body,
+    body: B,
     subject: &mut Subject,
 ) -> Result<(), ApiError> {
     let domain = match route {
@@ -154,7 +171,7 @@ async fn ingest(
     subject.domain.clone_from(&domain);
     let coding = Coding::of(&parts.headers)?;
     let mut reservation = state.store.reserve()?;
-    let body = body::read(state, conn(parts), body, coding, &mut reservation).await?;
+    let body = body::read(state, &caller.conn, body, coding, &mut reservation).await?;
     subject.body_bytes = body.len() as u64;
     let format = format(route, &parts.headers, &body)?;
     let Some(batch) = parse(state, body, format, domain).await? else { return Ok(()) };
@@ -218,12 +235,4 @@ fn domain_of_path(parts: &Parts) -> Result<Domain, ApiError> {
     let segment = parts.uri.path().strip_prefix(OLD_PREFIX).unwrap_or_default();
     let text: Cow<'_, str> = percent_encoding::percent_decode_str(segment).decode_utf8_lossy();
     Domain::parse(&text).map_err(|_| ApiError::InvalidDomain)
-}
-
-fn client(parts: &Parts) -> Client {
-    *parts.extensions.get::<Client>().expect("the edge puts it there")
-}
-
-fn conn(parts: &Parts) -> &ConnState {
-    parts.extensions.get::<Arc<ConnState>>().expect("the edge puts it there")
 }

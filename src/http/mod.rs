@@ -16,13 +16,12 @@ mod ops;
 mod server;
 mod state;
 
-use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tower_http::catch_panic::CatchPanicLayer;
+use http::header::{CONTENT_SECURITY_POLICY, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -43,10 +42,19 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(ops::ready))
         .routes(routes!(ops::version))
         .routes(routes!(ops::metrics))
+        .merge(pages())
+}
+
+/// Pages for people, with what a browser should know about them.
+fn pages() -> OpenApiRouter<Arc<AppState>> {
+    let header = |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
+    OpenApiRouter::new()
         .route("/docs", get(openapi::page))
         .route("/docs/{file}", get(openapi::asset))
         .route("/openapi.json", get(openapi::json))
         .route("/redoc", get(openapi::redoc))
+        .layer(header(CONTENT_SECURITY_POLICY, openapi::PAGE_POLICY))
+        .layer(header(X_CONTENT_TYPE_OPTIONS, "nosniff"))
 }
 
 /// The routes with their fallbacks, in front of `state`.
@@ -55,8 +63,6 @@ fn router(state: Arc<AppState>) -> Router {
     router
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        // A bug is a 500 with our body, not a cut connection.
-        .layer(CatchPanicLayer::custom(panicked))
         .with_state(state)
 }
 
@@ -82,11 +88,6 @@ fn route_template(path: &str) -> &'static str {
             _ => "none",
         },
     }
-}
-
-/// The panic message may quote anything, so it goes nowhere; the panic hook logs the place.
-fn panicked(_: Box<dyn Any + Send>) -> Response {
-    ApiError::Panicked.into_response()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::client::Client;
+use super::edge::Caller;
 use super::error::ApiError;
 use super::state::AppState;
 use crate::storage::StoreHealth;
@@ -122,8 +122,8 @@ async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
 }
 
 fn authorise(state: &AppState, request: &Request) -> Result<(), ApiError> {
-    let client = request.extensions().get::<Client>().expect("the edge puts it there");
-    state.auth.check(request.headers(), client)
+    let caller = Caller::of(request.extensions());
+    state.auth.check(request.headers(), &caller.client, caller.started)
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {

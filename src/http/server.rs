@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -13,21 +13,19 @@ use axum::Router;
 use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::Peer;
-use super::conn::{ConnIo, ConnState};
+use super::conn::{ConnIo, ConnState, Connections, TICK};
 use super::edge::Edge;
 use super::state::AppState;
 use crate::metrics::Refusal;
 
-/// Time for the first byte of a connection, for a whole head, and between two requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest head, and read buffer, of a connection.
 const BUFFER_BYTES_MAX: usize = 32 << 10;
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -67,21 +65,23 @@ pub async fn serve(
     options: ServerOptions,
     shutdown: impl Future<Output = ()>,
 ) {
-    let (stop, stopped) = watch::channel(false);
     let mut server = Server {
         router: super::router(state.clone()),
         state,
         connections: JoinSet::new(),
         refusers: Arc::new(Semaphore::new(REFUSERS_MAX)),
-        stopped,
+        open: Arc::default(),
     };
     let mut shutdown = pin!(shutdown);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             accepted = accept(&listener) => server.take(accepted).await,
             Some(_) = server.connections.join_next() => {}
+            _ = ticks.tick() => server.open.tick(),
         }
     }
     let deadline = Instant::now() + options.shutdown_timeout;
@@ -96,8 +96,7 @@ pub async fn serve(
     server.join_until(deadline.min(Instant::now() + LAST_CALL)).await;
     // 3. From here on requests are refused; idle connections are closed.
     state.store.begin_drain((deadline - ANSWER_MARGIN).into());
-    // Fails when no connection is left.
-    let _ = stop.send(true);
+    server.open.stop();
     server.join_until(deadline).await;
     // 4. Whoever is still sending had his time.
     server.connections.shutdown().await;
@@ -112,7 +111,20 @@ struct Server {
     router: Router,
     connections: JoinSet<()>,
     refusers: Arc<Semaphore>,
-    stopped: watch::Receiver<bool>,
+    open: Arc<Connections>,
+}
+
+/// What a connection holds while it is open.
+struct Guard {
+    open: Arc<Connections>,
+    key: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.open.remove(self.key);
+    }
 }
 
 enum Stream {
@@ -159,21 +171,21 @@ impl Server {
             return self.refuse(stream);
         };
         self.state.metrics.connection();
-        let conn = ConnState::new();
+        let (key, conn) = self.open.add();
+        let guard = Guard { open: self.open.clone(), key, _permit: permit };
         let peer = match &stream {
             Stream::Tcp(_, addr) => Peer::from_ip(addr.ip()),
             Stream::Unix(_) => Peer::Unix,
         };
         let edge = Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() };
-        let stopped = self.stopped.clone();
         match stream {
             Stream::Tcp(stream, _) => {
                 // An answer is one small segment; nothing is gained by holding it back.
                 let _ = stream.set_nodelay(true);
-                self.connections.spawn(connection(stream, edge, conn, stopped, permit));
+                self.connections.spawn(connection(stream, edge, conn, guard));
             }
             Stream::Unix(stream) => {
-                self.connections.spawn(connection(stream, edge, conn, stopped, permit));
+                self.connections.spawn(connection(stream, edge, conn, guard));
             }
         }
     }
@@ -194,13 +206,8 @@ impl Server {
 }
 
 /// One connection, from its first byte to its last.
-async fn connection<S>(
-    stream: S,
-    edge: Edge,
-    conn: Arc<ConnState>,
-    mut stopped: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
-) where
+async fn connection<S>(stream: S, edge: Edge, conn: Arc<ConnState>, _guard: Guard)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let state = edge.state.clone();
@@ -209,37 +216,31 @@ async fn connection<S>(
         Box::pin(async move { Ok::<Response, std::convert::Infallible>(edge.call(request).await) })
     });
     let io = TokioIo::new(ConnIo::new(stream, conn.clone()));
-    let mut http = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(io, service);
+    let mut http =
+        http1::Builder::new().header_read_timeout(None).max_buf_size(BUFFER_BYTES_MAX).serve_connection(io, service);
     let mut stopping = false;
-    let result = loop {
-        let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
-        tokio::select! {
-            result = served => break result,
-            _ = stopped.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
-                std::pin::Pin::new(&mut http).graceful_shutdown();
-            }
+    let result = std::future::poll_fn(|cx| {
+        conn.register(cx.waker());
+        if conn.must_stop() && !stopping {
+            stopping = true;
+            Pin::new(&mut http).graceful_shutdown();
         }
-    };
-    if let Err(error) = result {
-        report(&state, &conn, &error);
+        if conn.is_expired() { Poll::Ready(None) } else { http.poll_without_shutdown(cx).map(Some) }
+    });
+    match result.await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => report(&state, &error),
+        // Running out of time between two requests is the normal end of a connection.
+        None if conn.used.load(Ordering::Relaxed) => {}
+        None => state.metrics.refused(Refusal::HeaderTimeout),
     }
     let stream = http.into_parts().io.into_inner().into_inner();
     close(stream, &conn).await;
 }
 
 /// hyper answers what it cannot parse by itself, past every layer: count it here.
-fn report(state: &AppState, conn: &ConnState, error: &hyper::Error) {
-    if error.is_timeout() {
-        // Running out of time between two requests is the normal end of a connection.
-        if !conn.used.load(Ordering::Relaxed) {
-            state.metrics.refused(Refusal::HeaderTimeout);
-        }
-    } else if error.is_parse() {
+fn report(state: &AppState, error: &hyper::Error) {
+    if error.is_parse() {
         state.metrics.refused(Refusal::MalformedRequest);
     }
     tracing::debug!(%error, "connection ended");

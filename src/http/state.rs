@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
@@ -66,7 +66,8 @@ impl AppState {
 
     /// Forgets clients that have been quiet. Call it every few seconds.
     pub fn sweep(&self) {
-        self.limiter.sweep();
-        self.auth.sweep();
+        let now = Instant::now();
+        self.limiter.sweep(now);
+        self.auth.sweep(now);
     }
 }

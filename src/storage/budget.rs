@@ -1,15 +1,21 @@
 //! `Reservation`: bytes in flight, bounded over all requests.
 
 use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::error::StoreError;
 
+/// How often a drain looks whether everything has been given back.
+const IDLE_POLL: Duration = Duration::from_millis(2);
+
 /// Counts bytes that requests hold in memory, from the first body byte to the ack.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget {
-    free: Arc<Semaphore>,
+pub(crate) struct Budget(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    used: AtomicUsize,
     bytes_max: usize,
 }
 
@@ -20,37 +26,46 @@ pub(crate) struct Budget {
 #[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
-    permit: OwnedSemaphorePermit,
+    bytes: usize,
 }
 
 impl Budget {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let bytes_max = bytes_max.clamp(1, u32::MAX as usize);
-        Budget { free: Arc::new(Semaphore::new(bytes_max)), bytes_max }
+        Budget(Arc::new(Shared { used: AtomicUsize::new(0), bytes_max }))
     }
 
     /// A reservation of one byte, to be grown as bytes arrive.
     pub(crate) fn reserve(&self) -> Result<Reservation, StoreError> {
-        let permit = self.free.clone().try_acquire_owned().map_err(|_| self.busy())?;
-        Ok(Reservation { budget: self.clone(), permit })
+        self.take(1)?;
+        Ok(Reservation { budget: self.clone(), bytes: 1 })
     }
 
     pub(crate) fn bytes_max(&self) -> usize {
-        self.bytes_max
+        self.0.bytes_max
     }
 
     pub(crate) fn bytes_used(&self) -> usize {
-        self.bytes_max - self.free.available_permits()
+        self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Waits until nothing is reserved.
+    /// Waits until nothing is reserved. Only for the end of the process, so it just looks again.
     pub(crate) async fn idle(&self) {
-        // Fails only when the semaphore is closed, which nobody does.
-        let _ = self.free.acquire_many(self.bytes_max as u32).await;
+        while self.0.used.load(Ordering::Acquire) > 0 {
+            tokio::time::sleep(IDLE_POLL).await;
+        }
     }
 
-    fn busy(&self) -> StoreError {
-        StoreError::Busy { in_flight_bytes_max: self.bytes_max }
+    fn take(&self, bytes: usize) -> Result<(), StoreError> {
+        let before = self.0.used.fetch_add(bytes, Ordering::AcqRel);
+        if before + bytes <= self.0.bytes_max {
+            return Ok(());
+        }
+        self.give_back(bytes);
+        Err(StoreError::Busy { in_flight_bytes_max: self.0.bytes_max })
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 
@@ -61,12 +76,40 @@ impl Reservation {
     /// # Errors
     /// [`StoreError::Busy`]; the reservation stays as it was.
     pub fn grow_to(&mut self, bytes: usize) -> Result<(), StoreError> {
-        let want = bytes.min(self.budget.bytes_max);
-        let Some(more) = want.checked_sub(self.permit.num_permits()).filter(|&n| n > 0) else {
-            return Ok(());
-        };
-        let more = self.budget.free.clone().try_acquire_many_owned(more as u32).map_err(|_| self.budget.busy())?;
-        self.permit.merge(more);
+        let more = bytes.min(self.budget.bytes_max()).saturating_sub(self.bytes);
+        if more > 0 {
+            self.budget.take(more)?;
+            self.bytes += more;
+        }
         Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_in_flight_are_bounded_and_given_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.reserve().unwrap();
+        first.grow_to(60).unwrap();
+        first.grow_to(10).unwrap();
+        assert_eq!(budget.bytes_used(), 60);
+        let mut second = budget.reserve().unwrap();
+        assert!(matches!(second.grow_to(41), Err(StoreError::Busy { in_flight_bytes_max: 100 })));
+        assert_eq!(budget.bytes_used(), 61, "a refusal takes nothing");
+        drop(first);
+        second.grow_to(1000).unwrap();
+        assert_eq!(budget.bytes_used(), 100, "alone, any size fits");
+        assert!(budget.reserve().is_err());
+        drop(second);
+        assert_eq!(budget.bytes_used(), 0);
     }
 }

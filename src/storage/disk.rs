@@ -64,6 +64,9 @@ pub trait Disk: Send + Sync + 'static {
     fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
     /// Releases the lock of [`Disk::try_lock`].
     fn unlock(&self, file: &Self::File) -> io::Result<()>;
+    /// As [`Disk::stat`], but by the path of the data directory instead of the open directory: so
+    /// it also tells that the directory is still the one that was opened.
+    fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>>;
     /// What `name` stands for, links not followed; `None` when there is nothing.
     fn stat(&self, name: &str) -> io::Result<Option<FileStat>>;
     /// What the open file is.
@@ -220,12 +223,12 @@ impl Disk for RealDisk {
         fs4::FileExt::unlock(file)
     }
 
+    fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {
+        found(rustix::fs::lstat(self.root.join(name)))
+    }
+
     fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
-        match rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(file_stat(&stat))),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+        found(rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW))
     }
 
     fn fstat(&self, file: &File) -> io::Result<FileStat> {
@@ -275,6 +278,14 @@ impl Disk for RealDisk {
     fn writable(&self) -> io::Result<()> {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         Ok(rustix::fs::accessat(&self.dir().fd, ".", access, AtFlags::EACCESS)?)
+    }
+}
+
+fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<FileStat>> {
+    match result {
+        Ok(stat) => Ok(Some(file_stat(&stat))),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

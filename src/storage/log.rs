@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::disk::{Disk, FileId, FileKind};
@@ -23,13 +24,13 @@ pub(crate) struct Log<D: Disk> {
     names: FileNames,
     lock: Option<Opened<D::File>>,
     data: Option<Data<D::File>>,
-    /// Only counted, by [`Arc::strong_count`].
-    _open: Arc<()>,
+    open: OpenCount,
 }
 
 struct Opened<F> {
     file: F,
     id: FileId,
+    _counted: OpenToken,
 }
 
 struct Data<F> {
@@ -39,6 +40,30 @@ struct Data<F> {
     known_len: Option<u64>,
     /// The directory was synced since this file was opened, so its entry is durable.
     entry_synced: bool,
+}
+
+/// How many domains have files open, over all logs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OpenCount(Arc<AtomicUsize>);
+
+/// Counts as one until dropped.
+struct OpenToken(Arc<AtomicUsize>);
+
+impl OpenCount {
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn token(&self) -> OpenToken {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OpenToken(self.0.clone())
+    }
+}
+
+impl Drop for OpenToken {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Sync now, before the group is acknowledged, or leave that to a later [`Log::sync`].
@@ -60,19 +85,19 @@ pub(crate) struct Appended {
 }
 
 impl<D: Disk> Log<D> {
-    pub(crate) fn new(names: FileNames, open: Arc<()>) -> Self {
-        Log { names, lock: None, data: None, _open: open }
+    pub(crate) fn new(names: FileNames, open: OpenCount) -> Self {
+        Log { names, lock: None, data: None, open }
     }
 
     /// Takes the lock if it is free. Never waits.
     ///
     /// compat: Python's filelock 3.20.4 to 3.29.4 unlinks the lock file on release, so the lock
-    /// only counts if the name still leads to the file that was locked.
+    /// only counts if the name still leads to the file that was locked. The name is looked up by
+    /// the path of the data directory, so the same look tells whether that is still in place.
     ///
     /// # Errors
     /// [`StoreError::Io`] or [`StoreError::Full`]; nothing was written.
     pub(crate) fn try_lock(&mut self, disk: &D) -> Result<bool, StoreError> {
-        disk.check_root().map_err(|e| StoreError::io("check data directory", e))?;
         for _ in 0..LOCK_REOPENS_MAX {
             let lock = match self.lock.take() {
                 Some(lock) => lock,
@@ -81,7 +106,7 @@ impl<D: Disk> Log<D> {
             if !disk.try_lock(&lock.file).map_err(|e| StoreError::io("lock", e))? {
                 return Ok(false);
             }
-            match disk.stat(&self.names.lock).map_err(|e| StoreError::io("stat lock file", e))? {
+            match disk.stat_by_path(&self.names.lock).map_err(|e| StoreError::io("stat lock file", e))? {
                 Some(stat) if stat.id == lock.id => {
                     self.lock = Some(lock);
                     return Ok(true);
@@ -93,12 +118,13 @@ impl<D: Disk> Log<D> {
     }
 
     fn open_lock(&self, disk: &D) -> Result<Opened<D::File>, StoreError> {
+        disk.check_root().map_err(|e| StoreError::io("check data directory", e))?;
         let file = disk.open_lock(&self.names.lock).map_err(|e| StoreError::io("open lock file", e))?;
         let stat = disk.fstat(&file).map_err(|e| StoreError::io("stat lock file", e))?;
         if stat.kind != FileKind::Regular {
             return Err(StoreError::io("open lock file", io::Error::other("lock file is not a regular file")));
         }
-        Ok(Opened { file, id: stat.id })
+        Ok(Opened { file, id: stat.id, _counted: self.open.token() })
     }
 
     /// Releases the lock. If that fails the descriptor is closed, which releases it too.
@@ -108,6 +134,12 @@ impl<D: Disk> Log<D> {
         {
             self.lock = Some(lock);
         }
+    }
+
+    /// Closes both files, and with the lock file any lock on it.
+    pub(crate) fn close(&mut self) {
+        self.lock = None;
+        self.data = None;
     }
 
     /// Identity of the data file, if it is open.

@@ -27,7 +27,7 @@ pub use error::{StoreError, Written};
 pub use layout::{FileNames, NAME_BYTES_MAX, TORN_DIR};
 
 use budget::Budget;
-use log::Log;
+use log::{Log, OpenCount};
 use writer::{DomainWriter, Job};
 
 use crate::domain::Domain;
@@ -144,8 +144,7 @@ pub(crate) struct Shared<D: Disk> {
     draining: AtomicBool,
     /// Milliseconds after `started` when waiting for locks ends; `u64::MAX` while not draining.
     lock_deadline_ms: AtomicU64,
-    /// One clone in each open [`Log`].
-    open_logs: Arc<()>,
+    open_logs: OpenCount,
     poisoned: AtomicUsize,
     space_checked_ms: AtomicU64,
     space_low: AtomicBool,
@@ -163,7 +162,7 @@ impl<D: Disk> Store<D> {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             lock_deadline_ms: AtomicU64::new(u64::MAX),
-            open_logs: Arc::new(()),
+            open_logs: OpenCount::default(),
             poisoned: AtomicUsize::new(0),
             space_checked_ms: AtomicU64::new(u64::MAX),
             space_low: AtomicBool::new(false),
@@ -311,7 +310,7 @@ impl<D: Disk> Shared<D> {
     }
 
     fn open_domains(&self) -> usize {
-        Arc::strong_count(&self.open_logs) - 1
+        self.open_logs.get()
     }
 
     fn may_keep_open(&self) -> bool {

@@ -2,10 +2,11 @@
 //!
 //! A group is everything that queued while the last one was on its way to the disk; no timer
 //! forms it. Whoever finds no turn running starts one: on a blocking thread when it must sync, on
-//! the caller's own thread when it need not. Waiting (for a foreign lock, for a gap that lets a
+//! a worker of the runtime when it need not. Waiting (for a foreign lock, for a gap that lets a
 //! foreign writer in) is a timer and occupies no thread.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,10 @@ use crate::domain::Domain;
 
 /// Most bytes in one group, unless a single batch is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
-/// Largest batch that is written on the caller's thread when no sync is due.
+/// Largest group that is written on a worker of the runtime, when no sync is due.
 const INLINE_BYTES_MAX: usize = 64 << 10;
+/// Groups of more jobs than this are answered by a task of their own.
+const ACK_HERE_MAX: usize = 2;
 /// First and longest pause between two looks at a foreign lock.
 const LOCK_POLL_MIN: Duration = Duration::from_millis(1);
 const LOCK_POLL_MAX: Duration = Duration::from_millis(50);
@@ -41,28 +44,42 @@ pub(crate) struct Job {
     pub _reservation: Reservation,
 }
 
+impl Job {
+    fn answer(self, result: Ack) {
+        // The client may have hung up; what was written stays written.
+        let _ = self.ack.send(result);
+    }
+}
+
 /// The writer of one domain.
 pub(crate) struct DomainWriter<D: Disk> {
     shared: Arc<Shared<D>>,
     domain: Domain,
-    state: Mutex<State<D>>,
+    inbox: Mutex<Inbox<D>>,
+    /// Written since the last sync (`Fsync::EverySecond` only).
+    dirty: AtomicBool,
 }
 
-struct State<D: Disk> {
+/// What callers and the running turn share. Held for moves only, never over a system call.
+struct Inbox<D: Disk> {
     queue: VecDeque<Job>,
     /// Callers that wait for a sync of what was written so far.
     syncs: Vec<oneshot::Sender<Ack>>,
-    /// A turn is running, or waiting for its timer.
-    running: bool,
-    /// The open files, while no turn has them.
-    log: Option<Log<D>>,
+    /// `None` while turns are taken: whoever has the desk is the one writer of the domain.
+    desk: Option<Desk<D>>,
+    used_at: Instant,
+}
+
+/// Everything a turn works with; it goes from hand to hand, so that nobody needs a lock for it.
+struct Desk<D: Disk> {
+    log: Log<D>,
+    /// Taken from the queue, not yet written: the group of the next turn.
+    group: Vec<Job>,
+    syncs: Vec<oneshot::Sender<Ack>>,
     poison: Option<Poison>,
     pace: Pace,
     lock_poll: Duration,
     lock_waiting_since: Option<Instant>,
-    /// Written since the last sync (`Fsync::EverySecond` only).
-    dirty: bool,
-    used_at: Instant,
 }
 
 /// Why appends are refused until somebody has looked at the file.
@@ -72,169 +89,177 @@ struct Poison {
     file: Option<FileId>,
 }
 
-/// When to take the next turn, if there is work.
-enum Next {
-    Now,
-    After(Duration),
-}
-
 impl<D: Disk> DomainWriter<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, domain: Domain) -> Self {
-        let state = State {
-            queue: VecDeque::new(),
-            syncs: Vec::new(),
-            running: false,
-            log: None,
-            poison: None,
-            pace: Pace::new(),
-            lock_poll: LOCK_POLL_MIN,
-            lock_waiting_since: None,
-            dirty: false,
-            used_at: Instant::now(),
-        };
-        DomainWriter { shared, domain, state: Mutex::new(state) }
+        let desk = Desk::new(shared.new_log(&domain));
+        let inbox = Inbox { queue: VecDeque::new(), syncs: Vec::new(), desk: Some(desk), used_at: Instant::now() };
+        DomainWriter { shared, domain, inbox: Mutex::new(inbox), dirty: AtomicBool::new(false) }
     }
 
     /// Queues a job and sees to it that a turn will take it. The answer comes by `job.ack`.
     pub(crate) fn submit(self: &Arc<Self>, job: Job) {
-        let inline = self.shared.options.fsync != Fsync::Always && job.lines.len() <= INLINE_BYTES_MAX;
-        let mut state = self.state();
-        state.queue.push_back(job);
-        self.start(state, inline);
+        let mut inbox = self.inbox();
+        inbox.queue.push_back(job);
+        self.start(inbox);
     }
 
     /// Asks for a sync of everything written so far.
     pub(crate) fn request_sync(self: &Arc<Self>) -> oneshot::Receiver<Ack> {
         let (ack, done) = oneshot::channel();
-        let mut state = self.state();
-        state.syncs.push(ack);
-        self.start(state, false);
+        let mut inbox = self.inbox();
+        inbox.syncs.push(ack);
+        self.start(inbox);
         done
     }
 
-    fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State<D>>, inline: bool) {
-        if state.running {
-            return;
-        }
-        state.running = true;
-        drop(state);
-        if inline { self.clone().run(true) } else { self.spawn() }
+    fn start(self: &Arc<Self>, mut inbox: MutexGuard<'_, Inbox<D>>) {
+        let Some(desk) = inbox.desk.take() else { return };
+        drop(inbox);
+        if self.shared.options.fsync == Fsync::Always { self.spawn(desk) } else { self.spawn_inline(desk) }
     }
 
-    fn spawn(self: &Arc<Self>) {
+    /// On a thread that may block.
+    fn spawn(self: &Arc<Self>, desk: Desk<D>) {
         let writer = self.clone();
-        tokio::task::spawn_blocking(move || writer.run(false));
+        tokio::task::spawn_blocking(move || writer.run(desk, false));
     }
 
-    /// Takes turns until there is nothing to do or something to wait for. `once`: hand over to a
-    /// blocking thread after the first group.
-    fn run(self: Arc<Self>, once: bool) {
+    /// On a worker of the runtime, after everything that is ready to run there: so requests that
+    /// arrived together share one group, and no thread is woken.
+    fn spawn_inline(self: &Arc<Self>, desk: Desk<D>) {
+        let writer = self.clone();
+        tokio::runtime::Handle::current().spawn(async move {
+            tokio::task::yield_now().await;
+            writer.run(desk, true);
+        });
+    }
+
+    fn spawn_after(self: &Arc<Self>, pause: Duration, desk: Desk<D>) {
+        let writer = self.clone();
+        tokio::runtime::Handle::current().spawn(async move {
+            tokio::time::sleep(pause).await;
+            writer.spawn(desk);
+        });
+    }
+
+    /// Takes turns until there is nothing to do or something to wait for. `inline`: this thread has
+    /// other work, so large groups go elsewhere and the next group waits for its turn.
+    fn run(self: Arc<Self>, mut desk: Desk<D>, inline: bool) {
         let mut unwinding = PoisonOnUnwind { writer: &self, armed: true };
-        let mut log = self.state().log.take().unwrap_or_else(|| self.shared.new_log(&self.domain));
-        loop {
-            let next = self.turn(&mut log);
-            let mut state = self.state();
-            if let Next::After(pause) = next {
-                state.log = Some(log);
-                self.spawn_after(pause);
+        let mut first = true;
+        while let Some(taken) = self.take_work(desk) {
+            desk = taken;
+            if inline && desk.group_bytes() > INLINE_BYTES_MAX {
+                self.spawn(desk);
                 break;
             }
-            if state.queue.is_empty() && state.syncs.is_empty() {
-                state.running = false;
-                state.used_at = Instant::now();
-                // Dropping the log closes the files.
-                state.log = (state.dirty || self.shared.may_keep_open()).then_some(log);
+            if inline && !first {
+                self.spawn_inline(desk);
                 break;
             }
-            if once {
-                state.log = Some(log);
-                self.spawn();
+            if let Some(pause) = self.turn(&mut desk) {
+                self.spawn_after(pause, desk);
                 break;
             }
+            first = false;
         }
         unwinding.armed = false;
     }
 
-    fn spawn_after(self: &Arc<Self>, pause: Duration) {
-        let writer = self.clone();
-        tokio::runtime::Handle::current().spawn(async move {
-            tokio::time::sleep(pause).await;
-            writer.spawn();
-        });
+    /// Moves the next group to the desk, or puts the desk back when there is nothing to do.
+    fn take_work(&self, mut desk: Desk<D>) -> Option<Desk<D>> {
+        let mut inbox = self.inbox();
+        if desk.group.is_empty() {
+            take_group(&mut inbox.queue, &mut desk.group);
+        }
+        desk.syncs.append(&mut inbox.syncs);
+        if !desk.group.is_empty() || !desk.syncs.is_empty() {
+            return Some(desk);
+        }
+        if !self.is_dirty() && !self.shared.may_keep_open() {
+            desk.log.close();
+        }
+        inbox.used_at = Instant::now();
+        inbox.desk = Some(desk);
+        None
     }
 
-    fn turn(&self, log: &mut Log<D>) -> Next {
-        let now = Instant::now();
-        let mut state = self.state();
-        if state.poison.is_some() && !self.lift_poison(&mut state, log) {
-            return Next::Now;
+    /// One group, or one reason why not. `Some`: take the next turn after that pause.
+    fn turn(&self, desk: &mut Desk<D>) -> Option<Duration> {
+        if desk.poison.is_some() && !self.lift_poison(desk) {
+            return None;
         }
-        if !state.syncs.is_empty() {
-            let syncs = std::mem::take(&mut state.syncs);
-            state.dirty = false;
-            drop(state);
-            self.sync(log, syncs);
-            return Next::Now;
+        if !desk.syncs.is_empty() {
+            self.sync(desk);
         }
-        if state.queue.is_empty() {
-            return Next::Now;
+        if desk.group.is_empty() {
+            return None;
         }
-        if let Some(gap) = state.pace.gap() {
-            return Next::After(gap);
+        if let Some(gap) = desk.pace.gap() {
+            return Some(gap);
         }
-        match log.try_lock(&self.shared.disk) {
+        match desk.log.try_lock(&self.shared.disk) {
             Ok(true) => {}
-            Ok(false) => return self.lock_is_taken(&mut state, now),
+            Ok(false) => return self.lock_is_taken(desk),
             Err(error) => {
-                let jobs: Vec<_> = state.queue.drain(..).collect();
-                drop(state);
-                self.answer_all(jobs, Err(error));
-                return Next::Now;
+                self.answer_all(std::mem::take(&mut desk.group), Err(error));
+                return None;
             }
         }
-        if let Some(since) = state.lock_waiting_since.take() {
-            state.pace.saw_foreign(now);
+        let now = Instant::now();
+        if let Some(since) = desk.lock_waiting_since.take() {
+            desk.lock_poll = LOCK_POLL_MIN;
+            desk.pace.saw_foreign(now);
             self.shared.metrics.lock_wait(now - since);
         }
-        state.lock_poll = LOCK_POLL_MIN;
-        state.pace.taken(now);
-        let group = take_group(&mut state.queue);
-        drop(state);
-        let results = self.append(log, &group);
-        log.unlock(&self.shared.disk);
-        self.state().pace.released(Instant::now());
-        for (job, result) in group.into_iter().zip(results) {
-            self.answer(job, result);
+        desk.pace.taken(now);
+        let group = std::mem::take(&mut desk.group);
+        let results = self.append(desk, &group);
+        desk.log.unlock(&self.shared.disk);
+        desk.pace.released(Instant::now());
+        self.acknowledge(group, results);
+        None
+    }
+
+    /// Waking many tasks of the runtime from outside costs a lock and perhaps a system call each;
+    /// so one task is handed over, and wakes the others from inside.
+    fn acknowledge(&self, group: Vec<Job>, results: Vec<Ack>) {
+        for (job, result) in group.iter().zip(&results) {
+            self.account(job, result);
         }
-        Next::Now
+        let acks = group.into_iter().zip(results);
+        if acks.len() <= ACK_HERE_MAX {
+            return acks.for_each(|(job, result)| job.answer(result));
+        }
+        tokio::runtime::Handle::current().spawn(async move { acks.for_each(|(job, result)| job.answer(result)) });
     }
 
     /// Appends a group; when there is no room for all of it, each member on its own, so that one
     /// huge batch does not fail its small neighbours.
-    fn append(&self, log: &mut Log<D>, group: &[Job]) -> Vec<Ack> {
+    fn append(&self, desk: &mut Desk<D>, group: &[Job]) -> Vec<Ack> {
         let lines: Vec<&[u8]> = group.iter().map(|job| job.lines.as_slice()).collect();
-        match self.append_lines(log, &lines) {
+        match self.append_lines(desk, &lines) {
             Err(StoreError::Full { .. }) if group.len() > 1 => {
-                lines.iter().map(|&line| self.append_lines(log, &[line])).collect()
+                lines.iter().map(|&line| self.append_lines(desk, &[line])).collect()
             }
             result => vec![result; group.len()],
         }
     }
 
-    fn append_lines(&self, log: &mut Log<D>, lines: &[&[u8]]) -> Ack {
-        if let Some(poison) = &self.state().poison {
+    fn append_lines(&self, desk: &mut Desk<D>, lines: &[&[u8]]) -> Ack {
+        if let Some(poison) = &desk.poison {
             return Err(StoreError::Poisoned { reason: poison.reason });
         }
         let when = if self.shared.options.fsync == Fsync::Always { SyncWhen::Now } else { SyncWhen::Later };
-        match log.append(&self.shared.disk, lines, when) {
+        match desk.log.append(&self.shared.disk, lines, when) {
             Ok(appended) => {
                 self.shared.metrics.appended(&appended, lines, when);
-                let mut state = self.state();
-                if appended.foreign {
-                    state.pace.saw_foreign(Instant::now());
+                if self.shared.options.fsync == Fsync::EverySecond {
+                    self.dirty.store(true, Ordering::Release);
                 }
-                state.dirty |= when == SyncWhen::Later && self.shared.options.fsync == Fsync::EverySecond;
-                drop(state);
+                if appended.foreign {
+                    desk.pace.saw_foreign(Instant::now());
+                }
                 if let Some(bytes) = appended.torn_bytes {
                     tracing::warn!(domain = %self.domain, bytes, "torn tail moved to .torn/");
                 }
@@ -242,85 +267,72 @@ impl<D: Disk> DomainWriter<D> {
             }
             Err(error) => {
                 if error.poisons() {
-                    self.poison(error.label(), log.data_id());
+                    self.poison(desk, error.label());
                 }
                 Err(error)
             }
         }
     }
 
-    fn sync(&self, log: &mut Log<D>, syncs: Vec<oneshot::Sender<Ack>>) {
-        let result = log.sync(&self.shared.disk);
+    fn sync(&self, desk: &mut Desk<D>) {
+        self.dirty.store(false, Ordering::Release);
+        let result = desk.log.sync(&self.shared.disk);
         if let Err(error) = &result {
             tracing::error!(domain = %self.domain, error = %chain(error), "sync failed after the answer");
-            self.poison(error.label(), log.data_id());
+            self.poison(desk, error.label());
         }
-        for ack in syncs {
-            // Nobody may be waiting any more; the sync was done all the same.
-            let _ = ack.send(result.clone());
-        }
+        answer_syncs(desk, result);
     }
 
     /// The lock is with somebody else: refuses who has waited long enough, and says when to look
     /// again. compat: a timeout of 0 is one try.
-    fn lock_is_taken(&self, state: &mut State<D>, now: Instant) -> Next {
-        state.lock_waiting_since.get_or_insert(now);
+    fn lock_is_taken(&self, desk: &mut Desk<D>) -> Option<Duration> {
+        let now = Instant::now();
+        desk.lock_waiting_since.get_or_insert(now);
+        // Whoever queued meanwhile waits for the same lock and has the same timeout.
+        desk.group.extend(self.inbox().queue.drain(..));
+        let drained = self.shared.lock_deadline().is_some_and(|until| until <= now);
         let timeout = self.shared.options.lock_timeout;
-        let draining_until = self.shared.lock_deadline();
-        let mut wait = state.lock_poll;
-        state.lock_poll = (state.lock_poll * 2).min(LOCK_POLL_MAX);
-        let mut refused = Vec::new();
-        while let Some(job) = state.queue.pop_front() {
-            let deadline = job.queued_at + timeout;
-            let waited = now.saturating_duration_since(job.queued_at);
-            if draining_until.is_some_and(|until| until <= now) {
-                refused.push((job, StoreError::ShuttingDown));
-            } else if deadline <= now {
-                self.shared.metrics.lock_wait(waited);
-                refused.push((job, StoreError::LockTimeout { waited_ms: waited.as_millis() as u64 }));
-            } else {
-                // Queued in order, all with the same timeout: nobody behind has waited longer.
-                wait = wait.min(deadline - now);
-                state.queue.push_front(job);
-                break;
-            }
+        let waited = |job: &Job| now.saturating_duration_since(job.queued_at);
+        let given_up = desk.group.iter().take_while(|job| drained || waited(job) >= timeout).count();
+        for job in desk.group.drain(..given_up) {
+            let waited = waited(&job);
+            self.shared.metrics.lock_wait(waited);
+            let late = StoreError::LockTimeout { waited_ms: waited.as_millis() as u64 };
+            self.answer(job, Err(if drained { StoreError::ShuttingDown } else { late }));
         }
-        for (job, error) in refused {
-            self.answer(job, Err(error));
-        }
-        if state.queue.is_empty() {
-            state.lock_waiting_since = None;
-            return Next::Now;
-        }
-        Next::After(wait)
+        let Some(next) = desk.group.first() else {
+            desk.lock_waiting_since = None;
+            desk.lock_poll = LOCK_POLL_MIN;
+            return None;
+        };
+        let pause = desk.lock_poll.min(timeout - waited(next));
+        desk.lock_poll = (desk.lock_poll * 2).min(LOCK_POLL_MAX);
+        Some(pause)
     }
 
     /// Refuses everything queued, unless another file has taken the place of the doubtful one:
     /// then an operator has dealt with it, and the writer starts afresh.
-    fn lift_poison(&self, state: &mut State<D>, log: &mut Log<D>) -> bool {
-        let Some(poison) = &state.poison else { return true };
+    fn lift_poison(&self, desk: &mut Desk<D>) -> bool {
+        let Some(poison) = &desk.poison else { return true };
         let now = log_id_of(&self.shared.disk, &self.domain);
         if now.is_some() && now != poison.file {
             tracing::warn!(domain = %self.domain, "data file was replaced, appends go on");
-            state.poison = None;
+            desk.poison = None;
+            desk.log.close();
             self.shared.unpoisoned();
-            *log = self.shared.new_log(&self.domain);
             return true;
         }
         let error = StoreError::Poisoned { reason: poison.reason };
-        for ack in state.syncs.drain(..) {
-            // As in `sync`.
-            let _ = ack.send(Err(error.clone()));
-        }
-        let jobs: Vec<_> = state.queue.drain(..).collect();
-        self.answer_all(jobs, Err(error));
+        answer_syncs(desk, Err(error.clone()));
+        self.answer_all(std::mem::take(&mut desk.group), Err(error));
         false
     }
 
-    fn poison(&self, reason: &'static str, file: Option<FileId>) {
-        let mut state = self.state();
-        if state.poison.is_none() {
-            state.poison = Some(Poison { reason, file });
+    fn poison(&self, desk: &mut Desk<D>, reason: &'static str) {
+        if desk.poison.is_none() {
+            let file = desk.log.data_id().or_else(|| log_id_of(&self.shared.disk, &self.domain));
+            desk.poison = Some(Poison { reason, file });
             self.shared.poisoned();
             tracing::error!(domain = %self.domain, reason, "domain poisoned: appends are refused until the file is replaced, see RUNBOOK");
         }
@@ -333,54 +345,81 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     fn answer(&self, job: Job, result: Ack) {
-        match &result {
+        self.account(&job, &result);
+        job.answer(result);
+    }
+
+    fn account(&self, job: &Job, result: &Ack) {
+        match result {
             Ok(()) => self.shared.metrics.acknowledged(job.events, job.lines.len()),
             Err(error) => self.shared.metrics.refused(error),
         }
-        // The client may have hung up; what was written stays written.
-        let _ = job.ack.send(result);
     }
 
     /// Was anything written since the last sync?
     pub(crate) fn is_dirty(&self) -> bool {
-        self.state().dirty
+        self.dirty.load(Ordering::Acquire)
     }
 
     /// Closes the files if the writer has been idle for `idle`. True when the writer holds nothing
     /// that would be lost by forgetting it.
     pub(crate) fn rest(&self, idle: Duration) -> bool {
-        let mut state = self.state();
-        if state.running || state.dirty || !state.queue.is_empty() || state.used_at.elapsed() < idle {
+        let mut inbox = self.inbox();
+        if self.is_dirty() || inbox.used_at.elapsed() < idle {
             return false;
         }
-        state.log = None;
-        state.poison.is_none()
+        let Some(desk) = &mut inbox.desk else { return false };
+        desk.log.close();
+        desk.poison.is_none()
     }
 
-    fn state(&self) -> MutexGuard<'_, State<D>> {
-        // A panic while it was held has poisoned the domain already, by our own means.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inbox(&self) -> MutexGuard<'_, Inbox<D>> {
+        // Only moves happen under it, and they leave it whole.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn take_group(queue: &mut VecDeque<Job>) -> Vec<Job> {
+impl<D: Disk> Desk<D> {
+    fn new(log: Log<D>) -> Self {
+        Desk {
+            log,
+            group: Vec::new(),
+            syncs: Vec::new(),
+            poison: None,
+            pace: Pace::new(),
+            lock_poll: LOCK_POLL_MIN,
+            lock_waiting_since: None,
+        }
+    }
+
+    fn group_bytes(&self) -> usize {
+        self.group.iter().map(|job| job.lines.len()).sum()
+    }
+}
+
+fn answer_syncs<D: Disk>(desk: &mut Desk<D>, result: Ack) {
+    for ack in desk.syncs.drain(..) {
+        // Nobody may be waiting any more; what was done is done.
+        let _ = ack.send(result.clone());
+    }
+}
+
+fn take_group(queue: &mut VecDeque<Job>, group: &mut Vec<Job>) {
     let mut bytes = 0;
-    let mut jobs = 0;
-    for job in queue.iter().take(GROUP_JOBS_MAX) {
+    while let Some(job) = queue.front() {
         bytes += job.lines.len();
-        if jobs > 0 && bytes > GROUP_BYTES_MAX {
+        if group.len() == GROUP_JOBS_MAX || (bytes > GROUP_BYTES_MAX && !group.is_empty()) {
             break;
         }
-        jobs += 1;
+        group.extend(queue.pop_front());
     }
-    queue.drain(..jobs).collect()
 }
 
 fn log_id_of<D: Disk>(disk: &D, domain: &Domain) -> Option<FileId> {
     disk.stat(&FileNames::of(domain).data).ok().flatten().map(|stat| stat.id)
 }
 
-/// If a turn panics, its group was dropped without an answer (the callers see
+/// If a turn panics, desk and group are gone without an answer (the callers see
 /// [`StoreError::Panicked`]) and the file is in doubt: poison the domain rather than go on.
 struct PoisonOnUnwind<'a, D: Disk> {
     writer: &'a DomainWriter<D>,
@@ -392,13 +431,13 @@ impl<D: Disk> Drop for PoisonOnUnwind<'_, D> {
         if !self.armed {
             return;
         }
-        let file = log_id_of(&self.writer.shared.disk, &self.writer.domain);
-        self.writer.poison("panicked", file);
-        let mut state = self.writer.state();
-        state.running = false;
-        state.syncs.clear();
-        let jobs: Vec<_> = state.queue.drain(..).collect();
-        drop(state);
-        self.writer.answer_all(jobs, Err(StoreError::Poisoned { reason: "panicked" }));
+        let writer = self.writer;
+        let mut desk = Desk::new(writer.shared.new_log(&writer.domain));
+        writer.poison(&mut desk, "panicked");
+        // Puts the desk back, after refusing what has queued meanwhile.
+        while let Some(taken) = writer.take_work(desk) {
+            desk = taken;
+            writer.lift_poison(&mut desk);
+        }
     }
 }

@@ -4,26 +4,24 @@
 //! original use. Own families begin with `leitstand_`. Every label comes from a bounded set; no
 //! label carries a domain, a path or a client.
 
+mod hot;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Label, Unit};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{Gauge, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::storage::{Appended, StoreError, StoreHealth, SyncWhen};
-
-/// How often the exporter must fold its samples (see [`Metrics::upkeep`]).
-pub const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+use hot::{HotCounter, HotHistogram, NANOSECONDS};
 
 /// compat: prometheus-fastapi-instrumentator's buckets, in seconds.
 const DURATION_BUCKETS: &[f64] = &[0.1, 0.5, 1.0];
 const HIGHR_BUCKETS: &[f64] = &[
     0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 7.5, 10.0, 30.0, 60.0,
 ];
-const DISK_BUCKETS: &[f64] = &[
-    0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
-    30.0,
-];
+const DISK_BUCKETS: &[f64] =
+    &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 const BYTES_BUCKETS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0];
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0];
 
@@ -56,15 +54,26 @@ struct Inner {
     gauges: Gauges,
 }
 
-/// Families per handler; cells appear when first used, so idle series are not exported.
-#[derive(Default)]
+/// Cells appear when first used, so series of nothing are not exported.
 struct Http {
-    requests: [[[OnceLock<Counter>; CLASSES.len()]; METHODS.len()]; HANDLERS.len()],
-    duration: [[OnceLock<Histogram>; METHODS.len()]; HANDLERS.len()],
-    request_size: [OnceLock<Histogram>; HANDLERS.len()],
-    response_size: [OnceLock<Histogram>; HANDLERS.len()],
-    highr: OnceLock<Histogram>,
-    connections_accepted: OnceLock<Counter>,
+    handlers: [Handler; HANDLERS.len()],
+    highr: HotHistogram,
+}
+
+#[derive(Default)]
+struct Handler {
+    methods: [OnceLock<Method>; METHODS.len()],
+    sizes: OnceLock<Sizes>,
+}
+
+struct Method {
+    classes: [HotCounter; CLASSES.len()],
+    duration: HotHistogram,
+}
+
+struct Sizes {
+    request: HotHistogram,
+    response: HotHistogram,
 }
 
 struct Gauges {
@@ -121,31 +130,21 @@ impl Metrics {
     /// All families, described. `version` and the durability mode `fsync` go into
     /// `leitstand_build_info`.
     pub fn new(version: &str, fsync: &str) -> Metrics {
-        let buckets: [(Matcher, &[f64]); 6] = [
-            (Matcher::Full("http_request_duration_seconds".into()), DURATION_BUCKETS),
-            (Matcher::Full("http_request_duration_highr_seconds".into()), HIGHR_BUCKETS),
-            (Matcher::Suffix("_seconds".into()), DISK_BUCKETS),
-            (Matcher::Suffix("_bytes".into()), BYTES_BUCKETS),
-            (Matcher::Suffix("_events".into()), COUNT_BUCKETS),
-            (Matcher::Suffix("_batches".into()), COUNT_BUCKETS),
-        ];
-        let mut builder = PrometheusBuilder::new();
-        for (matcher, bounds) in buckets {
-            builder = builder.set_buckets_for_metric(matcher, bounds).expect("no list of buckets is empty");
-        }
-        let recorder = builder.build_recorder();
+        let recorder = PrometheusBuilder::new().build_recorder();
         let process = metrics_process::Collector::default();
-        let (store, gauges) = metrics::with_local_recorder(&recorder, || {
+        let gauges = metrics::with_local_recorder(&recorder, || {
             describe();
             process.describe();
             metrics::gauge!("leitstand_build_info", "version" => version.to_owned(), "fsync" => fsync.to_owned())
                 .set(1.0);
-            (StoreMetrics::new(), Gauges::new())
+            Gauges::new()
         });
-        Metrics(Arc::new(Inner { handle: recorder.handle(), recorder, process, http: Http::default(), store, gauges }))
+        let http = Http { handlers: Default::default(), highr: HotHistogram::new(HIGHR_BUCKETS, NANOSECONDS) };
+        let store = StoreMetrics::new();
+        Metrics(Arc::new(Inner { handle: recorder.handle(), recorder, process, http, store, gauges }))
     }
 
-    /// The handles of the store.
+    /// What the store counts into.
     pub fn store(&self) -> StoreMetrics {
         self.0.store.clone()
     }
@@ -154,68 +153,47 @@ impl Metrics {
     pub fn request(&self, sample: RequestSample<'_>) {
         let http = &self.0.http;
         let handler = HANDLERS.iter().position(|h| *h == sample.handler).unwrap_or(0);
+        let handler = &http.handlers[handler];
         let method = METHODS.iter().position(|m| *m == sample.method).unwrap_or(METHODS.len() - 1);
-        let class = (usize::from(sample.status) / 100).clamp(1, 5) - 1;
-        let labels = || {
-            vec![
-                Label::from_static_parts("handler", HANDLERS[handler]),
-                Label::from_static_parts("method", METHODS[method]),
-            ]
-        };
-        let seconds = sample.duration.as_secs_f64();
-        self.cell(&http.requests[handler][method][class], || {
-            let mut labels = labels();
-            labels.push(Label::from_static_parts("status", CLASSES[class]));
-            metrics::counter!("http_requests_total", labels)
-        })
-        .increment(1);
-        self.cell(&http.duration[handler][method], || metrics::histogram!("http_request_duration_seconds", labels()))
-            .record(seconds);
-        self.cell(&http.highr, || metrics::histogram!("http_request_duration_highr_seconds")).record(seconds);
-        self.cell(
-            &http.request_size[handler],
-            || metrics::histogram!("http_request_size_bytes", "handler" => HANDLERS[handler]),
-        )
-        .record(sample.request_bytes as f64);
-        self.cell(
-            &http.response_size[handler],
-            || metrics::histogram!("http_response_size_bytes", "handler" => HANDLERS[handler]),
-        )
-        .record(sample.response_bytes as f64);
+        let method = handler.methods[method].get_or_init(|| Method {
+            classes: Default::default(),
+            duration: HotHistogram::new(DURATION_BUCKETS, NANOSECONDS),
+        });
+        let sizes = handler.sizes.get_or_init(|| Sizes {
+            request: HotHistogram::new(BYTES_BUCKETS, 1.0),
+            response: HotHistogram::new(BYTES_BUCKETS, 1.0),
+        });
+        let duration_ns = nanoseconds(sample.duration);
+        method.classes[(usize::from(sample.status) / 100).clamp(1, 5) - 1].add(1);
+        method.duration.record(duration_ns);
+        http.highr.record(duration_ns);
+        sizes.request.record(sample.request_bytes);
+        sizes.response.record(sample.response_bytes);
     }
 
     /// Counts a request or connection that was turned away.
     pub fn refused(&self, refusal: Refusal) {
-        // Rare enough to look the handle up each time.
-        metrics::with_local_recorder(&self.0.recorder, || {
-            metrics::counter!("leitstand_refused_total", "reason" => refusal.label()).increment(1);
-        });
+        self.count(|| metrics::counter!("leitstand_refused_total", "reason" => refusal.label()).increment(1));
     }
 
     /// Counts a body that was refused, by the reason given to the client.
     pub fn rejected(&self, reason: &'static str) {
-        metrics::with_local_recorder(&self.0.recorder, || {
-            metrics::counter!("leitstand_rejected_requests_total", "reason" => reason).increment(1);
-        });
+        self.count(|| metrics::counter!("leitstand_rejected_requests_total", "reason" => reason).increment(1));
     }
 
     /// Counts a request on the deprecated path.
     pub fn deprecated(&self) {
-        metrics::with_local_recorder(&self.0.recorder, || {
-            metrics::counter!("leitstand_deprecated_requests_total").increment(1)
-        });
+        self.count(|| metrics::counter!("leitstand_deprecated_requests_total").increment(1));
     }
 
     /// Counts an accepted connection.
     pub fn connection(&self) {
-        self.cell(&self.0.http.connections_accepted, || metrics::counter!("leitstand_connections_total")).increment(1);
+        self.count(|| metrics::counter!("leitstand_connections_total").increment(1));
     }
 
     /// Counts log lines that were dropped because nobody read them.
     pub fn log_lines_dropped(&self, total: u64) {
-        metrics::with_local_recorder(&self.0.recorder, || {
-            metrics::counter!("leitstand_log_lines_dropped_total").absolute(total)
-        });
+        self.count(|| metrics::counter!("leitstand_log_lines_dropped_total").absolute(total));
     }
 
     /// Sets what is only looked at when somebody asks.
@@ -237,92 +215,184 @@ impl Metrics {
 
     /// The page for Prometheus, text format 0.0.4.
     pub fn render(&self) -> String {
-        metrics::with_local_recorder(&self.0.recorder, || self.0.process.collect());
-        self.0.handle.render()
+        self.count(|| {
+            self.0.process.collect();
+            self.0.http.export_counters();
+            self.0.store.export_counters();
+        });
+        let mut page = self.0.handle.render();
+        self.0.http.render(&mut page);
+        self.0.store.render(&mut page);
+        page
     }
 
-    /// Folds histogram samples that nobody has scraped; without it they pile up (metrics#467).
-    pub fn upkeep(&self) {
-        self.0.handle.run_upkeep();
-    }
-
-    fn cell<'a, T>(&self, cell: &'a OnceLock<T>, make: impl FnOnce() -> T) -> &'a T {
-        cell.get_or_init(|| metrics::with_local_recorder(&self.0.recorder, make))
+    /// For what is rare enough to look its handle up each time.
+    fn count(&self, count: impl FnOnce()) {
+        metrics::with_local_recorder(&self.0.recorder, count);
     }
 }
 
-/// What the store counts.
+impl Http {
+    fn export_counters(&self) {
+        for (handler, cells) in HANDLERS.iter().zip(&self.handlers) {
+            for (method, cell) in METHODS.iter().zip(&cells.methods) {
+                let classes = cell.get().into_iter().flat_map(|cell| CLASSES.iter().zip(&cell.classes));
+                for (class, total) in classes.filter(|(_, total)| total.get() > 0) {
+                    metrics::counter!("http_requests_total", "handler" => *handler, "method" => *method, "status" => *class)
+                        .absolute(total.get());
+                }
+            }
+        }
+    }
+
+    fn render(&self, page: &mut String) {
+        let sizes = || self.handlers.iter().zip(HANDLERS).filter_map(|(h, name)| Some((h.sizes.get()?, name)));
+        family(page, "http_request_duration_seconds", "Time from the head of a request to the head of its answer.");
+        for (handler, cells) in HANDLERS.iter().zip(&self.handlers) {
+            for (method, cell) in METHODS.iter().zip(&cells.methods) {
+                if let Some(cell) = cell.get() {
+                    let labels = format!("handler=\"{handler}\",method=\"{method}\"");
+                    cell.duration.render("http_request_duration_seconds", &labels, page);
+                }
+            }
+        }
+        family(page, "http_request_duration_highr_seconds", "The same with many buckets and no labels.");
+        self.highr.render("http_request_duration_highr_seconds", "", page);
+        family(page, "http_request_size_bytes", "Body bytes received.");
+        for (cell, name) in sizes() {
+            cell.request.render("http_request_size_bytes", &format!("handler=\"{name}\""), page);
+        }
+        family(page, "http_response_size_bytes", "Body bytes answered.");
+        for (cell, name) in sizes() {
+            cell.response.render("http_response_size_bytes", &format!("handler=\"{name}\""), page);
+        }
+    }
+}
+
+/// What the store counts. Cheap to clone.
 #[derive(Clone)]
-pub struct StoreMetrics {
-    events: Counter,
-    bytes: Counter,
-    group_batches: Histogram,
-    batch: Histogram,
-    group_bytes: Histogram,
-    write: Histogram,
-    sync: Histogram,
-    lock_wait: Histogram,
-    torn_tails: Counter,
-    torn_bytes: Counter,
-    foreign: Counter,
-    refused: [Counter; REFUSED.len()],
+pub struct StoreMetrics(Arc<StoreCells>);
+
+struct StoreCells {
+    events: HotCounter,
+    bytes: HotCounter,
+    torn_tails: HotCounter,
+    torn_bytes: HotCounter,
+    foreign: HotCounter,
+    refused: [HotCounter; REFUSED.len()],
+    batch: HotHistogram,
+    group_batches: HotHistogram,
+    group_bytes: HotHistogram,
+    write: HotHistogram,
+    sync: HotHistogram,
+    lock_wait: HotHistogram,
 }
 
 const REFUSED: [&str; 10] =
     ["busy", "lock_timeout", "shutting_down", "full", "symlink", "io", "poisoned", "sync", "rollback", "panicked"];
 
 impl StoreMetrics {
-    fn new() -> StoreMetrics {
-        StoreMetrics {
-            events: metrics::counter!("leitstand_events_total"),
-            bytes: metrics::counter!("leitstand_event_bytes_total"),
-            group_batches: metrics::histogram!("leitstand_group_batches"),
-            batch: metrics::histogram!("leitstand_batch_events"),
-            group_bytes: metrics::histogram!("leitstand_group_bytes"),
-            write: metrics::histogram!("leitstand_write_seconds"),
-            sync: metrics::histogram!("leitstand_sync_seconds"),
-            lock_wait: metrics::histogram!("leitstand_lock_wait_seconds"),
-            torn_tails: metrics::counter!("leitstand_torn_tails_total"),
-            torn_bytes: metrics::counter!("leitstand_torn_bytes_total"),
-            foreign: metrics::counter!("leitstand_foreign_writes_total"),
-            refused: REFUSED.map(|reason| metrics::counter!("leitstand_append_failures_total", "reason" => reason)),
-        }
+    /// Cells of their own, for a store without a page, as in tools and tests.
+    pub fn new() -> StoreMetrics {
+        StoreMetrics(Arc::new(StoreCells {
+            events: HotCounter::default(),
+            bytes: HotCounter::default(),
+            torn_tails: HotCounter::default(),
+            torn_bytes: HotCounter::default(),
+            foreign: HotCounter::default(),
+            refused: Default::default(),
+            batch: HotHistogram::new(COUNT_BUCKETS, 1.0),
+            group_batches: HotHistogram::new(COUNT_BUCKETS, 1.0),
+            group_bytes: HotHistogram::new(BYTES_BUCKETS, 1.0),
+            write: HotHistogram::new(DISK_BUCKETS, NANOSECONDS),
+            sync: HotHistogram::new(DISK_BUCKETS, NANOSECONDS),
+            lock_wait: HotHistogram::new(DISK_BUCKETS, NANOSECONDS),
+        }))
     }
 
-    /// Handles that count nothing, for tests and tools.
-    pub fn silent() -> StoreMetrics {
-        metrics::with_local_recorder(&metrics::NoopRecorder, StoreMetrics::new)
+    /// Events acknowledged so far.
+    pub fn events(&self) -> u64 {
+        self.0.events.get()
+    }
+
+    /// Torn tails moved aside so far.
+    pub fn torn_tails(&self) -> u64 {
+        self.0.torn_tails.get()
     }
 
     pub(crate) fn appended(&self, appended: &Appended, lines: &[&[u8]], when: SyncWhen) {
-        self.group_batches.record(lines.len() as f64);
-        self.group_bytes.record(lines.iter().map(|line| line.len()).sum::<usize>() as f64);
-        self.write.record(appended.write);
+        let cells = &self.0;
+        cells.group_batches.record(lines.len() as u64);
+        cells.group_bytes.record(lines.iter().map(|line| line.len() as u64).sum());
+        cells.write.record(nanoseconds(appended.write));
         if when == SyncWhen::Now {
-            self.sync.record(appended.sync);
+            cells.sync.record(nanoseconds(appended.sync));
         }
-        self.foreign.increment(u64::from(appended.foreign));
+        if appended.foreign {
+            cells.foreign.add(1);
+        }
         if let Some(bytes) = appended.torn_bytes {
-            self.torn_tails.increment(1);
-            self.torn_bytes.increment(bytes);
+            cells.torn_tails.add(1);
+            cells.torn_bytes.add(bytes);
         }
     }
 
     pub(crate) fn acknowledged(&self, events: u64, bytes: usize) {
-        self.events.increment(events);
-        self.bytes.increment(bytes as u64);
-        self.batch.record(events as f64);
+        self.0.events.add(events);
+        self.0.bytes.add(bytes as u64);
+        self.0.batch.record(events);
     }
 
     pub(crate) fn lock_wait(&self, waited: Duration) {
-        self.lock_wait.record(waited);
+        self.0.lock_wait.record(nanoseconds(waited));
     }
 
     pub(crate) fn refused(&self, error: &StoreError) {
         if let Some(at) = REFUSED.iter().position(|reason| *reason == error.label()) {
-            self.refused[at].increment(1);
+            self.0.refused[at].add(1);
         }
     }
+
+    fn export_counters(&self) {
+        let cells = &self.0;
+        for (reason, total) in REFUSED.iter().zip(&cells.refused) {
+            metrics::counter!("leitstand_append_failures_total", "reason" => *reason).absolute(total.get());
+        }
+        metrics::counter!("leitstand_events_total").absolute(cells.events.get());
+        metrics::counter!("leitstand_event_bytes_total").absolute(cells.bytes.get());
+        metrics::counter!("leitstand_torn_tails_total").absolute(cells.torn_tails.get());
+        metrics::counter!("leitstand_torn_bytes_total").absolute(cells.torn_bytes.get());
+        metrics::counter!("leitstand_foreign_writes_total").absolute(cells.foreign.get());
+    }
+
+    fn render(&self, page: &mut String) {
+        let cells = &self.0;
+        for (name, help, histogram) in [
+            ("leitstand_batch_events", "Events in an acknowledged request.", &cells.batch),
+            ("leitstand_group_batches", "Requests that shared one write and one sync.", &cells.group_batches),
+            ("leitstand_group_bytes", "Bytes of one write.", &cells.group_bytes),
+            ("leitstand_write_seconds", "Time of one write call.", &cells.write),
+            ("leitstand_sync_seconds", "Time of one fdatasync, and of the directory sync of a new file.", &cells.sync),
+            ("leitstand_lock_wait_seconds", "Time a foreign process kept us from a domain's lock.", &cells.lock_wait),
+        ] {
+            family(page, name, help);
+            histogram.render(name, "", page);
+        }
+    }
+}
+
+impl Default for StoreMetrics {
+    fn default() -> Self {
+        StoreMetrics::new()
+    }
+}
+
+fn family(page: &mut String, name: &str, help: &str) {
+    page.push_str(&format!("\n# HELP {name} {help}\n# TYPE {name} histogram\n"));
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Gauges {
@@ -342,37 +412,12 @@ impl Gauges {
     }
 }
 
+/// Help of the families that the exporter writes.
 fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    use metrics::{describe_counter, describe_gauge};
     describe_counter!("http_requests_total", "Requests by route template, method and status class.");
-    describe_histogram!(
-        "http_request_duration_seconds",
-        Unit::Seconds,
-        "Time from the head of a request to the head of its answer."
-    );
-    describe_histogram!(
-        "http_request_duration_highr_seconds",
-        Unit::Seconds,
-        "The same with many buckets and no labels."
-    );
-    describe_histogram!("http_request_size_bytes", Unit::Bytes, "Body bytes received.");
-    describe_histogram!("http_response_size_bytes", Unit::Bytes, "Body bytes answered.");
     describe_counter!("leitstand_events_total", "Events acknowledged.");
     describe_counter!("leitstand_event_bytes_total", "Bytes of acknowledged lines.");
-    describe_histogram!("leitstand_batch_events", "Events in an acknowledged request.");
-    describe_histogram!("leitstand_group_batches", "Requests that shared one write and one sync.");
-    describe_histogram!("leitstand_group_bytes", Unit::Bytes, "Bytes of one write.");
-    describe_histogram!("leitstand_write_seconds", Unit::Seconds, "Time of one write call.");
-    describe_histogram!(
-        "leitstand_sync_seconds",
-        Unit::Seconds,
-        "Time of one fdatasync, and of the directory sync of a new file."
-    );
-    describe_histogram!(
-        "leitstand_lock_wait_seconds",
-        Unit::Seconds,
-        "Time a foreign process kept us from a domain's lock."
-    );
     describe_counter!("leitstand_torn_tails_total", "Unfinished lines moved to .torn/.");
     describe_counter!("leitstand_torn_bytes_total", "Bytes moved to .torn/.");
     describe_counter!("leitstand_foreign_writes_total", "Times a file had grown or been replaced by somebody else.");
