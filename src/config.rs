@@ -112,7 +112,7 @@ pub struct ConfigError(pub Vec<Problem>);
 
 /// The settings every value of which is read from the environment, with their defaults, in the
 /// order of the documents. `.env.example` is compared with it.
-pub const SETTINGS: [(&str, &str); 18] = [
+pub const SETTINGS: [(&str, &str); 19] = [
     ("LEITSTAND_TOKEN", ""),
     ("LEITSTAND_TOKEN_FILE", ""),
     ("LEITSTAND_DATA_DIR", "data"),
@@ -124,6 +124,7 @@ pub const SETTINGS: [(&str, &str); 18] = [
     ("LEITSTAND_LOG_FORMAT", "text"),
     ("LEITSTAND_HOST", "127.0.0.1"),
     ("LEITSTAND_PORT", "8788"),
+    ("LEITSTAND_VERSION", env!("CARGO_PKG_VERSION")),
     ("LEITSTAND_FSYNC", "always"),
     ("LEITSTAND_TRUSTED_PROXIES", "127.0.0.1,::1"),
     ("LEITSTAND_MAX_CONNECTIONS", "10000"),
@@ -160,7 +161,7 @@ impl Config {
                     text.trim().parse().map_err(|_| "must be a port, 0 to 65535".to_owned())
                 }),
             },
-            version: reader.raw("LEITSTAND_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            version: reader.get("LEITSTAND_VERSION", |text| Ok(text.to_owned())),
             fsync: reader.get("LEITSTAND_FSYNC", fsync),
             trusted_proxies: reader.get("LEITSTAND_TRUSTED_PROXIES", networks),
             max_connections: reader.get("LEITSTAND_MAX_CONNECTIONS", |text| Ok(integer(text, 1..=1_000_000)? as usize)),
@@ -230,13 +231,20 @@ impl Reader<'_> {
         {
             self.warnings.push(format!("{name} and {older} are both set and differ; {name} is used"));
         }
-        let used = if new.is_some() { name.to_owned() } else { older.unwrap_or_default() };
         match (new.or(old))?.into_string() {
             Ok(text) => Some(text),
             Err(_) => {
-                self.problem(&used, "is not UTF-8");
+                self.problem(&self.used_name(name), "is not UTF-8");
                 None
             }
+        }
+    }
+
+    /// The name under which the value was found, so that a problem names what is really set.
+    fn used_name(&self, name: &str) -> String {
+        match name.strip_prefix("LEITSTAND_") {
+            Some(rest) if (self.source.get)(name).is_none() => format!("CHRONIK_{rest}"),
+            _ => name.to_owned(),
         }
     }
 
@@ -247,7 +255,7 @@ impl Reader<'_> {
         if let Some(text) = self.raw(name) {
             match parse(&text) {
                 Ok(value) => return value,
-                Err(why) => self.problem(name, &format!("is {text:?}: {why}")),
+                Err(why) => self.problem(&self.used_name(name), &format!("is {text:?}: {why}")),
             }
         }
         parse(default).expect("every default in SETTINGS can be read, see the test")
@@ -265,11 +273,12 @@ impl Reader<'_> {
             (None, Some(path)) => match (self.source.read)(Path::new(&path)).map(String::from_utf8) {
                 Ok(Ok(text)) => text,
                 Ok(Err(_)) => {
-                    self.problem("LEITSTAND_TOKEN_FILE", &format!("{path:?} is not UTF-8"));
+                    self.problem("LEITSTAND_TOKEN_FILE", "names a file that is not UTF-8");
                     return Tokens(Vec::new());
                 }
                 Err(e) => {
-                    self.problem("LEITSTAND_TOKEN_FILE", &format!("{path:?} cannot be read: {e}"));
+                    // The value is not quoted: people put the secret itself there by mistake.
+                    self.problem("LEITSTAND_TOKEN_FILE", &format!("must name a file that can be read: {e}"));
                     return Tokens(Vec::new());
                 }
             },

@@ -33,17 +33,73 @@ fn apply(args: &BindArgs, bind: &mut Bind) {
 }
 
 fn dot_env() -> Result<HashMap<String, OsString>, String> {
-    let lines = match dotenvy::from_path_iter(Path::new(DOT_ENV)) {
-        Ok(lines) => lines,
-        Err(e) if e.not_found() => return Ok(HashMap::new()),
+    let text = match std::fs::read_to_string(DOT_ENV) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
         Err(e) => return Err(format!("{DOT_ENV} cannot be read: {e}")),
     };
+    parse(&text)
+}
+
+/// `NAME=value` lines, as systemd's EnvironmentFile reads them: `#` begins a comment line, quotes
+/// around a value are taken off, and nothing is expanded, so that a `$` in a secret stays one.
+fn parse(text: &str) -> Result<HashMap<String, OsString>, String> {
     let mut vars = HashMap::new();
-    for line in lines {
-        // The parser's message quotes the line, which may hold a secret.
-        let (name, value) =
-            line.map_err(|_| format!("{DOT_ENV} has a line that is not NAME=value (quote values with spaces or $)"))?;
-        vars.insert(name, value.into());
+    for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, value) = assignment(line).ok_or_else(|| {
+            // The line itself may hold a secret.
+            format!("{DOT_ENV} line {number} is not NAME=value (a value in quotes must end with them)")
+        })?;
+        vars.insert(name.to_owned(), value.into());
     }
     Ok(vars)
+}
+
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    let line = line.strip_prefix("export ").unwrap_or(line);
+    let (name, value) = line.split_once('=')?;
+    let (name, value) = (name.trim(), value.trim());
+    let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let value = match value.chars().next() {
+        Some(quote @ ('"' | '\'')) => value[1..].strip_suffix(quote)?,
+        // As shells do: a comment may follow after a blank.
+        _ => value.split_once(" #").map_or(value, |(value, _)| value.trim_end()),
+    };
+    is_name.then_some((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_written() {
+        let text = "\u{feff}# comment\n\nA=1\r\nexport B = two words \nC='a$b #c'\nD=\"x=y\"\nE=\nF=p # comment\nG=a#b\nH=a$b\n";
+        let vars = parse(text).unwrap();
+        for (name, want) in [
+            ("A", "1"),
+            ("B", "two words"),
+            ("C", "a$b #c"),
+            ("D", "x=y"),
+            ("E", ""),
+            ("F", "p"),
+            ("G", "a#b"),
+            ("H", "a$b"),
+        ] {
+            assert_eq!(vars[name], want, "{name}");
+        }
+        assert_eq!(vars.len(), 8);
+    }
+
+    #[test]
+    fn what_is_no_assignment_is_told_by_line_and_not_quoted() {
+        for bad in ["s3cret", "A B=s3cret", "=s3cret", "A='s3cret", "A=\"s3cret'"] {
+            let message = parse(&format!("X=1\n{bad}\n")).unwrap_err();
+            assert!(message.contains("line 2") && !message.contains("s3cret"), "{message}");
+        }
+    }
 }

@@ -1,48 +1,145 @@
 //! Where log lines go, and what never gets into them.
+//!
+//! Lines pass a bounded queue to one thread that writes them, so that a reader who does not keep up
+//! costs lines, which are counted, and never events or a clean stop.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::prelude::*;
 
 use crate::config::{LogFormat, LogLevel};
 
-/// Lines waiting for a slow reader of stdout; further ones are dropped and counted.
-const BUFFERED_LINES_MAX: usize = 8192;
+/// Lines waiting for a slow reader; further ones are dropped and counted.
+const QUEUED_LINES_MAX: usize = 8192;
+/// Lines written in one go.
+const BATCH_BYTES: usize = 64 << 10;
+/// How long the end waits for the last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Keeps the log going; the last lines are written when it is dropped.
+/// Keeps the log going; waits a moment for the last lines when it is dropped.
 pub(super) struct Logging {
-    _guard: WorkerGuard,
-    pub(super) dropped: ErrorCounter,
+    queue: LineQueue,
 }
 
-/// Starts logging to stdout. A reader that does not keep up loses lines, never events.
-pub(super) fn start(level: LogLevel, format: LogFormat) -> Logging {
-    let (writer, guard) =
-        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES_MAX).finish(io::stdout());
-    let dropped = writer.error_counter();
-    let subscriber = tracing_subscriber::registry().with(filter(level)).with(layer(format, writer));
+#[derive(Clone)]
+struct LineQueue {
+    lines: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Message {
+    Line(Vec<u8>),
+    /// Answered when everything before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// Starts logging to stdout.
+pub(super) fn start(level: LogLevel, format: LogFormat) -> io::Result<Logging> {
+    // A descriptor of our own: the lock of std's stdout would be held while a write is stuck.
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let (lines, written) = sync_channel(QUEUED_LINES_MAX);
+    std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(stdout, &written))?;
+    let queue = LineQueue { lines, dropped: Arc::default() };
+    let subscriber = tracing_subscriber::registry().with(filter(level)).with(layer(format, queue.clone()));
     // Fails only when a subscriber was set before, which nothing here does.
     let _ = tracing::subscriber::set_global_default(subscriber);
     std::panic::set_hook(Box::new(log_panic));
-    Logging { _guard: guard, dropped }
+    Ok(Logging { queue })
 }
 
-fn layer<S>(format: LogFormat, writer: NonBlocking) -> Box<dyn tracing_subscriber::Layer<S> + Send + Sync>
+fn write_lines(mut stdout: File, lines: &Receiver<Message>) {
+    let mut batch = Vec::with_capacity(BATCH_BYTES);
+    while let Ok(first) = lines.recv() {
+        let mut flushed = Vec::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Line(line) => batch.extend_from_slice(&line),
+                Message::Flush(done) => flushed.push(done),
+            }
+            next = if batch.len() < BATCH_BYTES { lines.try_recv().ok() } else { None };
+        }
+        // Nobody reads any more: there is nowhere left to complain.
+        let _ = stdout.write_all(&batch);
+        batch.clear();
+        for done in flushed {
+            // Whoever asked may have stopped waiting.
+            let _ = done.send(());
+        }
+    }
+}
+
+impl Logging {
+    /// A view of how many lines were dropped.
+    pub(super) fn dropped(&self) -> Arc<AtomicU64> {
+        self.queue.dropped.clone()
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        let (done, written) = sync_channel(1);
+        if self.queue.lines.try_send(Message::Flush(done)).is_ok() {
+            // A stuck reader costs the last lines, not the end.
+            let _ = written.recv_timeout(LAST_LINES);
+        }
+    }
+}
+
+/// One line on its way into the queue.
+struct Line {
+    queue: LineQueue,
+    bytes: Vec<u8>,
+}
+
+impl<'a> MakeWriter<'a> for LineQueue {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { queue: self.clone(), bytes: Vec::with_capacity(256) }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.queue.lines.try_send(Message::Line(std::mem::take(&mut self.bytes))).is_err() {
+            self.queue.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn layer<S>(format: LogFormat, queue: LineQueue) -> Box<dyn tracing_subscriber::Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
     match format {
-        LogFormat::Text => fmt::layer().with_ansi(false).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer().with_ansi(false).with_writer(queue).boxed(),
         LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .with_writer(writer)
+            .with_writer(queue)
             .boxed(),
     }
 }
@@ -63,4 +160,20 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     tracing::error!(place, "panic; this is a bug, please report the place and the version");
     // The log may not be running any more; stderr is the last resort and nothing is left to do if it fails.
     let _ = writeln!(io::stderr(), "leitstand: panic at {place}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_find_no_room_are_counted_and_block_nobody() {
+        let (lines, kept) = sync_channel(2);
+        let queue = LineQueue { lines, dropped: Arc::default() };
+        for n in 0..5 {
+            writeln!(queue.make_writer(), "line {n}").unwrap();
+        }
+        assert_eq!(queue.dropped.load(Ordering::Relaxed), 3);
+        assert!(matches!(kept.try_recv(), Ok(Message::Line(line)) if line == b"line 0\n"));
+    }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -26,7 +27,8 @@ const BACKLOG: u32 = 4096;
 
 pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let config = super::env::config(args)?;
-    let logging = logging::start(config.log_level, config.log_format);
+    let logging =
+        logging::start(config.log_level, config.log_format).map_err(|e| format!("cannot start the log: {e}"))?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -59,16 +61,20 @@ async fn start(config: Config, share: Descriptors, logging: &logging::Logging) -
     let (listener, address) = bind(&config.bind).await?;
     let state = Arc::new(AppState::new(&config, store.clone(), metrics.clone(), share.connections));
 
-    let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped.clone()));
+    let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
     announce(&config, &address, share.connections);
     let server = ServerOptions { shutdown_timeout: config.shutdown_timeout };
-    serve(listener, state, server, signals.first()).await;
+    let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
     if let Bind::Unix(path) = &config.bind {
         // If it is gone already, so much the better.
         let _ = std::fs::remove_file(path);
     }
-    tracing::info!("stopped, 0 writes pending");
+    if drained {
+        tracing::info!("stopped, 0 writes pending");
+    } else {
+        tracing::warn!("stopped with appends in flight, none of them acknowledged");
+    }
     Ok(())
 }
 
@@ -96,18 +102,13 @@ fn announce(config: &Config, address: &str, connections_max: usize) {
 }
 
 /// Everything that must happen now and then, for as long as the service runs.
-async fn maintain(
-    store: Store,
-    state: Arc<AppState>,
-    metrics: Metrics,
-    dropped: tracing_appender::non_blocking::ErrorCounter,
-) {
+async fn maintain(store: Store, state: Arc<AppState>, metrics: Metrics, dropped: Arc<AtomicU64>) {
     let sweep = async {
         let mut ticks = tokio::time::interval(SWEEP_EVERY);
         loop {
             ticks.tick().await;
             state.sweep();
-            metrics.log_lines_dropped(dropped.dropped_lines() as u64);
+            metrics.log_lines_dropped(dropped.load(Ordering::Relaxed));
         }
     };
     tokio::join!(sweep, store.maintain());
@@ -219,7 +220,7 @@ impl Descriptors {
         let sync_threads = (descriptors / 16).clamp(4, 64) as usize;
         let rest = descriptors.saturating_sub(SPARE_DESCRIPTORS) as usize;
         let rest = rest.saturating_sub(2 * (open_domains + sync_threads));
-        Descriptors { connections: connections_max.min(rest).max(8), open_domains, sync_threads }
+        Descriptors { connections: connections_max.min(rest.max(8)), open_domains, sync_threads }
     }
 }
 

@@ -47,13 +47,13 @@ impl Auth {
         let suspect = self.failures.peek(key, now).err();
         match (self.token_index(headers), suspect) {
             (Some(index), None) => {
-                if !self.established.knows((key, index), now) {
-                    // Only remembered; being counted already is no refusal here.
-                    let _ = self.established.hit((key, index), now);
-                }
+                self.established.remember((key, index), now);
                 Ok(())
             }
-            (Some(index), Some(_)) if self.established.knows((key, index), now) => Ok(()),
+            (Some(index), Some(_)) if self.established.knows((key, index), now) => {
+                self.established.remember((key, index), now);
+                Ok(())
+            }
             (_, Some(standing)) => Err(ApiError::TokenGuessing { retry_after_s: standing.retry_after_s() }),
             (None, None) => {
                 // Counted; the peek above has said that it passes, and a race only counts less.

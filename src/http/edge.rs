@@ -103,7 +103,7 @@ impl Caller {
 struct Log {
     started: Instant,
     request_id: HeaderValue,
-    method: Method,
+    method: &'static str,
     route: &'static str,
     client: Client,
     subject: Subject,
@@ -117,15 +117,16 @@ impl Edge {
         let client = Client::of(self.peer, headers, &self.state.trusted_proxies);
         let request_id = self.request_id(headers);
         let as_problem = accepts_problem(headers);
-        let framing = self.check_framing(&request);
         self.conn.request_begins(!request.body().is_end_stream());
+        let framing = self.check_framing(&request);
 
         let mut request = request;
         normalise_path(request.uri_mut());
         let mut log = Log {
             started,
             request_id,
-            method: request.method().clone(),
+            // What nobody knows may be anything, and is not quoted in a log.
+            method: known_method(request.method()).unwrap_or("OTHER"),
             route: route_template(request.uri().path()),
             client,
             subject: Subject::default(),
@@ -150,7 +151,7 @@ impl Edge {
     async fn answer(&mut self, request: Request<Incoming>, log: &mut Log) -> Response {
         let caller = Caller { client: log.client, conn: self.conn.clone(), started: log.started };
         let hot = match log.route {
-            _ if log.method != Method::POST => None,
+            _ if log.method != "POST" => None,
             "/v1/ingest" => Some(Route::V1),
             "/ingest/{domain}" => Some(Route::Old),
             _ => None,
@@ -181,6 +182,9 @@ impl Edge {
         }
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, log.request_id.clone());
+        if log.route == "/ingest/{domain}" {
+            ingest::add_deprecation(headers);
+        }
         if !self.conn.answer_begins() || self.state.closing.load(Ordering::Relaxed) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -196,20 +200,20 @@ impl Edge {
         let handler = if matches!(refused, Some(ApiError::NotFound)) { "none" } else { log.route };
         self.state.metrics.request(RequestSample {
             handler,
-            method: log.method.as_str(),
+            method: log.method,
             status,
             duration,
             request_bytes: subject.body_bytes,
             response_bytes,
         });
         if let Some(error) = refused {
-            self.count(error);
+            self.count(error, subject);
             self.explain(error, log);
         }
         tracing::info!(
             target: "leitstand::access",
             request_id = log.request_id.to_str().unwrap_or_default(),
-            method = log.method.as_str(),
+            method = log.method,
             route = handler,
             status,
             duration_ms = duration.as_micros() as f64 / 1000.0,
@@ -222,7 +226,7 @@ impl Edge {
         );
     }
 
-    fn count(&self, error: &ApiError) {
+    fn count(&self, error: &ApiError, subject: &Subject) {
         let metrics = &self.state.metrics;
         match error {
             ApiError::RateLimited(_) => metrics.refused(Refusal::RateLimited),
@@ -230,9 +234,6 @@ impl Edge {
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
-            ApiError::Busy => metrics.refused(Refusal::ConnectionLimit),
-            // Counted by the store.
-            ApiError::Store(_) => {}
             ApiError::NotFound | ApiError::MethodNotAllowed => {}
             ApiError::LengthRequired
             | ApiError::TooLarge { .. }
@@ -242,7 +243,8 @@ impl Edge {
             | ApiError::ContentType
             | ApiError::Event(_)
             | ApiError::BodyCut
-            | ApiError::Panicked => metrics.rejected(error.label()),
+            | ApiError::Store(_)
+            | ApiError::Panicked => metrics.rejected(error.label(), subject.events, subject.body_bytes),
         }
     }
 
@@ -256,11 +258,10 @@ impl Edge {
             other => other.detail().into_owned(),
         };
         match error {
-            ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown)
-            | ApiError::Busy => {
+            ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
                 tracing::warn!(request_id, domain, cause, "request deferred");
             }
-            _ if error.status().is_server_error() => tracing::error!(request_id, domain, cause, "request failed"),
+            ApiError::Store(_) | ApiError::Panicked => tracing::error!(request_id, domain, cause, "request failed"),
             _ => tracing::debug!(request_id, domain, cause, "request refused"),
         }
     }
@@ -283,7 +284,7 @@ impl Edge {
         let headers = request.headers();
         let hosts = headers.get_all(HOST).iter().count();
         let host_is_clear = hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10);
-        if self.conn.take_doubtful() || !host_is_clear || !METHODS.contains(&request.method().as_str()) {
+        if self.conn.is_doubtful() || !host_is_clear || known_method(request.method()).is_none() {
             return Err(ApiError::Malformed);
         }
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -300,6 +301,10 @@ fn write_hex(into: &mut [u8], mut number: u64) {
         *digit = b"0123456789abcdef"[(number & 15) as usize];
         number >>= 4;
     }
+}
+
+fn known_method(method: &Method) -> Option<&'static str> {
+    METHODS.into_iter().find(|known| *known == method.as_str())
 }
 
 fn accepts_problem(headers: &HeaderMap) -> bool {

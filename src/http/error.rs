@@ -53,8 +53,6 @@ pub enum ApiError {
     BodyTimeout,
     /// The connection ended within the body.
     BodyCut,
-    /// All connections are taken.
-    Busy,
     Store(StoreError),
     Panicked,
 }
@@ -102,7 +100,6 @@ impl ApiError {
                 | Reason::DomainMissing => StatusCode::BAD_REQUEST,
             },
             ApiError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            ApiError::Busy => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::Store(error) => match error {
                 StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown => {
                     StatusCode::SERVICE_UNAVAILABLE
@@ -137,7 +134,7 @@ impl ApiError {
             ApiError::ContentType => "unsupported content-type",
             ApiError::Event(error) => return error.reason.to_string().into(),
             ApiError::BodyTimeout => "request timeout",
-            ApiError::Busy | ApiError::Store(StoreError::Busy { .. }) => "busy",
+            ApiError::Store(StoreError::Busy { .. }) => "busy",
             ApiError::Store(StoreError::LockTimeout { .. }) => "lock timeout",
             ApiError::Store(StoreError::ShuttingDown) => "shutting down",
             ApiError::Store(StoreError::Full { .. }) => "insufficient storage",
@@ -180,7 +177,6 @@ impl ApiError {
                 Reason::SummaryTooLong => "summary_too_long",
             },
             ApiError::BodyTimeout => "request_timeout",
-            ApiError::Busy => "busy",
             ApiError::Store(error) => match error {
                 StoreError::Full { .. } => "insufficient_storage",
                 StoreError::Io { .. }
@@ -202,8 +198,7 @@ impl ApiError {
         match self {
             ApiError::RateLimited(standing) => Some(standing.retry_after_s()),
             ApiError::TokenGuessing { retry_after_s } => Some((*retry_after_s).max(1)),
-            ApiError::Busy
-            | ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
+            ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
                 Some(1)
             }
             _ => None,
@@ -249,10 +244,7 @@ impl ApiError {
         if let ApiError::RateLimited(standing) = self {
             standing.add_headers(headers);
         }
-        if matches!(
-            self,
-            ApiError::Malformed | ApiError::TransferCoding | ApiError::BodyCut | ApiError::BodyTimeout | ApiError::Busy
-        ) {
+        if matches!(self, ApiError::Malformed | ApiError::TransferCoding | ApiError::BodyCut | ApiError::BodyTimeout) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if matches!(self, ApiError::Unauthorized) {
@@ -286,7 +278,7 @@ impl ApiError {
 pub(crate) struct Refused(pub Arc<ApiError>);
 
 impl IntoResponse for ApiError {
-    /// Only a marker: [`super::edge`] knows the request id and what the client accepts.
+    /// Only a marker: the edge knows the request id and what the client accepts.
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.status();

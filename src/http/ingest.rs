@@ -138,12 +138,15 @@ pub(crate) async fn respond<B: HttpBody<Data = Bytes> + Unpin>(
     }
     if route == Route::Old {
         state.metrics.deprecated();
-        let headers = response.headers_mut();
-        headers.insert(HeaderName::from_static("deprecation"), DEPRECATION);
-        headers.insert(HeaderName::from_static("sunset"), SUNSET);
-        headers.insert(LINK, SUCCESSOR);
     }
     response
+}
+
+/// What goes out with every answer on the deprecated path.
+pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
+    headers.insert(HeaderName::from_static("deprecation"), DEPRECATION);
+    headers.insert(HeaderName::from_static("sunset"), SUNSET);
+    headers.insert(LINK, SUCCESSOR);
 }
 
 /// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.

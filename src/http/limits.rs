@@ -120,6 +120,25 @@ impl Limiter {
         Ok(Some(tightest))
     }
 
+    /// Remembers `key` for the longest window from `now` on, without counting it.
+    pub fn remember(&self, key: impl Hash, now: Instant) {
+        let now_ms = self.ms(now);
+        let hash = self.hasher.hash_one(key);
+        let ends_ms = now_ms + self.limits.as_slice().iter().map(|l| l.window.as_millis() as u64).max().unwrap_or(0);
+        let mut shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
+        match shard.get_mut(&hash) {
+            Some(windows) => windows[0].ends_ms = ends_ms,
+            None => {
+                if shard.len() >= KEYS_MAX / SHARDS {
+                    make_room(&mut shard, now_ms);
+                }
+                let mut windows = Windows::default();
+                windows[0].ends_ms = ends_ms;
+                shard.insert(hash, windows);
+            }
+        }
+    }
+
     /// Whether `key` was counted in a window that has not ended.
     pub fn knows(&self, key: impl Hash, now: Instant) -> bool {
         let now_ms = self.ms(now);

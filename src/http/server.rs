@@ -55,8 +55,8 @@ pub struct ServerOptions {
     pub shutdown_timeout: Duration,
 }
 
-/// Serves until `shutdown` is ready, then drains, and returns when nothing is in flight or the
-/// shutdown timeout is over. Every acknowledged event is in its file by then.
+/// Serves until `shutdown` is ready, then drains, and returns when nothing is in flight (`true`) or
+/// the shutdown timeout is over (`false`). Every acknowledged event is in its file by then.
 ///
 /// The caller owns socket and stop signal, so tests can bind port 0 and stop at will.
 pub async fn serve(
@@ -64,7 +64,7 @@ pub async fn serve(
     state: Arc<AppState>,
     options: ServerOptions,
     shutdown: impl Future<Output = ()>,
-) {
+) -> bool {
     let mut server = Server {
         router: super::router(state.clone()),
         state,
@@ -77,7 +77,6 @@ pub async fn serve(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            biased;
             () = &mut shutdown => break,
             accepted = accept(&listener) => server.take(accepted).await,
             Some(_) = server.connections.join_next() => {}
@@ -101,9 +100,7 @@ pub async fn serve(
     // 4. Whoever is still sending had his time.
     server.connections.shutdown().await;
     // 5. The writers end what they have begun.
-    if tokio::time::timeout_at(deadline + ANSWER_MARGIN, state.store.drained()).await.is_err() {
-        tracing::warn!("stopped with appends in flight, none of them acknowledged");
-    }
+    tokio::time::timeout_at(deadline + ANSWER_MARGIN, state.store.drained()).await.is_ok()
 }
 
 struct Server {
@@ -216,8 +213,11 @@ where
         Box::pin(async move { Ok::<Response, std::convert::Infallible>(edge.call(request).await) })
     });
     let io = TokioIo::new(ConnIo::new(stream, conn.clone()));
-    let mut http =
-        http1::Builder::new().header_read_timeout(None).max_buf_size(BUFFER_BYTES_MAX).serve_connection(io, service);
+    let mut http = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .max_header_size(BUFFER_BYTES_MAX)
+        .serve_connection(io, service);
     let mut stopping = false;
     let result = std::future::poll_fn(|cx| {
         conn.register(cx.waker());
@@ -231,7 +231,7 @@ where
         Some(Ok(())) => {}
         Some(Err(error)) => report(&state, &error),
         // Running out of time between two requests is the normal end of a connection.
-        None if conn.used.load(Ordering::Relaxed) => {}
+        None if conn.was_used() => {}
         None => state.metrics.refused(Refusal::HeaderTimeout),
     }
     let stream = http.into_parts().io.into_inner().into_inner();
@@ -272,9 +272,12 @@ async fn linger<S: AsyncRead + Unpin>(stream: &mut S) {
 }
 
 async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, _permit: OwnedSemaphorePermit) {
-    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-        connection: close\r\ncontent-length: 17\r\n\r\n{\"detail\":\"busy\"}";
-    if stream.write_all(ANSWER).await.is_ok() && stream.shutdown().await.is_ok() {
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nx-request-id: {:016x}\r\n\
+        connection: close\r\ncontent-length: 17\r\n\r\n{{\"detail\":\"busy\"}}",
+        crate::rng::random_u64()
+    );
+    if stream.write_all(answer.as_bytes()).await.is_ok() && stream.shutdown().await.is_ok() {
         linger(&mut stream).await;
     }
 }

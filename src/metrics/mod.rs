@@ -77,6 +77,7 @@ struct Sizes {
 }
 
 struct Gauges {
+    queue_depth: Gauge,
     in_flight_bytes: Gauge,
     in_flight_bytes_max: Gauge,
     open_domains: Gauge,
@@ -176,9 +177,14 @@ impl Metrics {
         self.count(|| metrics::counter!("leitstand_refused_total", "reason" => refusal.label()).increment(1));
     }
 
-    /// Counts a body that was refused, by the reason given to the client.
-    pub fn rejected(&self, reason: &'static str) {
-        self.count(|| metrics::counter!("leitstand_rejected_requests_total", "reason" => reason).increment(1));
+    /// Counts a request whose content was not stored, with its events (if they could be counted)
+    /// and its body bytes, by the reason given to the client.
+    pub fn rejected(&self, reason: &'static str, events: u64, bytes: u64) {
+        self.count(|| {
+            metrics::counter!("leitstand_rejected_requests_total", "reason" => reason).increment(1);
+            metrics::counter!("leitstand_rejected_events_total", "reason" => reason).increment(events);
+            metrics::counter!("leitstand_rejected_bytes_total", "reason" => reason).increment(bytes);
+        });
     }
 
     /// Counts a request on the deprecated path.
@@ -199,6 +205,7 @@ impl Metrics {
     /// Sets what is only looked at when somebody asks.
     pub fn observe(&self, health: &StoreHealth, connections: usize, connections_max: usize, rate_limit_keys: usize) {
         let gauges = &self.0.gauges;
+        gauges.queue_depth.set(health.queued_requests as f64);
         gauges.in_flight_bytes.set(health.in_flight_bytes as f64);
         gauges.in_flight_bytes_max.set(health.in_flight_bytes_max as f64);
         gauges.open_domains.set(health.open_domains as f64);
@@ -331,10 +338,11 @@ impl StoreMetrics {
         if appended.foreign {
             cells.foreign.add(1);
         }
-        if let Some(bytes) = appended.torn_bytes {
-            cells.torn_tails.add(1);
-            cells.torn_bytes.add(bytes);
-        }
+    }
+
+    pub(crate) fn torn(&self, bytes: u64) {
+        self.0.torn_tails.add(1);
+        self.0.torn_bytes.add(bytes);
     }
 
     pub(crate) fn acknowledged(&self, events: u64, bytes: usize) {
@@ -398,6 +406,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 impl Gauges {
     fn new() -> Gauges {
         Gauges {
+            queue_depth: metrics::gauge!("leitstand_queue_depth"),
             in_flight_bytes: metrics::gauge!("leitstand_in_flight_bytes"),
             in_flight_bytes_max: metrics::gauge!("leitstand_in_flight_bytes_max"),
             open_domains: metrics::gauge!("leitstand_open_domains"),
@@ -422,7 +431,9 @@ fn describe() {
     describe_counter!("leitstand_torn_bytes_total", "Bytes moved to .torn/.");
     describe_counter!("leitstand_foreign_writes_total", "Times a file had grown or been replaced by somebody else.");
     describe_counter!("leitstand_append_failures_total", "Requests the store refused, by reason.");
-    describe_counter!("leitstand_rejected_requests_total", "Requests whose content was refused, by reason.");
+    describe_counter!("leitstand_rejected_requests_total", "Requests whose content was not stored, by reason.");
+    describe_counter!("leitstand_rejected_events_total", "Events of such requests, as far as they could be counted.");
+    describe_counter!("leitstand_rejected_bytes_total", "Body bytes of such requests.");
     describe_counter!(
         "leitstand_refused_total",
         "Requests and connections turned away before their content was looked at, by reason."
@@ -430,6 +441,7 @@ fn describe() {
     describe_counter!("leitstand_deprecated_requests_total", "Requests on the deprecated path /ingest/{domain}.");
     describe_counter!("leitstand_connections_total", "Connections accepted.");
     describe_counter!("leitstand_log_lines_dropped_total", "Log lines dropped because nobody read them.");
+    describe_gauge!("leitstand_queue_depth", "Requests handed to the store and not yet answered.");
     describe_gauge!("leitstand_in_flight_bytes", Unit::Bytes, "Bytes of requests in memory, not yet acknowledged.");
     describe_gauge!(
         "leitstand_in_flight_bytes_max",

@@ -5,33 +5,33 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::error::StoreError;
+use crate::metrics::StoreMetrics;
 
 /// How often a drain looks whether everything has been given back.
 const IDLE_POLL: Duration = Duration::from_millis(2);
 
 /// Counts bytes that requests hold in memory, from the first body byte to the ack.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Budget(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     used: AtomicUsize,
     bytes_max: usize,
+    metrics: StoreMetrics,
 }
 
 /// A share of the byte budget; given back when dropped.
 ///
 /// It travels with the bytes it stands for, into the writer, so a client that hangs up gives
 /// nothing back early.
-#[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
     bytes: usize,
 }
 
 impl Budget {
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Budget(Arc::new(Shared { used: AtomicUsize::new(0), bytes_max }))
+    pub(crate) fn new(bytes_max: usize, metrics: StoreMetrics) -> Self {
+        Budget(Arc::new(Shared { used: AtomicUsize::new(0), bytes_max, metrics }))
     }
 
     /// A reservation of one byte, to be grown as bytes arrive.
@@ -61,7 +61,9 @@ impl Budget {
             return Ok(());
         }
         self.give_back(bytes);
-        Err(StoreError::Busy { in_flight_bytes_max: self.0.bytes_max })
+        let error = StoreError::Busy { in_flight_bytes_max: self.0.bytes_max };
+        self.0.metrics.refused(&error);
+        Err(error)
     }
 
     fn give_back(&self, bytes: usize) {
@@ -97,13 +99,13 @@ mod tests {
 
     #[test]
     fn bytes_in_flight_are_bounded_and_given_back() {
-        let budget = Budget::new(100);
+        let budget = Budget::new(100, StoreMetrics::new());
         let mut first = budget.reserve().unwrap();
         first.grow_to(60).unwrap();
         first.grow_to(10).unwrap();
         assert_eq!(budget.bytes_used(), 60);
         let mut second = budget.reserve().unwrap();
-        assert!(matches!(second.grow_to(41), Err(StoreError::Busy { in_flight_bytes_max: 100 })));
+        assert!(matches!(second.grow_to(41).unwrap_err(), StoreError::Busy { in_flight_bytes_max: 100 }));
         assert_eq!(budget.bytes_used(), 61, "a refusal takes nothing");
         drop(first);
         second.grow_to(1000).unwrap();

@@ -60,6 +60,8 @@ pub trait Disk: Send + Sync + 'static {
     fn open_data(&self, name: &str) -> io::Result<Self::File>;
     /// Creates a file that must not exist in the side directory `dir`, which is created if needed.
     fn create_side(&self, dir: &str, name: &str) -> io::Result<Self::File>;
+    /// Removes what [`Disk::create_side`] made.
+    fn remove_side(&self, dir: &str, name: &str) -> io::Result<()>;
     /// `flock(LOCK_EX | LOCK_NB)`: false when somebody else holds it.
     fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
     /// Releases the lock of [`Disk::try_lock`].
@@ -206,6 +208,10 @@ impl Disk for RealDisk {
         let side = open_side(&root, dir)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&side, name, flags, Mode::from_raw_mode(0o600))?))
+    }
+
+    fn remove_side(&self, dir: &str, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(open_side(&self.dir(), dir)?, name, AtFlags::empty())?)
     }
 
     fn try_lock(&self, file: &File) -> io::Result<bool> {

@@ -24,6 +24,8 @@ pub(crate) struct Log<D: Disk> {
     names: FileNames,
     lock: Option<Opened<D::File>>,
     data: Option<Data<D::File>>,
+    /// Moved aside by the last append, also if that failed afterwards.
+    torn_bytes: Option<u64>,
     open: OpenCount,
 }
 
@@ -78,15 +80,13 @@ pub(crate) enum SyncWhen {
 pub(crate) struct Appended {
     /// Somebody else wrote to the file, or replaced it, since our last append.
     pub foreign: bool,
-    /// Bytes of a torn tail that were moved aside.
-    pub torn_bytes: Option<u64>,
     pub write: Duration,
     pub sync: Duration,
 }
 
 impl<D: Disk> Log<D> {
     pub(crate) fn new(names: FileNames, open: OpenCount) -> Self {
-        Log { names, lock: None, data: None, open }
+        Log { names, lock: None, data: None, torn_bytes: None, open }
     }
 
     /// Takes the lock if it is free. Never waits.
@@ -142,6 +142,11 @@ impl<D: Disk> Log<D> {
         self.data = None;
     }
 
+    /// Bytes of a torn tail that were moved aside since the last look.
+    pub(crate) fn take_torn_bytes(&mut self) -> Option<u64> {
+        self.torn_bytes.take()
+    }
+
     /// Identity of the data file, if it is open.
     pub(crate) fn data_id(&self) -> Option<FileId> {
         self.data.as_ref().map(|data| data.id)
@@ -169,7 +174,7 @@ impl<D: Disk> Log<D> {
                     tail::keep_torn(disk, &data.file, &names.data, sound_len, len)
                         .map_err(|e| StoreError::io("keep torn tail", e))?;
                     disk.set_len(&data.file, sound_len).map_err(|e| StoreError::io("cut torn tail", e))?;
-                    appended.torn_bytes = Some(len - sound_len);
+                    self.torn_bytes = Some(len - sound_len);
                     len = sound_len;
                 }
             }

@@ -111,6 +111,8 @@ pub struct StoreHealth {
     pub above_reserve: bool,
     pub draining: bool,
     pub poisoned_domains: usize,
+    /// Handed to a writer and not yet answered.
+    pub queued_requests: usize,
     pub in_flight_bytes: usize,
     pub in_flight_bytes_max: usize,
     pub open_domains: usize,
@@ -135,6 +137,22 @@ struct Inner<D: Disk> {
     hasher: RandomState,
 }
 
+/// Counts a job for as long as it lives.
+pub(crate) struct Queued(Arc<AtomicUsize>);
+
+impl Queued {
+    fn new(count: Arc<AtomicUsize>) -> Queued {
+        count.fetch_add(1, Ordering::Relaxed);
+        Queued(count)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What all writers share.
 pub(crate) struct Shared<D: Disk> {
     pub(crate) disk: D,
@@ -146,6 +164,7 @@ pub(crate) struct Shared<D: Disk> {
     lock_deadline_ms: AtomicU64,
     open_logs: OpenCount,
     poisoned: AtomicUsize,
+    queued: Arc<AtomicUsize>,
     space_checked_ms: AtomicU64,
     space_low: AtomicBool,
 }
@@ -154,7 +173,7 @@ impl<D: Disk> Store<D> {
     /// A store on `disk`.
     pub fn new(disk: D, mut options: StoreOptions, metrics: StoreMetrics) -> Store<D> {
         options.in_flight_bytes_max = options.in_flight_bytes_max.max(IN_FLIGHT_BYTES_MIN);
-        let budget = Budget::new(options.in_flight_bytes_max);
+        let budget = Budget::new(options.in_flight_bytes_max, metrics.clone());
         let shared = Arc::new(Shared {
             disk,
             options,
@@ -164,6 +183,7 @@ impl<D: Disk> Store<D> {
             lock_deadline_ms: AtomicU64::new(u64::MAX),
             open_logs: OpenCount::default(),
             poisoned: AtomicUsize::new(0),
+            queued: Arc::default(),
             space_checked_ms: AtomicU64::new(u64::MAX),
             space_low: AtomicBool::new(false),
         });
@@ -178,6 +198,7 @@ impl<D: Disk> Store<D> {
     /// draining. Nothing was written.
     pub fn reserve(&self) -> Result<Reservation, StoreError> {
         if self.inner.shared.draining.load(Ordering::Relaxed) {
+            self.inner.shared.metrics.refused(&StoreError::ShuttingDown);
             return Err(StoreError::ShuttingDown);
         }
         self.inner.budget.reserve()
@@ -196,10 +217,12 @@ impl<D: Disk> Store<D> {
     pub async fn append(&self, batch: Batch, mut reservation: Reservation) -> Result<(), StoreError> {
         let queued_at = Instant::now();
         let (domain, lines, events) = batch.into_parts();
-        reservation.grow_to(lines.capacity()).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
+        reservation.grow_to(lines.capacity())?;
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         let (ack, done) = oneshot::channel();
-        self.writer(&domain).submit(Job { lines, events, queued_at, ack, _reservation: reservation });
+        let counted = Queued::new(self.inner.shared.queued.clone());
+        let held = (reservation, counted);
+        self.writer(&domain).submit(Job { lines, events, queued_at, ack, _held: held });
         done.await.unwrap_or(Err(StoreError::Panicked))
     }
 
@@ -213,6 +236,7 @@ impl<D: Disk> Store<D> {
             above_reserve: space.is_none_or(|space| !shared.is_low(space)),
             draining: shared.draining.load(Ordering::Relaxed),
             poisoned_domains: shared.poisoned.load(Ordering::Relaxed),
+            queued_requests: shared.queued.load(Ordering::Relaxed),
             in_flight_bytes: self.inner.budget.bytes_used(),
             in_flight_bytes_max: self.inner.budget.bytes_max(),
             open_domains: shared.open_domains(),
@@ -254,6 +278,7 @@ impl<D: Disk> Store<D> {
             if self.fsync() == Fsync::EverySecond {
                 self.flush().await;
             }
+            self.look_at_poisoned();
             if swept.elapsed() >= SWEEP_EVERY {
                 swept = Instant::now();
                 self.sweep();
@@ -269,6 +294,17 @@ impl<D: Disk> Store<D> {
         for done in syncs {
             // A failed sync has poisoned its domain and is in the log; nobody waits for it here.
             let _ = done.await;
+        }
+    }
+
+    /// A poisoned domain may have been dealt with; then it should be ready before anybody asks.
+    fn look_at_poisoned(&self) {
+        if self.inner.shared.poisoned.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        for shard in &self.inner.shards {
+            // The turn looks first whether the poison can be lifted; nobody waits for its answer.
+            lock(shard).values().filter(|w| w.is_poisoned()).for_each(|w| drop(w.request_sync()));
         }
     }
 

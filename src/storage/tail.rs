@@ -63,23 +63,31 @@ fn after_last_newline<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result
 /// Copies the bytes from `sound_len` to `len` into `.torn/` and syncs them there.
 ///
 /// The caller cuts the file only after this returned; so a crash in between keeps them twice
-/// rather than not at all.
+/// rather than not at all. If it fails, nothing is left in `.torn/`.
 pub(crate) fn keep_torn<D: Disk>(disk: &D, file: &D::File, name: &str, sound_len: u64, len: u64) -> io::Result<()> {
     let stem = &name[..name.len().min(KEPT_STEM_BYTES)];
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-    let kept = disk.create_side(TORN_DIR, &format!("{stem}.{sound_len}.{now_ns}"))?;
+    let kept_name = format!("{stem}.{sound_len}.{now_ns}");
+    let kept = disk.create_side(TORN_DIR, &kept_name)?;
+    let copied = copy(disk, file, &kept, sound_len..len).and_then(|()| disk.sync_data(&kept));
+    copied.and_then(|()| disk.sync_side(TORN_DIR)).inspect_err(|_| {
+        // On a full disk every attempt would leave another file; if even this fails, one more does.
+        let _ = disk.remove_side(TORN_DIR, &kept_name);
+    })
+}
+
+fn copy<D: Disk>(disk: &D, from: &D::File, to: &D::File, range: std::ops::Range<u64>) -> io::Result<()> {
     let mut buf = vec![0; CHUNK_BYTES];
-    let mut offset = sound_len;
-    while offset < len {
-        let want = buf.len().min((len - offset) as usize);
-        read_exact(disk, file, &mut buf[..want], offset)?;
-        if disk.append(&kept, &[IoSlice::new(&buf[..want])])? != want {
+    let mut offset = range.start;
+    while offset < range.end {
+        let want = buf.len().min((range.end - offset) as usize);
+        read_exact(disk, from, &mut buf[..want], offset)?;
+        if disk.append(to, &[IoSlice::new(&buf[..want])])? != want {
             return Err(io::ErrorKind::WriteZero.into());
         }
         offset += want as u64;
     }
-    disk.sync_data(&kept)?;
-    disk.sync_side(TORN_DIR)
+    Ok(())
 }
 
 fn read_exact<D: Disk>(disk: &D, file: &D::File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {

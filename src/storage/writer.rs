@@ -18,7 +18,7 @@ use super::error::{StoreError, chain};
 use super::layout::FileNames;
 use super::log::{GROUP_JOBS_MAX, Log, SyncWhen};
 use super::pace::Pace;
-use super::{Fsync, Shared};
+use super::{Fsync, Queued, Shared};
 use crate::domain::Domain;
 
 /// Most bytes in one group, unless a single batch is larger.
@@ -41,7 +41,7 @@ pub(crate) struct Job {
     pub queued_at: Instant,
     pub ack: oneshot::Sender<Ack>,
     /// Only held: given back when the job is dropped, after the ack.
-    pub _reservation: Reservation,
+    pub _held: (Reservation, Queued),
 }
 
 impl Job {
@@ -58,6 +58,7 @@ pub(crate) struct DomainWriter<D: Disk> {
     inbox: Mutex<Inbox<D>>,
     /// Written since the last sync (`Fsync::EverySecond` only).
     dirty: AtomicBool,
+    poisoned: AtomicBool,
 }
 
 /// What callers and the running turn share. Held for moves only, never over a system call.
@@ -73,8 +74,8 @@ struct Inbox<D: Disk> {
 /// Everything a turn works with; it goes from hand to hand, so that nobody needs a lock for it.
 struct Desk<D: Disk> {
     log: Log<D>,
-    /// Taken from the queue, not yet written: the group of the next turn.
-    group: Vec<Job>,
+    /// Taken from the queue, not yet written; the next groups come from its front.
+    group: VecDeque<Job>,
     syncs: Vec<oneshot::Sender<Ack>>,
     poison: Option<Poison>,
     pace: Pace,
@@ -93,7 +94,13 @@ impl<D: Disk> DomainWriter<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, domain: Domain) -> Self {
         let desk = Desk::new(shared.new_log(&domain));
         let inbox = Inbox { queue: VecDeque::new(), syncs: Vec::new(), desk: Some(desk), used_at: Instant::now() };
-        DomainWriter { shared, domain, inbox: Mutex::new(inbox), dirty: AtomicBool::new(false) }
+        DomainWriter {
+            shared,
+            domain,
+            inbox: Mutex::new(inbox),
+            dirty: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+        }
     }
 
     /// Queues a job and sees to it that a turn will take it. The answer comes by `job.ack`.
@@ -170,7 +177,7 @@ impl<D: Disk> DomainWriter<D> {
     fn take_work(&self, mut desk: Desk<D>) -> Option<Desk<D>> {
         let mut inbox = self.inbox();
         if desk.group.is_empty() {
-            take_group(&mut inbox.queue, &mut desk.group);
+            desk.group.extend(inbox.queue.drain(..));
         }
         desk.syncs.append(&mut inbox.syncs);
         if !desk.group.is_empty() || !desk.syncs.is_empty() {
@@ -213,7 +220,7 @@ impl<D: Disk> DomainWriter<D> {
             self.shared.metrics.lock_wait(now - since);
         }
         desk.pace.taken(now);
-        let group = std::mem::take(&mut desk.group);
+        let group = desk.next_group();
         let results = self.append(desk, &group);
         desk.log.unlock(&self.shared.disk);
         desk.pace.released(Instant::now());
@@ -251,7 +258,12 @@ impl<D: Disk> DomainWriter<D> {
             return Err(StoreError::Poisoned { reason: poison.reason });
         }
         let when = if self.shared.options.fsync == Fsync::Always { SyncWhen::Now } else { SyncWhen::Later };
-        match desk.log.append(&self.shared.disk, lines, when) {
+        let result = desk.log.append(&self.shared.disk, lines, when);
+        if let Some(bytes) = desk.log.take_torn_bytes() {
+            self.shared.metrics.torn(bytes);
+            tracing::warn!(domain = %self.domain, bytes, "torn tail moved to .torn/");
+        }
+        match result {
             Ok(appended) => {
                 self.shared.metrics.appended(&appended, lines, when);
                 if self.shared.options.fsync == Fsync::EverySecond {
@@ -259,9 +271,6 @@ impl<D: Disk> DomainWriter<D> {
                 }
                 if appended.foreign {
                     desk.pace.saw_foreign(Instant::now());
-                }
-                if let Some(bytes) = appended.torn_bytes {
-                    tracing::warn!(domain = %self.domain, bytes, "torn tail moved to .torn/");
                 }
                 Ok(())
             }
@@ -301,7 +310,7 @@ impl<D: Disk> DomainWriter<D> {
             let late = StoreError::LockTimeout { waited_ms: waited.as_millis() as u64 };
             self.answer(job, Err(if drained { StoreError::ShuttingDown } else { late }));
         }
-        let Some(next) = desk.group.first() else {
+        let Some(next) = desk.group.front() else {
             desk.lock_waiting_since = None;
             desk.lock_poll = LOCK_POLL_MIN;
             return None;
@@ -320,6 +329,7 @@ impl<D: Disk> DomainWriter<D> {
             tracing::warn!(domain = %self.domain, "data file was replaced, appends go on");
             desk.poison = None;
             desk.log.close();
+            self.poisoned.store(false, Ordering::Release);
             self.shared.unpoisoned();
             return true;
         }
@@ -333,12 +343,13 @@ impl<D: Disk> DomainWriter<D> {
         if desk.poison.is_none() {
             let file = desk.log.data_id().or_else(|| log_id_of(&self.shared.disk, &self.domain));
             desk.poison = Some(Poison { reason, file });
+            self.poisoned.store(true, Ordering::Release);
             self.shared.poisoned();
             tracing::error!(domain = %self.domain, reason, "domain poisoned: appends are refused until the file is replaced, see RUNBOOK");
         }
     }
 
-    fn answer_all(&self, jobs: Vec<Job>, result: Ack) {
+    fn answer_all(&self, jobs: VecDeque<Job>, result: Ack) {
         for job in jobs {
             self.answer(job, result.clone());
         }
@@ -359,6 +370,11 @@ impl<D: Disk> DomainWriter<D> {
     /// Was anything written since the last sync?
     pub(crate) fn is_dirty(&self) -> bool {
         self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Are appends refused?
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
     }
 
     /// Closes the files if the writer has been idle for `idle`. True when the writer holds nothing
@@ -383,7 +399,7 @@ impl<D: Disk> Desk<D> {
     fn new(log: Log<D>) -> Self {
         Desk {
             log,
-            group: Vec::new(),
+            group: VecDeque::new(),
             syncs: Vec::new(),
             poison: None,
             pace: Pace::new(),
@@ -395,6 +411,18 @@ impl<D: Disk> Desk<D> {
     fn group_bytes(&self) -> usize {
         self.group.iter().map(|job| job.lines.len()).sum()
     }
+
+    /// As much as one write may carry, and at least one job.
+    fn next_group(&mut self) -> Vec<Job> {
+        let mut bytes = 0;
+        let fits = |job: &&Job| {
+            let first = bytes == 0;
+            bytes += job.lines.len();
+            first || bytes <= GROUP_BYTES_MAX
+        };
+        let jobs = self.group.iter().take(GROUP_JOBS_MAX).take_while(fits).count();
+        self.group.drain(..jobs).collect()
+    }
 }
 
 fn answer_syncs<D: Disk>(desk: &mut Desk<D>, result: Ack) {
@@ -404,18 +432,8 @@ fn answer_syncs<D: Disk>(desk: &mut Desk<D>, result: Ack) {
     }
 }
 
-fn take_group(queue: &mut VecDeque<Job>, group: &mut Vec<Job>) {
-    let mut bytes = 0;
-    while let Some(job) = queue.front() {
-        bytes += job.lines.len();
-        if group.len() == GROUP_JOBS_MAX || (bytes > GROUP_BYTES_MAX && !group.is_empty()) {
-            break;
-        }
-        group.extend(queue.pop_front());
-    }
-}
-
 fn log_id_of<D: Disk>(disk: &D, domain: &Domain) -> Option<FileId> {
+    disk.check_root().ok()?;
     disk.stat(&FileNames::of(domain).data).ok().flatten().map(|stat| stat.id)
 }
 

@@ -1,0 +1,57 @@
+# Targets of leitstand; `make` or `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help dev ingest-test test check openapi golden system venv clean
+
+PORT ?= 8788
+BIN := target/release/leitstand
+VENV := .venv
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+dev: ## build and start on 127.0.0.1:8788 with token dev and ./data
+	@cargo build --release --locked --quiet
+	@grep -qs '^LEITSTAND_TOKEN' .env || export LEITSTAND_TOKEN=$${LEITSTAND_TOKEN:-dev}; \
+		exec $(BIN) serve --host 127.0.0.1 --port $(PORT)
+
+ingest-test: ## send one event to a running service
+	@test -n "$${LEITSTAND_TOKEN:-}" || { echo "LEITSTAND_TOKEN not set" >&2; exit 1; }
+	@curl --silent --show-error --fail-with-body -X POST "http://localhost:$(PORT)/ingest/aussen" \
+		-H "Content-Type: application/json" -H "X-Auth: $$LEITSTAND_TOKEN" -d '{"event":"demo","status":"ok"}'
+	@echo
+
+test: ## everything that can be tested here (without root some checks are skipped and say so)
+	cargo build --release --locked
+	cargo test --locked
+	$(MAKE) --no-print-directory golden system
+
+golden: ## replay the recorded answers of the original against the release binary
+	python3 tests/golden/check.py
+
+system: venv ## crash, order, side-by-side and shutdown checks of the release binary
+	$(VENV)/bin/python tests/system/run.py
+
+venv: $(VENV)/.ready
+$(VENV)/.ready: tests/system/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
+	@touch $@
+
+check: ## format, lints, documentation, licences, drift of generated files
+	cargo fmt --check
+	cargo clippy --locked --all-targets --quiet -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items --quiet
+	python3 .ci/licences.py
+	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
+		|| { echo "docs/openapi.yaml is stale: run 'make openapi' and commit it" >&2; exit 1; }
+	@echo "check: ok"
+
+openapi: ## write docs/openapi.yaml from the code
+	cargo run --locked --quiet -- openapi > docs/openapi.yaml
+
+clean: ## remove what was built (never data)
+	cargo clean
+	rm -rf $(VENV)

@@ -1,0 +1,420 @@
+//! The command line: exit codes, configuration, and the small commands.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use leitstand::config::SETTINGS;
+use tempfile::TempDir;
+
+use crate::support::{Client, Finished, Request, TOKEN, TestServer, command, run};
+
+/// Nothing that any command prints may hold this.
+const SECRET: &str = "s3cr3t-token-canary";
+
+/// Runs the binary in `dir` with this environment and nothing else of ours.
+fn leitstand(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Finished {
+    let finished = run(command(dir, args).envs(env.iter().copied()));
+    for said in [&finished.stdout, &finished.stderr] {
+        assert!(!said.contains(SECRET), "the secret is shown: {said}");
+    }
+    finished
+}
+
+fn dir() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// `config check`, which must find nothing wrong, as names and values.
+fn effective(dir: &Path, env: &[(&str, &str)]) -> (HashMap<String, String>, String) {
+    let finished = leitstand(dir, &["config", "check"], env);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let values = finished.stdout.lines().map(|line| {
+        let (name, value) = line.split_once('=').unwrap_or_else(|| panic!("not NAME=value: {line:?}"));
+        (name.to_owned(), value.to_owned())
+    });
+    (values.collect(), finished.stderr)
+}
+
+/// Broken, scripts could not tell a wrong command from a wrong configuration.
+#[test]
+fn exit_codes_are_0_1_and_2() {
+    let dir = dir();
+    for args in [&["--help"][..], &["--version"], &["serve", "--help"], &["openapi"], &["openapi", "--json"]] {
+        let finished = leitstand(dir.path(), args, &[]);
+        assert_eq!(finished.code, Some(0), "{args:?}");
+        assert!(!finished.stdout.is_empty() && finished.stderr.is_empty(), "{args:?}: {finished:?}");
+    }
+    for args in [&["serve"][..], &["config", "check"], &["healthcheck"]] {
+        let finished = leitstand(dir.path(), args, &[]);
+        assert_eq!(finished.code, Some(1), "no token: {args:?}");
+        assert!(finished.stderr.contains("LEITSTAND_TOKEN"), "{finished:?}");
+        assert!(finished.stdout.is_empty(), "{finished:?}");
+    }
+    for args in [
+        &[][..],
+        &["nonsense"],
+        &["serve", "--nonsense"],
+        &["serve", "--port", "x"],
+        &["config"],
+        &["serve", "--uds", "a", "--port", "1"],
+    ] {
+        let finished = leitstand(dir.path(), args, &[("LEITSTAND_TOKEN", SECRET)]);
+        assert_eq!(finished.code, Some(2), "{args:?}: {finished:?}");
+        assert!(finished.stdout.is_empty() && !finished.stderr.is_empty(), "{args:?}");
+    }
+    assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "no command left a file");
+}
+
+/// Broken, an operator could not see what is in force, or would see the secret.
+#[test]
+fn config_check_prints_effective_values_without_the_token() {
+    let dir = dir();
+    let (values, warnings) = effective(dir.path(), &[("LEITSTAND_TOKEN", SECRET)]);
+    assert_eq!(warnings, "");
+    for (name, want) in [
+        ("LEITSTAND_DATA_DIR", "data"),
+        ("LEITSTAND_MAX_BODY", "1048576"),
+        ("LEITSTAND_LOCK_TIMEOUT", "30"),
+        ("LOG_LEVEL", "INFO"),
+        ("LEITSTAND_LOG_FORMAT", "text"),
+        ("LEITSTAND_HOST", "127.0.0.1"),
+        ("LEITSTAND_PORT", "8788"),
+        ("LEITSTAND_FSYNC", "always"),
+        ("LEITSTAND_MAX_CONNECTIONS", "10000"),
+        ("LEITSTAND_SHUTDOWN_TIMEOUT", "8"),
+        ("LEITSTAND_BODY_TIMEOUT", "30"),
+    ] {
+        assert_eq!(values[name], want, "{name}");
+    }
+    assert!(values["LEITSTAND_TOKEN"].contains("masked"));
+    let several = format!("{SECRET}-1,{SECRET}-2\n{SECRET}-3");
+    let env = [
+        ("LEITSTAND_TOKEN", several.as_str()),
+        ("LEITSTAND_MAX_BODY", "2 MiB"),
+        ("LEITSTAND_RATE_LIMIT", "3 per Minute"),
+        ("LOG_LEVEL", "warn"),
+        ("LEITSTAND_FSYNC", "EverySec"),
+        ("LEITSTAND_TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
+    ];
+    let (values, _) = effective(dir.path(), &env);
+    assert!(values["LEITSTAND_TOKEN"].contains('3'), "how many: {}", values["LEITSTAND_TOKEN"]);
+    assert_eq!(values["LEITSTAND_MAX_BODY"], "2097152");
+    assert_eq!(values["LEITSTAND_RATE_LIMIT"], "3/60seconds");
+    assert_eq!(values["LOG_LEVEL"], "WARNING");
+    assert_eq!(values["LEITSTAND_FSYNC"], "everysec");
+    assert_eq!(values["LEITSTAND_TRUSTED_PROXIES"], "10.0.0.0/8,::1/128");
+    assert!(!dir.path().join("data").exists(), "nothing is started");
+}
+
+/// Broken, a wrong configuration would be mended one mistake and one restart at a time.
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let dir = dir();
+    let wrong = [
+        ("LEITSTAND_MAX_BODY", "abc"),
+        ("LEITSTAND_LOCK_TIMEOUT", "-1"),
+        ("LEITSTAND_RATE_LIMIT", "garbage"),
+        ("LEITSTAND_AUTH_RATE_LIMIT", "0/minute"),
+        ("LOG_LEVEL", "nope"),
+        ("LEITSTAND_LOG_FORMAT", "xml"),
+        ("LEITSTAND_HOST", " "),
+        ("LEITSTAND_PORT", "99999"),
+        ("LEITSTAND_FSYNC", "sometimes"),
+        ("LEITSTAND_TRUSTED_PROXIES", "nowhere"),
+        ("LEITSTAND_MAX_CONNECTIONS", "0"),
+        ("LEITSTAND_SHUTDOWN_TIMEOUT", "8s"),
+        ("LEITSTAND_BODY_TIMEOUT", "0"),
+        ("LEITSTAND_MAX_IN_FLIGHT", "1"),
+        ("LEITSTAND_DISK_RESERVE", "much"),
+    ];
+    for args in [&["config", "check"][..], &["serve"]] {
+        let finished = leitstand(dir.path(), args, &wrong);
+        assert_eq!(finished.code, Some(1));
+        for (name, value) in wrong {
+            assert!(finished.stderr.contains(name) && finished.stderr.contains(value), "{name}: {}", finished.stderr);
+        }
+        assert!(finished.stderr.contains("LEITSTAND_TOKEN "), "the missing token too: {}", finished.stderr);
+    }
+    assert!(!dir.path().join("data").exists());
+}
+
+/// Broken, a value that means nothing would be taken as the default, or as "no limit".
+#[test]
+fn a_value_that_cannot_be_read_stops_the_start() {
+    let dir = dir();
+    let refused = |name: &str, value: &str| {
+        let finished = leitstand(dir.path(), &["config", "check"], &[("LEITSTAND_TOKEN", SECRET), (name, value)]);
+        assert_eq!(finished.code, Some(1), "{name}={value:?}");
+        assert!(finished.stderr.contains(name), "{name}={value:?}: {}", finished.stderr);
+    };
+    for value in ["", "-1", "1_000", "1.5", "1e6", "0x10", "5000GiB", "99999999999999999999999"] {
+        refused("LEITSTAND_MAX_BODY", value);
+    }
+    for value in ["", "1.5", "99999999999", "1s"] {
+        refused("LEITSTAND_LOCK_TIMEOUT", value);
+    }
+    for value in ["", "garbage", "-1/minute", "0/minute", "3/fortnight", "3/minute;", "60"] {
+        refused("LEITSTAND_RATE_LIMIT", value);
+    }
+    for value in ["", " ", ",", " , \n,"] {
+        let finished = leitstand(dir.path(), &["config", "check"], &[("LEITSTAND_TOKEN", value)]);
+        assert_eq!(finished.code, Some(1), "{value:?}");
+    }
+    let control = format!("{SECRET}\u{7}");
+    let finished = leitstand(dir.path(), &["config", "check"], &[("LEITSTAND_TOKEN", &control)]);
+    assert_eq!(finished.code, Some(1));
+    let both = [("LEITSTAND_TOKEN", SECRET), ("LEITSTAND_TOKEN_FILE", "secret")];
+    assert_eq!(leitstand(dir.path(), &["config", "check"], &both).code, Some(1));
+    let missing = leitstand(dir.path(), &["config", "check"], &[("LEITSTAND_TOKEN_FILE", "no-such-file")]);
+    assert_eq!(missing.code, Some(1));
+    // The value is not quoted: people put the secret itself there by mistake.
+    assert!(missing.stderr.contains("LEITSTAND_TOKEN_FILE") && !missing.stderr.contains("no-such-file"));
+}
+
+/// Broken, a deployment with a .env file would start with defaults, or could not be overridden.
+#[test]
+fn dot_env_is_read_for_what_the_environment_does_not_set() {
+    let dir = dir();
+    let text = format!(
+        "# comment\nLEITSTAND_TOKEN={SECRET}\nLEITSTAND_MAX_BODY=100\nexport LEITSTAND_LOCK_TIMEOUT='7'\n\nCHRONIK_PORT=1234\n"
+    );
+    fs::write(dir.path().join(".env"), text).unwrap();
+    let (values, _) = effective(dir.path(), &[("LEITSTAND_MAX_BODY", "200")]);
+    assert_eq!(values["LEITSTAND_MAX_BODY"], "200", "the environment wins");
+    assert_eq!(values["LEITSTAND_LOCK_TIMEOUT"], "7");
+    assert_eq!(values["LEITSTAND_PORT"], "1234");
+
+    // The service reads it too, from its working directory.
+    let server = TestServer::builder().without("LEITSTAND_TOKEN").file(".env", "LEITSTAND_TOKEN=dot-env\n").start();
+    server.send(&Request::post("a", "{}").header("X-Auth", "dot-env")).assert_accepted();
+    server.send(&Request::post("a", "{}")).assert_error(401, "unauthorized");
+
+    // A line that is no setting is told without showing it.
+    fs::write(dir.path().join(".env"), format!("LEITSTAND_TOKEN=\"{SECRET}\n")).unwrap();
+    let finished = leitstand(dir.path(), &["config", "check"], &[]);
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains(".env"), "{}", finished.stderr);
+}
+
+/// Broken, a token with a dollar would be cut without a word, and every client get 401.
+#[test]
+fn a_dollar_in_dot_env_is_a_dollar() {
+    let dir = dir();
+    fs::write(dir.path().join(".env"), format!("LEITSTAND_TOKEN={SECRET}\nLEITSTAND_VERSION=a$b\n")).unwrap();
+    let (values, _) = effective(dir.path(), &[]);
+    assert_eq!(values["LEITSTAND_VERSION"], "a$b");
+}
+
+/// Broken, a deployment of the successor (chronik) would lose its settings.
+#[test]
+fn chronik_names_are_read_where_ours_are_not_set() {
+    let dir = dir();
+    let (values, warnings) = effective(dir.path(), &[("CHRONIK_TOKEN", SECRET), ("CHRONIK_MAX_BODY", "77")]);
+    assert_eq!((values["LEITSTAND_MAX_BODY"].as_str(), warnings.as_str()), ("77", ""));
+    let env = [("LEITSTAND_TOKEN", SECRET), ("LEITSTAND_MAX_BODY", "1"), ("CHRONIK_MAX_BODY", "2")];
+    let (values, warnings) = effective(dir.path(), &env);
+    assert_eq!(values["LEITSTAND_MAX_BODY"], "1");
+    assert!(warnings.contains("LEITSTAND_MAX_BODY") && warnings.contains("CHRONIK_MAX_BODY"), "{warnings}");
+    let env = [("LEITSTAND_TOKEN", SECRET), ("LEITSTAND_MAX_BODY", "1"), ("CHRONIK_MAX_BODY", "1")];
+    assert_eq!(effective(dir.path(), &env).1, "", "the same value twice is no news");
+    let differ = [("LEITSTAND_TOKEN", SECRET), ("CHRONIK_TOKEN", "s3cr3t-token-canary-2")];
+    assert!(effective(dir.path(), &differ).1.contains("CHRONIK_TOKEN"));
+
+    // The service reads them too, and says in its log when they differ.
+    let server = TestServer::builder()
+        .without("LEITSTAND_TOKEN")
+        .env("CHRONIK_TOKEN", "chronik")
+        .env("CHRONIK_RATE_LIMIT", "5/hour")
+        .start();
+    server.send(&Request::post("a", "{}").header("X-Auth", "chronik")).assert_accepted();
+    server.log_line("the difference is logged", |line| {
+        line["level"] == "WARN" && line["message"].as_str().unwrap().contains("CHRONIK_RATE_LIMIT")
+    });
+}
+
+/// Broken, an orchestrator would see a healthy service as ill, or an ill one as healthy.
+#[test]
+fn healthcheck_is_0_when_ready_and_1_when_not() {
+    let server = TestServer::new();
+    let port = server.address().rsplit_once(':').unwrap().1.to_owned();
+    let check = |args: &[&str], env: &[(&str, &str)]| {
+        let env = [&[("LEITSTAND_TOKEN", SECRET)][..], env].concat();
+        leitstand(server.dir(), &[&["healthcheck"], args].concat(), &env)
+    };
+    for (args, env) in [
+        (&[][..], &[("LEITSTAND_PORT", port.as_str())][..]),
+        (&["--port", &port], &[]),
+        (&["--port", &port, "--host", "0.0.0.0"], &[]),
+        (&["--port", &port], &[("LEITSTAND_HOST", "localhost"), ("LEITSTAND_PORT", "1")]),
+    ] {
+        let finished = check(args, env);
+        assert_eq!(finished.code, Some(0), "{args:?}: {finished:?}");
+        assert!(finished.stdout.contains("\"status\":\"ok\""));
+    }
+    fs::rename(server.data_dir(), server.dir().join("away")).unwrap();
+    let finished = check(&["--port", &port], &[]);
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("not ready"), "{finished:?}");
+    // Nobody listens there: the port was ours a moment ago.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let finished = check(&["--port", &free], &[]);
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("LEITSTAND_PORT"), "says what to look at: {finished:?}");
+}
+
+/// Broken, a second service on the same port would die without saying why.
+#[test]
+fn a_port_in_use_is_told_with_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = dir();
+    for (args, env) in [(&["serve", "--port", &port][..], &[][..]), (&["serve"], &[("LEITSTAND_PORT", port.as_str())])]
+    {
+        let env = [&[("LEITSTAND_TOKEN", SECRET)][..], env].concat();
+        let finished = leitstand(dir.path(), args, &env);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        for part in [port.as_str(), "LEITSTAND_PORT", "another process"] {
+            assert!(finished.stderr.contains(part), "{part}: {}", finished.stderr);
+        }
+    }
+}
+
+/// Broken, a wrong data directory would be found by the first event, not at the start.
+#[test]
+fn a_data_directory_that_cannot_be_used_stops_the_start_and_a_missing_one_is_made() {
+    let dir = dir();
+    fs::write(dir.path().join("file"), "").unwrap();
+    for data_dir in ["/proc/nope", "file", "file/below"] {
+        let env = [("LEITSTAND_TOKEN", SECRET), ("LEITSTAND_DATA_DIR", data_dir), ("LEITSTAND_PORT", "0")];
+        let finished = leitstand(dir.path(), &["serve"], &env);
+        assert_eq!(finished.code, Some(1), "{data_dir}");
+        assert!(finished.stderr.contains("LEITSTAND_DATA_DIR") && finished.stderr.contains(data_dir), "{finished:?}");
+    }
+    let server = TestServer::builder().env("LEITSTAND_DATA_DIR", "new/a/b").start();
+    server.post("made", "{}").assert_accepted();
+    let made = server.dir().join("new/a/b");
+    assert!(made.join("made.jsonl").is_file());
+    assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o077, 0, "for nobody else");
+}
+
+/// Broken, `--host` and `--port` could not override what an image sets.
+#[test]
+fn options_win_over_the_environment() {
+    let server = TestServer::builder()
+        .env("LEITSTAND_HOST", "192.0.2.1")
+        .arg("--host")
+        .arg("localhost")
+        .arg("--port=0")
+        .env("LEITSTAND_PORT", "1")
+        .start();
+    assert_eq!(server.get("/health").status, 200);
+}
+
+/// Broken, a reverse proxy on the same machine could not use a socket, or a crash would leave a
+/// socket that stops the next start.
+#[test]
+fn a_unix_socket_is_served_and_a_stale_one_makes_way() {
+    let builder = TestServer::builder();
+    let path = builder.dir().join("leitstand.sock");
+    // Dropping a listener leaves its file, as a crash does.
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let mut server = builder.arg("--uds").arg(&path).start();
+    assert_eq!(server.address(), format!("unix:{}", path.display()));
+    let meta = fs::symlink_metadata(&path).unwrap();
+    assert!(meta.file_type().is_socket());
+    assert_eq!(meta.permissions().mode() & 0o007, 0, "for nobody else");
+    let mut client = Client::connect_unix(&path);
+    client.roundtrip(&Request::post("uds", "{}")).assert_accepted();
+    client.roundtrip(&Request::get("/health").header("X-Auth", "wrong")).assert_error(401, "unauthorized");
+    assert_eq!(server.lines("uds").len(), 1);
+
+    let uds = path.to_str().unwrap();
+    let env = [("LEITSTAND_TOKEN", TOKEN)];
+    assert_eq!(leitstand(server.dir(), &["healthcheck", "--uds", uds], &env).code, Some(0));
+    // A socket in use does not make way.
+    let second = leitstand(server.dir(), &["serve", "--uds", uds], &env);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains(uds), "{second:?}");
+    client.roundtrip(&Request::post("uds", "{}")).assert_accepted();
+
+    assert_eq!(server.stop().code, Some(0));
+    assert!(!path.exists(), "the socket goes with the service");
+    assert_eq!(leitstand(server.dir(), &["healthcheck", "--uds", uds], &env).code, Some(1));
+    // Nor does anything that is no socket.
+    fs::write(&path, "precious").unwrap();
+    assert_eq!(leitstand(server.dir(), &["serve", "--uds", uds], &env).code, Some(1));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+/// Broken, a client behind a socket would have no limit, or share one that the proxy tells apart.
+#[test]
+fn over_a_unix_socket_the_proxy_speaks_for_its_clients() {
+    let builder = TestServer::builder().env("LEITSTAND_RATE_LIMIT", "1/hour");
+    let path = builder.dir().join("leitstand.sock");
+    let server = builder.arg("--uds").arg(&path).start();
+    let status = |forwarded: &[&str]| {
+        let request = Request::post("uds", "{}");
+        let request = forwarded.iter().fold(request, |request, address| request.header("X-Forwarded-For", address));
+        server.send(&request).status
+    };
+    let got =
+        [status(&["198.51.100.1"]), status(&["198.51.100.1"]), status(&["198.51.100.2"]), status(&[]), status(&[])];
+    assert_eq!(got, [202, 429, 202, 202, 429]);
+    server.log_line("the client is logged", |line| line["client"] == "198.51.100.2");
+}
+
+/// The repository, to compare its files with the code.
+fn repository(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Broken, the committed description would not be the one of this code.
+#[test]
+fn docs_openapi_yaml_is_what_the_command_prints() {
+    let path = repository("docs/openapi.yaml");
+    let printed = leitstand(dir().path(), &["openapi"], &[]).stdout;
+    let Ok(committed) = fs::read_to_string(&path) else {
+        panic!("docs/openapi.yaml is missing; make it: leitstand openapi > docs/openapi.yaml");
+    };
+    if committed == printed {
+        return;
+    }
+    let first = committed.lines().zip(printed.lines()).enumerate().find(|(_, (old, new))| old != new);
+    panic!(
+        "docs/openapi.yaml is stale; make it anew: leitstand openapi > docs/openapi.yaml\nfirst difference: {first:?}"
+    );
+}
+
+/// Broken, somebody would look for a setting in .env.example that is not there, or set one that
+/// nobody reads.
+#[test]
+fn env_example_lists_every_setting_and_no_other() {
+    let text = fs::read_to_string(repository(".env.example"))
+        .unwrap_or_else(|e| panic!(".env.example: {e}; it must list every name of leitstand::config::SETTINGS"));
+    let name_of = |line: &str| {
+        let (name, _) = line.trim_start_matches(['#', ' ']).split_once('=')?;
+        let plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+        (!name.is_empty() && name.bytes().all(plain)).then(|| name.to_owned())
+    };
+    let listed: BTreeSet<String> = text.lines().filter_map(name_of).collect();
+    let known: BTreeSet<String> = SETTINGS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let missing: Vec<_> = known.difference(&listed).collect();
+    let unknown: Vec<_> = listed.difference(&known).collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "missing in .env.example: {missing:?}; not in SETTINGS: {unknown:?}"
+    );
+}
+
+/// Broken, a setting could be read that neither SETTINGS nor .env.example name.
+#[test]
+fn every_setting_that_config_check_prints_is_in_settings() {
+    let (values, _) = effective(dir().path(), &[("LEITSTAND_TOKEN", SECRET)]);
+    let unknown: Vec<_> = values.keys().filter(|name| !SETTINGS.iter().any(|(known, _)| known == name)).collect();
+    assert!(unknown.is_empty(), "printed by `config check`, but not in config::SETTINGS: {unknown:?}");
+}

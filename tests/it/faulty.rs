@@ -1,0 +1,194 @@
+//! A disk that fails, cuts writes short, or stops altogether at its n-th call.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use leitstand::storage::{Disk, DiskSpace, FileStat, RealDisk};
+
+/// What happens at the chosen call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The call fails with this errno and does nothing.
+    Errno(i32),
+    /// A write takes half of its bytes; other calls are not touched.
+    ShortWrite,
+    /// This call and all later ones fail: the process is gone as far as the disk can see.
+    Freeze,
+    /// As `Freeze`, but a write still takes half of its bytes.
+    FreezeTorn,
+}
+
+/// Steers a [`FaultyDisk`] from outside.
+#[derive(Debug, Default)]
+pub struct Plan {
+    calls: AtomicUsize,
+    names: Mutex<Vec<&'static str>>,
+    fault: Mutex<Option<(usize, Fault)>>,
+    by_name: Mutex<Option<(&'static str, Fault)>>,
+}
+
+impl Plan {
+    /// Fails the call number `at` (from 1), counted from now.
+    pub fn set(&self, at: usize, fault: Fault) {
+        self.calls.store(0, Ordering::SeqCst);
+        self.names.lock().unwrap().clear();
+        *self.fault.lock().unwrap() = Some((at, fault));
+    }
+
+    /// Fails the next call of that name.
+    pub fn fail_next(&self, name: &'static str, fault: Fault) {
+        *self.by_name.lock().unwrap() = Some((name, fault));
+    }
+
+    /// Was there a call of that name since the count began?
+    pub fn saw(&self, name: &str) -> bool {
+        self.names.lock().unwrap().contains(&name)
+    }
+
+    /// Counts from now, fails nothing.
+    pub fn clear(&self) {
+        self.set(usize::MAX, Fault::Freeze);
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Name of the call number `at`, if it happened.
+    pub fn name(&self, at: usize) -> Option<&'static str> {
+        self.names.lock().unwrap().get(at - 1).copied()
+    }
+
+    /// `Err`: the call fails. `Ok(true)`: a write is to be cut short.
+    fn step(&self, name: &'static str) -> io::Result<bool> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        self.names.lock().unwrap().push(name);
+        let mut by_name = self.by_name.lock().unwrap();
+        if let Some((wanted, Fault::Errno(errno))) = *by_name
+            && wanted == name
+        {
+            *by_name = None;
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        match *self.fault.lock().unwrap() {
+            Some((at, Fault::Errno(errno))) if call == at => Err(io::Error::from_raw_os_error(errno)),
+            Some((at, Fault::ShortWrite)) if call == at => Ok(true),
+            Some((at, Fault::FreezeTorn)) if call == at && name == "append" => Ok(true),
+            Some((at, Fault::Freeze | Fault::FreezeTorn)) if call >= at => Err(io::Error::other("frozen")),
+            _ => Ok(false),
+        }
+    }
+}
+
+pub struct FaultyDisk {
+    real: RealDisk,
+    plan: Arc<Plan>,
+}
+
+impl FaultyDisk {
+    pub fn open(dir: &Path) -> (FaultyDisk, Arc<Plan>) {
+        let plan = Arc::new(Plan::default());
+        (FaultyDisk { real: RealDisk::open(dir).unwrap(), plan: plan.clone() }, plan)
+    }
+}
+
+impl Disk for FaultyDisk {
+    type File = File;
+
+    fn check_root(&self) -> io::Result<()> {
+        self.plan.step("check_root")?;
+        self.real.check_root()
+    }
+
+    fn open_lock(&self, name: &str) -> io::Result<File> {
+        self.plan.step("open_lock")?;
+        self.real.open_lock(name)
+    }
+
+    fn open_data(&self, name: &str) -> io::Result<File> {
+        self.plan.step("open_data")?;
+        self.real.open_data(name)
+    }
+
+    fn create_side(&self, dir: &str, name: &str) -> io::Result<File> {
+        self.plan.step("create_side")?;
+        self.real.create_side(dir, name)
+    }
+
+    fn remove_side(&self, dir: &str, name: &str) -> io::Result<()> {
+        self.plan.step("remove_side")?;
+        self.real.remove_side(dir, name)
+    }
+
+    fn try_lock(&self, file: &File) -> io::Result<bool> {
+        self.plan.step("try_lock")?;
+        self.real.try_lock(file)
+    }
+
+    fn unlock(&self, file: &File) -> io::Result<()> {
+        // A frozen process does not unlock; the kernel does when it is gone, as here on drop.
+        self.plan.step("unlock")?;
+        self.real.unlock(file)
+    }
+
+    fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {
+        self.plan.step("stat_by_path")?;
+        self.real.stat_by_path(name)
+    }
+
+    fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
+        self.plan.step("stat")?;
+        self.real.stat(name)
+    }
+
+    fn fstat(&self, file: &File) -> io::Result<FileStat> {
+        self.plan.step("fstat")?;
+        self.real.fstat(file)
+    }
+
+    fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.plan.step("read_at")?;
+        self.real.read_at(file, buf, offset)
+    }
+
+    fn append(&self, file: &File, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let cut = self.plan.step("append")?;
+        if !cut {
+            return self.real.append(file, bufs);
+        }
+        let all: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        self.real.append(file, &[IoSlice::new(&all[..all.len() / 2])])
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        self.plan.step("set_len")?;
+        self.real.set_len(file, len)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        self.plan.step("sync_data")?;
+        self.real.sync_data(file)
+    }
+
+    fn sync_root(&self) -> io::Result<()> {
+        self.plan.step("sync_root")?;
+        self.real.sync_root()
+    }
+
+    fn sync_side(&self, dir: &str) -> io::Result<()> {
+        self.plan.step("sync_side")?;
+        self.real.sync_side(dir)
+    }
+
+    fn space(&self) -> io::Result<DiskSpace> {
+        // Not part of an append: not counted, so that call numbers are stable.
+        self.real.space()
+    }
+
+    fn writable(&self) -> io::Result<()> {
+        self.real.writable()
+    }
+}

@@ -1,0 +1,19 @@
+//! The service from outside: the real binary, real sockets, real files.
+//!
+//! One binary, so that it links once. Each file mirrors a module of `src`; `support` starts servers
+//! and speaks HTTP byte by byte. No test sleeps to wait for something: it asks until a deadline.
+
+mod support;
+
+mod auth;
+mod cli;
+mod errors;
+mod faulty;
+mod framing;
+mod ingest;
+mod limits;
+mod logs;
+mod ops;
+mod shutdown;
+mod storage;
+mod tidy;

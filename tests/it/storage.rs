@@ -1,0 +1,468 @@
+//! The store against a disk that fails: for every call that an append makes, and every way it can
+//! fail, acknowledged lines are there, nothing is half there, and nothing else is claimed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use leitstand::domain::Domain;
+use leitstand::event::{Batch, Format, check_line};
+use leitstand::metrics::StoreMetrics;
+use leitstand::storage::{Disk, Fsync, RealDisk, Store, StoreError, StoreOptions, TORN_DIR, Written};
+
+use crate::faulty::{Fault, FaultyDisk, Plan};
+
+const EIO: i32 = 5;
+const EACCES: i32 = 13;
+const EMFILE: i32 = 24;
+const EFBIG: i32 = 27;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+const EDQUOT: i32 = 122;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn options(fsync: Fsync) -> StoreOptions {
+    StoreOptions { fsync, lock_timeout: Duration::from_millis(300), reserve_bytes: Some(0), ..StoreOptions::default() }
+}
+
+fn faulty(dir: &Path) -> (Store<FaultyDisk>, Arc<Plan>) {
+    let (disk, plan) = FaultyDisk::open(dir);
+    plan.clear();
+    (Store::new(disk, options(Fsync::Always), StoreMetrics::new()), plan)
+}
+
+fn batch(domain: &str, ids: &[u32]) -> Batch {
+    let text: String = ids.iter().map(|id| format!("{{\"id\":{id}}}\n")).collect();
+    Batch::parse(&text, Format::Lines, Some(Domain::parse(domain).unwrap())).unwrap().unwrap()
+}
+
+async fn append<D: Disk>(store: &Store<D>, domain: &str, ids: &[u32]) -> Result<(), StoreError> {
+    store.append(batch(domain, ids), store.reserve()?).await
+}
+
+fn content(dir: &Path, domain: &str) -> String {
+    std::fs::read_to_string(dir.join(format!("{domain}.jsonl"))).unwrap_or_default()
+}
+
+/// The ids in a file, after checking that every line is whole and sound.
+fn ids(dir: &Path, domain: &str) -> Vec<u32> {
+    let text = content(dir, domain);
+    assert!(text.is_empty() || text.ends_with('\n'), "torn: {text:?}");
+    let parsed = Domain::parse(domain).unwrap();
+    text.lines()
+        .map(|line| {
+            check_line(line, &parsed).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap() as u32
+        })
+        .collect()
+}
+
+/// What every test here asserts in the end: `acked` once each and in order, `unsure` at most once,
+/// nothing else.
+fn assert_promise(dir: &Path, domain: &str, acked: &[u32], unsure: &[u32], case: &str) {
+    let found = ids(dir, domain);
+    let sure: Vec<u32> = found.iter().copied().filter(|id| acked.contains(id)).collect();
+    assert_eq!(sure, acked, "{case}: acknowledged lines, found {found:?}");
+    for id in found.iter().filter(|id| !acked.contains(id)) {
+        assert!(unsure.contains(id), "{case}: {id} was refused as not written, found {found:?}");
+        assert_eq!(found.iter().filter(|other| *other == id).count(), 1, "{case}: {id} is doubled");
+    }
+}
+
+/// Runs `scenario` once to count its disk calls, then once per call with that call failing.
+fn for_every_call(
+    faults: &[Fault],
+    scenario: impl AsyncFn(&Path, &Store<FaultyDisk>, &Plan, Option<(usize, Fault)>, &str),
+) {
+    let runtime = runtime();
+    runtime.block_on(async {
+        let count = {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, plan) = faulty(dir.path());
+            scenario(dir.path(), &store, &plan, None, "no fault").await;
+            plan.calls()
+        };
+        assert!(count >= 6, "the scenario makes {count} calls");
+        for &fault in faults {
+            for at in 1..=count {
+                let dir = tempfile::tempdir().unwrap();
+                let (store, plan) = faulty(dir.path());
+                scenario(dir.path(), &store, &plan, Some((at, fault)), &format!("{fault:?} at call {at} of {count}"))
+                    .await;
+            }
+        }
+    });
+}
+
+fn arm(plan: &Plan, fault: Option<(usize, Fault)>) {
+    match fault {
+        Some((at, fault)) => plan.set(at, fault),
+        None => plan.clear(),
+    }
+}
+
+/// After a fault the store either goes on or says why not; what it acknowledged is there.
+async fn check_after_fault(
+    dir: &Path,
+    store: &Store<FaultyDisk>,
+    plan: &Plan,
+    result: Result<(), StoreError>,
+    acked: &mut Vec<u32>,
+    case: &str,
+) {
+    let mut unsure = Vec::new();
+    let failed_call = plan.name(plan.calls().min(64)).unwrap_or("none");
+    match &result {
+        Ok(()) => acked.extend([10, 11]),
+        Err(e) if e.written() == Written::Maybe => unsure.extend([10, 11]),
+        Err(_) => {}
+    }
+    plan.clear();
+    let again = append(store, "a", &[20]).await;
+    match (&result, &again) {
+        (Err(e), Err(StoreError::Poisoned { .. })) if e.written() == Written::Maybe => {}
+        (_, Ok(())) => acked.push(20),
+        (_, Err(e)) => panic!("{case} ({failed_call}): does not recover: {e}, after {result:?}"),
+    }
+    if let Err(e) = &result {
+        assert!(!matches!(e, StoreError::Panicked), "{case}: {e}");
+    }
+    assert_promise(dir, "a", acked, &unsure, case);
+}
+
+/// Broken: some error path would lose, tear or double a line, or leave the domain stuck.
+#[test]
+fn any_failing_call_leaves_the_file_sound() {
+    let errnos = [EIO, ENOSPC, EDQUOT, EFBIG, EACCES, EMFILE, EROFS].map(Fault::Errno);
+    for_every_call(&[&errnos[..], &[Fault::ShortWrite]].concat(), async |dir, store, plan, fault, case| {
+        let mut acked = vec![1];
+        append(store, "a", &[1]).await.unwrap();
+        arm(plan, fault);
+        let result = append(store, "a", &[10, 11]).await;
+        check_after_fault(dir, store, plan, result, &mut acked, case).await;
+    });
+}
+
+/// Broken: the first append to a domain would have an error path of its own that lies.
+#[test]
+fn any_failing_call_of_a_first_append_leaves_the_file_sound() {
+    let faults = [EIO, ENOSPC, EACCES, EMFILE].map(Fault::Errno);
+    for_every_call(&[&faults[..], &[Fault::ShortWrite]].concat(), async |dir, store, plan, fault, case| {
+        arm(plan, fault);
+        let result = append(store, "a", &[10, 11]).await;
+        check_after_fault(dir, store, plan, result, &mut Vec::new(), case).await;
+    });
+}
+
+/// Broken: the repair of a torn tail could lose the sound part, or the torn bytes.
+#[test]
+fn any_failing_call_of_a_repair_loses_nothing() {
+    let faults = [EIO, ENOSPC].map(Fault::Errno);
+    for_every_call(&[&faults[..], &[Fault::ShortWrite]].concat(), async |dir, store, plan, fault, case| {
+        std::fs::write(dir.join("a.jsonl"), "{\"id\":1,\"domain\":\"a\"}\n{\"id\":2,\"dom").unwrap();
+        arm(plan, fault);
+        let result = append(store, "a", &[10, 11]).await;
+        check_after_fault(dir, store, plan, result, &mut vec![1], case).await;
+        let kept = std::fs::read_dir(dir.join(TORN_DIR)).unwrap().map(|e| std::fs::read(e.unwrap().path()).unwrap());
+        assert!(kept.into_iter().any(|bytes| bytes == b"{\"id\":2,\"dom"), "{case}: torn bytes are kept");
+    });
+}
+
+/// Broken: a process that dies at the n-th call would leave something that the next one makes
+/// worse, or would have acknowledged what is not there.
+#[test]
+fn a_process_that_dies_at_any_call_keeps_its_promise() {
+    for_every_call(&[Fault::Freeze, Fault::FreezeTorn], async |dir, store, plan, fault, case| {
+        let mut acked = vec![1];
+        append(store, "a", &[1]).await.unwrap();
+        arm(plan, fault);
+        let result = append(store, "a", &[10, 11]).await;
+        let unsure = if result.is_ok() { vec![] } else { vec![10, 11] };
+        if result.is_ok() {
+            acked.extend([10, 11]);
+        }
+        if fault.is_none() {
+            return;
+        }
+        // The next process, on a sound disk.
+        let next = Store::new(RealDisk::open(dir).unwrap(), options(Fsync::Always), StoreMetrics::new());
+        append(&next, "a", &[20]).await.unwrap_or_else(|e| panic!("{case}: {e}"));
+        acked.push(20);
+        assert_promise(dir, "a", &acked, &unsure, case);
+    });
+}
+
+/// Broken: a failed sync could be retried into a success (fsyncgate), or forgotten.
+#[test]
+fn a_failed_sync_poisons_until_the_file_is_replaced() {
+    runtime().block_on(async {
+        for sync in ["sync_data", "sync_root"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, plan) = faulty(dir.path());
+            append(&store, "a", &[1]).await.unwrap();
+            // A first append syncs the directory too: use a new domain for that.
+            let domain = if sync == "sync_root" { "b" } else { "a" };
+            plan.clear();
+            append(&store, if domain == "a" { "a" } else { "c" }, &[2]).await.unwrap();
+            let at = (1..=plan.calls()).find(|&n| plan.name(n) == Some(sync)).unwrap();
+            plan.set(at, Fault::Errno(EIO));
+            let error = append(&store, domain, &[3]).await.unwrap_err();
+            assert!(matches!(error, StoreError::Sync { .. }) && error.written() == Written::Maybe, "{error:?}");
+            plan.clear();
+            for id in 4..8 {
+                let error = append(&store, domain, &[id]).await.unwrap_err();
+                assert!(matches!(error, StoreError::Poisoned { .. }) && error.written() == Written::No, "{error:?}");
+            }
+            assert_eq!(store.health().poisoned_domains, 1);
+            append(&store, "untouched", &[1]).await.unwrap();
+            // What the runbook says: put a synced copy in its place.
+            let path = dir.path().join(format!("{domain}.jsonl"));
+            std::fs::copy(&path, dir.path().join(".new")).unwrap();
+            std::fs::rename(dir.path().join(".new"), &path).unwrap();
+            append(&store, domain, &[9]).await.unwrap();
+            assert_eq!(store.health().poisoned_domains, 0);
+            assert!(ids(dir.path(), domain).ends_with(&[9]));
+        }
+    });
+}
+
+/// Broken: one huge batch on a nearly full disk would fail its small neighbours.
+#[test]
+fn small_members_of_a_full_group_succeed() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        append(&store, "a", &[1]).await.unwrap();
+        // While a foreign lock is held, a group gathers.
+        let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let waiting: Vec<_> = (10..14)
+            .map(|id| {
+                let store = store.clone();
+                tokio::spawn(async move { append(&store, "a", &[id]).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // The next write is the one of the group.
+        plan.fail_next("append", Fault::Errno(ENOSPC));
+        drop(lock);
+        for task in waiting {
+            task.await.unwrap().unwrap();
+        }
+        let mut found = ids(dir.path(), "a");
+        found.sort_unstable();
+        assert_eq!(found, [1, 10, 11, 12, 13]);
+    });
+}
+
+/// Broken: a torn tail would glue the next event onto itself, or cost sound lines.
+#[test]
+fn a_file_cut_at_any_byte_is_repaired_by_the_next_append() {
+    let whole = "{\"id\":1,\"domain\":\"a\"}\r\n{\"id\":2,\"t\":\"\u{fc}\u{1f600}\",\"domain\":\"a\"}\n{\"id\":3,\"domain\":\"a\"}\n".to_owned();
+    let runtime = runtime();
+    for cut in 0..=whole.len() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        let before = &whole.as_bytes()[..cut];
+        std::fs::write(&path, before).unwrap();
+        let store = Store::new(RealDisk::open(dir.path()).unwrap(), options(Fsync::Always), StoreMetrics::new());
+        runtime.block_on(append(&store, "a", &[9])).unwrap();
+        let after = std::fs::read(&path).unwrap();
+        let sound = before.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        let new = b"{\"id\":9,\"domain\":\"a\"}\n";
+        assert!(after.starts_with(&before[..sound]) && after.ends_with(new), "cut {cut}");
+        let tail = &before[sound..];
+        let middle = &after[sound..after.len() - new.len()];
+        let kept: Vec<Vec<u8>> = std::fs::read_dir(dir.path().join(TORN_DIR))
+            .map(|dir| dir.map(|e| std::fs::read(e.unwrap().path()).unwrap()).collect())
+            .unwrap_or_default();
+        if serde_json::from_slice::<serde_json::Value>(tail).is_ok() {
+            assert_eq!(middle, [tail, b"\n"].concat(), "cut {cut}: a whole value only lacked its newline");
+            assert!(kept.is_empty());
+        } else {
+            assert!(middle.is_empty(), "cut {cut}");
+            let want: Vec<Vec<u8>> = if tail.is_empty() { vec![] } else { vec![tail.to_vec()] };
+            assert_eq!(kept, want, "cut {cut}: the cut bytes are kept");
+        }
+        // Repairing twice changes nothing the second time.
+        runtime.block_on(append(&store, "a", &[10])).unwrap();
+        assert!(std::fs::read(&path).unwrap().starts_with(&after));
+    }
+}
+
+/// Broken: odd tails (zeros of delayed allocation, binary, a huge half line) would stop appends.
+#[test]
+fn odd_tails_are_moved_aside_whole() {
+    let runtime = runtime();
+    let huge = [b"{\"x\":\"".to_vec(), vec![b'y'; 300_000]].concat();
+    for tail in [&b"\0\0\0\0\0"[..], b"\xff\xfe", b"{\"a\":NaN}", b"\r", b" ", b"{\"a\":1}x", &huge] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        let sound = b"{\"id\":1,\"domain\":\"a\"}\n";
+        std::fs::write(&path, [sound, tail].concat()).unwrap();
+        let store = Store::new(RealDisk::open(dir.path()).unwrap(), options(Fsync::Always), StoreMetrics::new());
+        runtime.block_on(append(&store, "a", &[2])).unwrap();
+        assert_eq!(ids(dir.path(), "a"), [1, 2]);
+        let kept = std::fs::read_dir(dir.path().join(TORN_DIR)).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(std::fs::read(&kept).unwrap(), tail);
+        assert!(kept.extension().is_none_or(|e| e != "jsonl"), "side files never end in .jsonl");
+    }
+}
+
+/// Broken: events of concurrent requests would be lost, doubled or reordered within a client.
+#[test]
+fn concurrent_appends_are_all_there_in_each_clients_order() {
+    for fsync in [Fsync::Always, Fsync::EverySecond, Fsync::Never] {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = runtime();
+        let store = Store::new(RealDisk::open(dir.path()).unwrap(), options(fsync), StoreMetrics::new());
+        runtime.block_on(async {
+            let clients: Vec<_> = (0..16u32)
+                .map(|client| {
+                    let store = store.clone();
+                    tokio::spawn(async move {
+                        for i in 0..50 {
+                            let id = client * 1000 + i;
+                            append(&store, ["a", "b"][client as usize % 2], &[id]).await.unwrap();
+                        }
+                    })
+                })
+                .collect();
+            for client in clients {
+                client.await.unwrap();
+            }
+            store.drained().await;
+        });
+        for (offset, domain) in [(0, "a"), (1, "b")] {
+            let found = ids(dir.path(), domain);
+            assert_eq!(found.len(), 8 * 50, "{fsync:?}");
+            for client in (offset..16).step_by(2) {
+                let mine: Vec<u32> = found.iter().copied().filter(|id| id / 1000 == client).collect();
+                assert_eq!(mine, (0..50).map(|i| client * 1000 + i).collect::<Vec<_>>(), "{fsync:?}");
+            }
+        }
+    }
+}
+
+/// Broken: a hung-up client would tear its event, or its bytes would leave the budget too early.
+#[test]
+fn a_dropped_caller_cancels_nothing() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = faulty(dir.path());
+        append(&store, "a", &[1]).await.unwrap();
+        let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let caller = tokio::spawn({
+            let store = store.clone();
+            async move { append(&store, "a", &[2]).await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        assert!(store.health().in_flight_bytes > 0, "the writer holds the bytes");
+        drop(lock);
+        store.drained().await;
+        assert_eq!(ids(dir.path(), "a"), [1, 2]);
+        assert_eq!(store.health().in_flight_bytes, 0);
+    });
+}
+
+/// Broken: a foreign lock would block other domains, or be waited for too long, or be ignored.
+#[test]
+fn a_foreign_lock_is_waited_for_as_long_as_said() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = faulty(dir.path());
+        append(&store, "a", &[1]).await.unwrap();
+        let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let started = Instant::now();
+        let (held, free) = tokio::join!(append(&store, "a", &[2]), async {
+            append(&store, "b", &[1]).await.unwrap();
+            started.elapsed()
+        });
+        let waited = started.elapsed();
+        assert!(matches!(held, Err(StoreError::LockTimeout { .. })), "{held:?}");
+        assert!(waited >= Duration::from_millis(300) && waited < Duration::from_millis(900), "{waited:?}");
+        assert!(free < Duration::from_millis(250), "{free:?}");
+        drop(lock);
+        append(&store, "a", &[3]).await.unwrap();
+        assert_eq!(ids(dir.path(), "a"), [1, 3]);
+    });
+}
+
+/// Broken: with Python's filelock 3.20.4 to 3.29.4 two holders would write at once.
+#[test]
+fn a_lock_file_that_is_unlinked_is_locked_anew() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = faulty(dir.path());
+        for id in 1..5 {
+            append(&store, "a", &[id]).await.unwrap();
+            std::fs::remove_file(dir.path().join("a.jsonl.lock")).unwrap();
+        }
+        append(&store, "a", &[5]).await.unwrap();
+        assert_eq!(ids(dir.path(), "a"), [1, 2, 3, 4, 5]);
+        let live = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
+        rustix::fs::flock(&live, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(matches!(append(&store, "a", &[6]).await, Err(StoreError::LockTimeout { .. })));
+    });
+}
+
+/// Broken: logrotate, or an operator with mv, would send events into the old file for ever.
+#[test]
+fn a_moved_file_or_directory_is_noticed() {
+    runtime().block_on(async {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("data");
+        let store = Store::new(RealDisk::open(&dir).unwrap(), options(Fsync::Always), StoreMetrics::new());
+        append(&store, "a", &[1]).await.unwrap();
+        std::fs::rename(dir.join("a.jsonl"), dir.join("a.1")).unwrap();
+        append(&store, "a", &[2]).await.unwrap();
+        assert_eq!(ids(&dir, "a"), [2]);
+
+        std::fs::rename(&dir, outer.path().join("gone")).unwrap();
+        assert!(matches!(append(&store, "a", &[3]).await, Err(StoreError::Io { .. })));
+        std::os::unix::fs::symlink(outer.path().join("gone"), &dir).unwrap();
+        assert!(matches!(append(&store, "a", &[4]).await, Err(StoreError::Io { .. })), "a link is not followed");
+        std::fs::remove_file(&dir).unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        append(&store, "a", &[5]).await.unwrap();
+        assert_eq!(ids(&dir, "a"), [5]);
+        assert_eq!(ids(&outer.path().join("gone"), "a"), [2]);
+    });
+}
+
+/// Broken: everysec would acknowledge for longer than a second what is not synced, or hide a
+/// failed sync.
+#[test]
+fn every_second_means_a_sync_and_a_failed_one_is_seen() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, plan) = FaultyDisk::open(dir.path());
+        let store = Store::new(disk, options(Fsync::EverySecond), StoreMetrics::new());
+        let upkeep = tokio::spawn({
+            let store = store.clone();
+            async move { store.maintain().await }
+        });
+        append(&store, "a", &[1]).await.unwrap();
+        let wrote = Instant::now();
+        while !plan.saw("sync_data") {
+            assert!(wrote.elapsed() < Duration::from_millis(1000), "no sync within a second");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        append(&store, "a", &[2]).await.unwrap();
+        plan.fail_next("sync_data", Fault::Errno(EIO));
+        let wrote = Instant::now();
+        while store.health().poisoned_domains == 0 {
+            assert!(wrote.elapsed() < Duration::from_secs(2), "a failed sync went unnoticed");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(matches!(append(&store, "a", &[3]).await, Err(StoreError::Poisoned { .. })));
+        upkeep.abort();
+    });
+}

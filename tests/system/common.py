@@ -1,0 +1,85 @@
+"""What the system checks share: the real binary, concurrent clients, and the oracle."""
+import http.client, json, os, random, shutil, sys, tempfile, threading, time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests", "golden"))
+os.chdir(ROOT)
+import harness  # noqa: E402
+from harness import TOKEN, Server  # noqa: E402
+
+BIN = harness.BIN
+
+
+class Skip(Exception):
+    """The machine lacks something; the reason is printed and counted."""
+
+
+def seed(name):
+    value = int(os.environ.get("SEED", random.randrange(1 << 32)))
+    print(f"{name}: seed {value} (SEED={value} repeats it)")
+    return random.Random(value)
+
+
+class Load:
+    """Clients that post numbered events until stopped, and remember what was acknowledged."""
+
+    def __init__(self, port, rng, clients, domains, start_id=0):
+        self.port, self.domains = port, domains
+        self.acked, self.sent = {}, {}
+        self.lock, self.next_id = threading.Lock(), start_id
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self.client, args=(random.Random(rng.random()),)) for _ in range(clients)]
+        for t in self.threads: t.start()
+
+    def ids(self, n):
+        with self.lock:
+            first = self.next_id; self.next_id += n
+            return list(range(first, first + n))
+
+    def client(self, rng):
+        conn = None
+        while not self.stopping.is_set():
+            domain, ids = rng.choice(self.domains), self.ids(rng.choice([1, 1, 1, 2, 5, 20, 100]))
+            events = [json.dumps({"id": i, "pad": "x" * rng.choice([0, 10, 200, 1500])}) for i in ids]
+            if len(events) == 1: body, ct = events[0], "application/json"
+            elif rng.random() < 0.5: body, ct = "[" + ",".join(events) + "]", "application/json"
+            else: body, ct = "\n".join(events), "application/x-ndjson"
+            path = f"/v1/ingest?domain={domain}" if ct != "application/json" or rng.random() < 0.7 else f"/ingest/{domain}"
+            for i in ids: self.sent[i] = domain
+            try:
+                conn = conn or http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+                conn.request("POST", path, body, {"X-Auth": TOKEN, "Content-Type": ct})
+                answer = conn.getresponse(); text = answer.read()
+                if answer.status in (200, 202) and text == b"ok":
+                    for i in ids: self.acked[i] = domain
+            except (OSError, http.client.HTTPException):
+                if conn: conn.close()
+                conn = None
+
+    def stop(self):
+        self.stopping.set()
+        for t in self.threads: t.join()
+
+
+def verify(directory, acked, sent):
+    """Every acknowledged id once, whole, in its own line, in the right file; others at most once."""
+    found, problems = {}, []
+    for name in sorted(os.listdir(directory)):
+        if not name.endswith(".jsonl"): continue
+        domain = name[:-6]
+        data = open(os.path.join(directory, name), "rb").read()
+        if data and not data.endswith(b"\n"): problems.append(f"{name}: torn last line")
+        for n, line in enumerate(data.split(b"\n")[:-1], 1):
+            try: event = json.loads(line)
+            except ValueError: problems.append(f"{name}:{n}: not JSON: {line[:80]!r}"); continue
+            if not isinstance(event, dict) or event.get("domain") != domain:
+                problems.append(f"{name}:{n}: domain {event!r:.80}"); continue
+            i = event.get("id")
+            if i is None: continue   # not of the load
+            if i in found: problems.append(f"id {i} is there twice")
+            found[i] = domain
+    lost = [i for i, d in acked.items() if found.get(i) != d]
+    if lost: problems.append(f"{len(lost)} acknowledged events lost, e.g. {lost[:5]}")
+    strange = [i for i in found if i >= 0 and sent.get(i) != found[i]]
+    if strange: problems.append(f"{len(strange)} events nobody sent, e.g. {strange[:5]}")
+    return problems

@@ -1,0 +1,64 @@
+"""strace: every 2xx comes after a successful fdatasync of its file, and of the directory for a new one."""
+import re, shutil, threading, http.client, os
+from common import Server, Skip, TOKEN
+
+CALL = re.compile(r"^(\d+)\s+(\w+)\((.*)$")
+
+
+def run():
+    if not shutil.which("strace"): raise Skip("strace is not installed")
+    trace = "/tmp/leitstand-order.%d" % os.getpid()
+    wrap = ("strace", "-f", "-y", "-s", "4096", "-o", trace, "-e", "trace=write,writev,sendto,sendmsg,fdatasync,fsync")
+    answers = 200
+    with Server({"LEITSTAND_FSYNC": "always"}, wrap=wrap) as server:
+        assert server.up, server.log_text()
+        clients, bad = 8, []
+
+        def client(n):
+            conn = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            for i in range(answers // clients):
+                key = f"mark-{n}-{i}-end"
+                conn.request("POST", f"/v1/ingest?domain=d{(n + i) % 5}", '{"k":"%s"}' % key,
+                             {"X-Auth": TOKEN, "Content-Type": "application/json", "X-Request-ID": key})
+                answer = conn.getresponse(); answer.read()
+                if answer.status != 202: bad.append(answer.status)
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert not bad, bad
+    checked, dirs = check(open(trace, errors="replace").read().split("\n"))
+    os.unlink(trace)
+    print(f"order: {checked} answers, each after its fdatasync; {dirs} new files, each after the sync of the directory")
+    assert checked == answers and dirs == 5, (checked, dirs)
+
+
+def check(lines):
+    written, synced, entered, checked = {}, set(), set(), 0   # id -> file; ids on disk; files with a durable name
+    waiting = {}                                              # pid -> (call, path, ids written before it began)
+    for line in lines:
+        m = re.match(r"^(\d+)\s+(?:<\.\.\. (\w+) resumed>)?(.*)$", line)
+        if not m: continue
+        pid, resumed, rest = m.groups()
+        begin = re.match(r"^(\w+)\((\d+)<([^>]*)>(.*)$", rest) if not resumed else None
+        if begin:
+            call, _, path, args = begin.groups()
+            ids = re.findall(r"mark-\d+-\d+-end", args)
+            if "HTTP/1.1 202" in args:
+                for i in ids:
+                    assert i in synced, f"{i} was acknowledged before its sync"
+                    assert written[i] in entered, f"{i} was acknowledged before the directory was synced"
+                    checked += 1
+                continue
+            if path.endswith(".jsonl") and call in ("write", "writev"):
+                for i in ids: written[i] = path
+                continue
+            if call in ("fdatasync", "fsync"):
+                before = [i for i, p in written.items() if p == path] if path.endswith(".jsonl") else list(set(written.values()))
+                waiting[pid] = (path, before)
+                if "unfinished" in args: continue
+                rest = args
+        if pid in waiting and ("= 0" in rest):
+            path, before = waiting.pop(pid)
+            (synced if path.endswith(".jsonl") else entered).update(before)
+    return checked, len(entered)
