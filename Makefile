@@ -14,7 +14,7 @@ help: ## list the targets
 
 dev: ## build and start on 127.0.0.1:8788 with token dev and ./data
 	@cargo build --release --locked --quiet
-	@grep -qs '^LEITSTAND_TOKEN' .env || export LEITSTAND_TOKEN=$${LEITSTAND_TOKEN:-dev}; \
+	@grep -Eqs '^(export )?(LEITSTAND|CHRONIK)_TOKEN' .env || export LEITSTAND_TOKEN=$${LEITSTAND_TOKEN:-dev}; \
 		exec $(BIN) serve --host 127.0.0.1 --port $(PORT)
 
 ingest-test: ## send one event to a running service

@@ -328,6 +328,17 @@ impl Parser {
     /// body costs no quadratic time.
     fn has_repeated_names(&self, text: &str) -> bool {
         const PAIRWISE_MAX: usize = 32;
+        // Names that differ mostly fall on different bits, and then nothing is compared.
+        let mut seen_bits = 0u128;
+        let all_differ = self.members.iter().all(|member| {
+            let bit = 1u128 << (member.hash % 128);
+            let new = seen_bits & bit == 0;
+            seen_bits |= bit;
+            new
+        });
+        if all_differ {
+            return false;
+        }
         let name = |member: &Member| member.name.bytes(text, &self.scratch).to_vec();
         if self.members.len() > PAIRWISE_MAX {
             let mut seen = std::collections::HashSet::with_capacity(self.members.len());

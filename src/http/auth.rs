@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::client::Client;
+use super::edge::Caller;
 use super::error::ApiError;
 use super::limits::Limiter;
 use crate::config::Tokens;
@@ -42,12 +42,14 @@ impl Auth {
     /// # Errors
     /// [`ApiError::Unauthorized`], or [`ApiError::TokenGuessing`] when the client was wrong too
     /// often.
-    pub(crate) fn check(&self, headers: &HeaderMap, client: &Client, now: Instant) -> Result<(), ApiError> {
-        let key = client.key();
+    pub(crate) fn check(&self, headers: &HeaderMap, caller: &Caller) -> Result<(), ApiError> {
+        let (key, now) = (caller.client.key(), caller.started);
         let suspect = self.failures.peek(key, now).err();
         match (self.token_index(headers), suspect) {
             (Some(index), None) => {
-                self.established.remember((key, index), now);
+                if caller.conn.shows_token_anew(key, index) {
+                    self.established.remember((key, index), now);
+                }
                 Ok(())
             }
             (Some(index), Some(_)) if self.established.knows((key, index), now) => {
@@ -89,7 +91,8 @@ impl Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::client::Peer;
+    use crate::http::client::{Client, Peer};
+    use crate::http::conn::Connections;
 
     fn auth() -> Auth {
         Auth::new(&Tokens::new(vec!["one".into(), "tökén".into()]), RateLimits::parse("3/minute").unwrap())
@@ -100,8 +103,9 @@ mod tests {
         for token in tokens {
             headers.append(X_AUTH, http::HeaderValue::from_bytes(token).unwrap());
         }
-        auth.check(&headers, &Client(Peer::from_ip(ip.parse().unwrap())), Instant::now())
-            .map_err(|e| e.status().as_u16())
+        let (_, conn) = Connections::default().add();
+        let caller = Caller { client: Client(Peer::from_ip(ip.parse().unwrap())), conn, started: Instant::now() };
+        auth.check(&headers, &caller).map_err(|e| e.status().as_u16())
     }
 
     #[test]

@@ -28,6 +28,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// [`HEAD_TIMEOUT`] in ticks, and one for the tick under way.
 const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
+const TICKS_PER_MINUTE: u64 = 60_000 / TICK.as_millis() as u64;
 /// No deadline: a request is being handled, and has deadlines of its own.
 const NEVER: u64 = u64::MAX;
 
@@ -43,7 +44,7 @@ impl Connections {
     /// Adds a connection; it counts until the returned key is removed.
     pub(crate) fn add(&self) -> (u64, Arc<ConnState>) {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(ConnState::new(self.clock.clone()));
+        let state = Arc::new(ConnState::new(key, self.clock.clone()));
         self.with_open(|open| open.insert(key, state.clone()));
         (key, state)
     }
@@ -81,6 +82,7 @@ impl Connections {
 /// What the connection and its requests tell each other.
 #[derive(Debug)]
 pub(crate) struct ConnState {
+    key: u64,
     clock: Arc<AtomicU64>,
     /// The tick after which the connection has been idle, or at a head, for too long.
     deadline: AtomicU64,
@@ -93,6 +95,8 @@ pub(crate) struct ConnState {
     doubtful: AtomicU64,
     /// Requests that have begun.
     begun: AtomicU64,
+    /// Who showed which token here last, and when, in one number.
+    token_shown: AtomicU64,
     /// The body of the current request was read to its end.
     body_done: AtomicBool,
     /// The client has ended its side.
@@ -102,9 +106,10 @@ pub(crate) struct ConnState {
 }
 
 impl ConnState {
-    fn new(clock: Arc<AtomicU64>) -> ConnState {
+    fn new(key: u64, clock: Arc<AtomicU64>) -> ConnState {
         let deadline = AtomicU64::new(clock.load(Ordering::Relaxed) + HEAD_TICKS);
         ConnState {
+            key,
             clock,
             deadline,
             expired: AtomicBool::new(false),
@@ -113,6 +118,7 @@ impl ConnState {
             in_request: AtomicBool::new(false),
             doubtful: AtomicU64::new(NEVER),
             begun: AtomicU64::new(0),
+            token_shown: AtomicU64::new(0),
             body_done: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             linger: AtomicBool::new(false),
@@ -175,9 +181,28 @@ impl ConnState {
         reusable
     }
 
+    /// Is this the first time in a minute or two that this client shows this token here? Spares the
+    /// map of known clients a look with every request.
+    pub(crate) fn shows_token_anew(&self, client: u128, token: u32) -> bool {
+        let minute = self.clock.load(Ordering::Relaxed) / TICKS_PER_MINUTE;
+        let mixed = (client ^ (client >> 64)) as u64 ^ u64::from(token).rotate_left(32);
+        let shown = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(minute + 1);
+        self.token_shown.swap(shown, Ordering::Relaxed) != shown
+    }
+
+    /// Number of the connection in this process.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Requests that have begun.
+    pub(crate) fn requests(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     /// At least one head has arrived.
     pub(crate) fn was_used(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) > 0
+        self.requests() > 0
     }
 
     pub(crate) fn has_ended(&self) -> bool {

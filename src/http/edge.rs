@@ -6,7 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::Router;
@@ -39,9 +39,9 @@ const PATH_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').r
 
 /// Methods the original's parser knows (llhttp); anything else it could not read.
 const METHODS: [&str; 33] = [
+    "POST",
     "GET",
     "HEAD",
-    "POST",
     "PUT",
     "DELETE",
     "CONNECT",
@@ -75,7 +75,6 @@ const METHODS: [&str; 33] = [
 ];
 
 /// One connection's way into the routes.
-#[derive(Clone)]
 pub(crate) struct Edge {
     pub state: Arc<AppState>,
     pub router: Router,
@@ -111,14 +110,15 @@ struct Log {
 
 impl Edge {
     /// Answers one request.
-    pub(crate) async fn call(mut self, request: Request<Incoming>) -> Response {
+    pub(crate) async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response {
         let started = Instant::now();
+        self.conn.request_begins(!request.body().is_end_stream());
         let headers = request.headers();
         let client = Client::of(self.peer, headers, &self.state.trusted_proxies);
         let request_id = self.request_id(headers);
         let as_problem = accepts_problem(headers);
-        self.conn.request_begins(!request.body().is_end_stream());
-        let framing = self.check_framing(&request);
+        let method = known_method(request.method());
+        let framing = self.check_framing(&request, method);
 
         let mut request = request;
         normalise_path(request.uri_mut());
@@ -126,7 +126,7 @@ impl Edge {
             started,
             request_id,
             // What nobody knows may be anything, and is not quoted in a log.
-            method: known_method(request.method()).unwrap_or("OTHER"),
+            method: method.unwrap_or("OTHER"),
             route: route_template(request.uri().path()),
             client,
             subject: Subject::default(),
@@ -148,7 +148,7 @@ impl Edge {
 
     /// The routes. The two that carry the load are called directly: the router would box their
     /// future, their body and their extensions first, which costs a tenth of a request.
-    async fn answer(&mut self, request: Request<Incoming>, log: &mut Log) -> Response {
+    async fn answer(&self, request: Request<Incoming>, log: &mut Log) -> Response {
         let caller = Caller { client: log.client, conn: self.conn.clone(), started: log.started };
         let hot = match log.route {
             _ if log.method != "POST" => None,
@@ -163,7 +163,7 @@ impl Edge {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller);
         // A router is always ready.
-        let Ok(mut response) = self.router.call(request).await;
+        let Ok(mut response) = self.router.clone().call(request).await;
         log.subject = response.extensions_mut().remove().unwrap_or_default();
         response
     }
@@ -268,28 +268,31 @@ impl Edge {
 
     /// Whatever the client sent, made safe; else an id of our own, unique over restarts.
     fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         if let Some(sent) = headers.get(REQUEST_ID).filter(|sent| !sent.is_empty()) {
             let safe = |&b: &u8| if b.is_ascii_alphanumeric() || b"._-".contains(&b) { b } else { b'_' };
             let id: Vec<u8> = sent.as_bytes().iter().take(REQUEST_ID_CHARS_MAX).map(safe).collect();
             return HeaderValue::from_bytes(&id).expect("only letters, digits and ._- are left");
         }
-        let mut id = *b"00000000-0000000000";
+        // Process, connection, request: no counter is shared between connections.
+        let mut id = *b"00000000-00000000-00000000";
         write_hex(&mut id[..8], u64::from(self.state.id_prefix));
-        write_hex(&mut id[9..], NEXT.fetch_add(1, Ordering::Relaxed));
+        write_hex(&mut id[9..17], self.conn.key());
+        write_hex(&mut id[18..], self.conn.requests());
         HeaderValue::from_bytes(&id).expect("hex digits and a dash")
     }
 
-    fn check_framing(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
+    fn check_framing(&self, request: &Request<Incoming>, method: Option<&str>) -> Result<(), ApiError> {
         let headers = request.headers();
         let hosts = headers.get_all(HOST).iter().count();
         let host_is_clear = hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10);
-        if self.conn.is_doubtful() || !host_is_clear || known_method(request.method()).is_none() {
+        if self.conn.is_doubtful() || !host_is_clear || method.is_none() {
             return Err(ApiError::Malformed);
+        }
+        if !headers.contains_key(TRANSFER_ENCODING) {
+            return Ok(());
         }
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         match (codings.next(), codings.next()) {
-            (None, _) => Ok(()),
             (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
             _ => Err(ApiError::TransferCoding),
         }
@@ -304,7 +307,7 @@ fn write_hex(into: &mut [u8], mut number: u64) {
 }
 
 fn known_method(method: &Method) -> Option<&'static str> {
-    METHODS.into_iter().find(|known| *known == method.as_str())
+    METHODS.iter().copied().find(|known| *known == method.as_str())
 }
 
 fn accepts_problem(headers: &HeaderMap) -> bool {

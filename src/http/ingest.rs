@@ -12,7 +12,7 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use http_body::Body as HttpBody;
 
-use super::body::{self, Coding};
+use super::body::{self, Coding, format_of};
 use super::edge::Caller;
 use super::error::ApiError;
 use super::limits::Standing;
@@ -151,11 +151,10 @@ pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
 
 /// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.
 fn admit(state: &AppState, caller: &Caller, parts: &Parts, body: &impl HttpBody) -> Result<Option<Standing>, ApiError> {
-    let client = caller.client;
-    state.auth.check(&parts.headers, &client, caller.started)?;
+    state.auth.check(&parts.headers, caller)?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    state.limiter.hit((client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
+    state.limiter.hit((caller.client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
 }
 
 /// One request, from admitted to acknowledged.
@@ -173,46 +172,58 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     };
     subject.domain.clone_from(&domain);
     let coding = Coding::of(&parts.headers)?;
-    let mut reservation = state.store.reserve()?;
+    let mut reservation = state.store.reserve(expected_bytes(&body))?;
     let body = body::read(state, &caller.conn, body, coding, &mut reservation).await?;
     subject.body_bytes = body.len() as u64;
-    let format = format(route, &parts.headers, &body)?;
-    let Some(batch) = parse(state, body, format, domain).await? else { return Ok(()) };
+    let Some(batch) = parse(state, route, format_of(&parts.headers), body, domain).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
     Ok(state.store.append(batch, reservation).await?)
 }
 
-/// UTF-8 first, then the content type.
-///
-/// compat: on the old path a document that is no UTF-8 is invalid JSON.
-fn format(route: Route, headers: &HeaderMap, body: &[u8]) -> Result<Format, ApiError> {
-    let is_utf8 = std::str::from_utf8(body).is_ok();
-    let format = body::format_of(headers);
-    match route {
-        Route::V1 if !is_utf8 => Err(ApiError::InvalidEncoding),
-        Route::V1 => format.ok_or(ApiError::ContentType),
-        Route::Old if is_utf8 => Ok(format.unwrap_or(Format::Document)),
-        Route::Old if format == Some(Format::Lines) => Err(ApiError::InvalidEncoding),
-        Route::Old => Err(ApiError::Event(EventError { reason: Reason::InvalidJson, line: None })),
+/// What a small request of announced length will hold in memory, lines included, so that its
+/// reservation need not grow. A large one grows with what really arrives.
+fn expected_bytes(body: &impl HttpBody) -> usize {
+    match body.size_hint().exact() {
+        Some(bytes) if bytes <= 4096 => 2 * bytes as usize + 512,
+        _ => 1,
     }
 }
 
 async fn parse(
     state: &AppState,
+    route: Route,
+    named: Option<Format>,
     body: Bytes,
-    format: Format,
     domain: Option<Domain>,
 ) -> Result<Option<Batch>, ApiError> {
     if body.len() <= PARSE_INLINE_BYTES_MAX {
-        return parse_now(&body, format, domain);
+        return parse_now(route, named, &body, domain);
     }
     let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
-    tokio::task::spawn_blocking(move || parse_now(&body, format, domain)).await.unwrap_or(Err(ApiError::Panicked))
+    let parsed = tokio::task::spawn_blocking(move || parse_now(route, named, &body, domain)).await;
+    parsed.unwrap_or(Err(ApiError::Panicked))
 }
 
-fn parse_now(body: &[u8], format: Format, domain: Option<Domain>) -> Result<Option<Batch>, ApiError> {
-    let text = std::str::from_utf8(body).map_err(|_| ApiError::InvalidEncoding)?;
+/// UTF-8 first, then the content type, then the events.
+///
+/// compat: on the old path a document that is no UTF-8 is invalid JSON, and any type but the line
+/// formats is a document.
+fn parse_now(
+    route: Route,
+    named: Option<Format>,
+    body: &[u8],
+    domain: Option<Domain>,
+) -> Result<Option<Batch>, ApiError> {
+    let Ok(text) = std::str::from_utf8(body) else {
+        let as_json = route == Route::Old && named != Some(Format::Lines);
+        let invalid_json = EventError { reason: Reason::InvalidJson, line: None };
+        return Err(if as_json { invalid_json.into() } else { ApiError::InvalidEncoding });
+    };
+    let format = match route {
+        Route::V1 => named.ok_or(ApiError::ContentType)?,
+        Route::Old => named.unwrap_or(Format::Document),
+    };
     Ok(Batch::parse(text, format, domain)?)
 }
 

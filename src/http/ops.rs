@@ -122,8 +122,7 @@ async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
 }
 
 fn authorise(state: &AppState, request: &Request) -> Result<(), ApiError> {
-    let caller = Caller::of(request.extensions());
-    state.auth.check(request.headers(), &caller.client, caller.started)
+    state.auth.check(request.headers(), Caller::of(request.extensions()))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {

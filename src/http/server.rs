@@ -174,7 +174,7 @@ impl Server {
             Stream::Tcp(_, addr) => Peer::from_ip(addr.ip()),
             Stream::Unix(_) => Peer::Unix,
         };
-        let edge = Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() };
+        let edge = Arc::new(Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() });
         match stream {
             Stream::Tcp(stream, _) => {
                 // An answer is one small segment; nothing is gained by holding it back.
@@ -203,7 +203,7 @@ impl Server {
 }
 
 /// One connection, from its first byte to its last.
-async fn connection<S>(stream: S, edge: Edge, conn: Arc<ConnState>, _guard: Guard)
+async fn connection<S>(stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

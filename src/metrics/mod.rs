@@ -281,6 +281,8 @@ impl Http {
 pub struct StoreMetrics(Arc<StoreCells>);
 
 struct StoreCells {
+    submitted: HotCounter,
+    answered: HotCounter,
     events: HotCounter,
     bytes: HotCounter,
     torn_tails: HotCounter,
@@ -302,6 +304,8 @@ impl StoreMetrics {
     /// Cells of their own, for a store without a page, as in tools and tests.
     pub fn new() -> StoreMetrics {
         StoreMetrics(Arc::new(StoreCells {
+            submitted: HotCounter::default(),
+            answered: HotCounter::default(),
             events: HotCounter::default(),
             bytes: HotCounter::default(),
             torn_tails: HotCounter::default(),
@@ -343,6 +347,22 @@ impl StoreMetrics {
     pub(crate) fn torn(&self, bytes: u64) {
         self.0.torn_tails.add(1);
         self.0.torn_bytes.add(bytes);
+    }
+
+    /// A request was handed to a writer.
+    pub(crate) fn submitted(&self) {
+        self.0.submitted.add(1);
+    }
+
+    /// A writer is done with a request, one way or the other.
+    pub(crate) fn answered(&self) {
+        self.0.answered.add(1);
+    }
+
+    pub(crate) fn queue_depth(&self) -> usize {
+        // The later number first: what is submitted meanwhile must not count as negative.
+        let answered = self.0.answered.get();
+        self.0.submitted.get().saturating_sub(answered) as usize
     }
 
     pub(crate) fn acknowledged(&self, events: u64, bytes: usize) {

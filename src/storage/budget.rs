@@ -34,10 +34,11 @@ impl Budget {
         Budget(Arc::new(Shared { used: AtomicUsize::new(0), bytes_max, metrics }))
     }
 
-    /// A reservation of one byte, to be grown as bytes arrive.
-    pub(crate) fn reserve(&self) -> Result<Reservation, StoreError> {
-        self.take(1)?;
-        Ok(Reservation { budget: self.clone(), bytes: 1 })
+    /// A reservation of at least one byte, to be grown as bytes arrive.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<Reservation, StoreError> {
+        let bytes = bytes.clamp(1, self.0.bytes_max);
+        self.take(bytes)?;
+        Ok(Reservation { budget: self.clone(), bytes })
     }
 
     pub(crate) fn bytes_max(&self) -> usize {
@@ -100,17 +101,17 @@ mod tests {
     #[test]
     fn bytes_in_flight_are_bounded_and_given_back() {
         let budget = Budget::new(100, StoreMetrics::new());
-        let mut first = budget.reserve().unwrap();
+        let mut first = budget.reserve(1).unwrap();
         first.grow_to(60).unwrap();
         first.grow_to(10).unwrap();
         assert_eq!(budget.bytes_used(), 60);
-        let mut second = budget.reserve().unwrap();
+        let mut second = budget.reserve(1).unwrap();
         assert!(matches!(second.grow_to(41).unwrap_err(), StoreError::Busy { in_flight_bytes_max: 100 }));
         assert_eq!(budget.bytes_used(), 61, "a refusal takes nothing");
         drop(first);
         second.grow_to(1000).unwrap();
         assert_eq!(budget.bytes_used(), 100, "alone, any size fits");
-        assert!(budget.reserve().is_err());
+        assert!(budget.reserve(1).is_err());
         drop(second);
         assert_eq!(budget.bytes_used(), 0);
     }

@@ -13,12 +13,13 @@ mod tail;
 mod writer;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use foldhash::quality::RandomState;
 use tokio::sync::oneshot;
 
 pub use budget::Reservation;
@@ -130,27 +131,13 @@ impl<D: Disk> Clone for Store<D> {
     }
 }
 
+type Writers<D> = HashMap<Domain, Arc<DomainWriter<D>>, RandomState>;
+
 struct Inner<D: Disk> {
     shared: Arc<Shared<D>>,
     budget: Budget,
-    shards: Vec<Mutex<HashMap<Domain, Arc<DomainWriter<D>>>>>,
+    shards: Vec<Mutex<Writers<D>>>,
     hasher: RandomState,
-}
-
-/// Counts a job for as long as it lives.
-pub(crate) struct Queued(Arc<AtomicUsize>);
-
-impl Queued {
-    fn new(count: Arc<AtomicUsize>) -> Queued {
-        count.fetch_add(1, Ordering::Relaxed);
-        Queued(count)
-    }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What all writers share.
@@ -164,7 +151,6 @@ pub(crate) struct Shared<D: Disk> {
     lock_deadline_ms: AtomicU64,
     open_logs: OpenCount,
     poisoned: AtomicUsize,
-    queued: Arc<AtomicUsize>,
     space_checked_ms: AtomicU64,
     space_low: AtomicBool,
 }
@@ -183,25 +169,25 @@ impl<D: Disk> Store<D> {
             lock_deadline_ms: AtomicU64::new(u64::MAX),
             open_logs: OpenCount::default(),
             poisoned: AtomicUsize::new(0),
-            queued: Arc::default(),
             space_checked_ms: AtomicU64::new(u64::MAX),
             space_low: AtomicBool::new(false),
         });
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Store { inner: Arc::new(Inner { shared, budget, shards, hasher: RandomState::new() }) }
+        Store { inner: Arc::new(Inner { shared, budget, shards, hasher: RandomState::default() }) }
     }
 
-    /// Reserves room for a request before its first body byte is read.
+    /// Reserves room for a request of `bytes` (as far as that is known) before its first body byte is
+    /// read.
     ///
     /// # Errors
     /// [`StoreError::Busy`] when the byte budget is used up, [`StoreError::ShuttingDown`] while
     /// draining. Nothing was written.
-    pub fn reserve(&self) -> Result<Reservation, StoreError> {
+    pub fn reserve(&self, bytes: usize) -> Result<Reservation, StoreError> {
         if self.inner.shared.draining.load(Ordering::Relaxed) {
             self.inner.shared.metrics.refused(&StoreError::ShuttingDown);
             return Err(StoreError::ShuttingDown);
         }
-        self.inner.budget.reserve()
+        self.inner.budget.reserve(bytes)
     }
 
     /// Appends a batch to its domain's file, whole or not at all.
@@ -220,10 +206,12 @@ impl<D: Disk> Store<D> {
         reservation.grow_to(lines.capacity())?;
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         let (ack, done) = oneshot::channel();
-        let counted = Queued::new(self.inner.shared.queued.clone());
-        let held = (reservation, counted);
-        self.writer(&domain).submit(Job { lines, events, queued_at, ack, _held: held });
-        done.await.unwrap_or(Err(StoreError::Panicked))
+        self.inner.shared.metrics.submitted();
+        self.writer(&domain).submit(Job { lines, events, queued_at, ack, _reservation: reservation });
+        done.await.unwrap_or_else(|_| {
+            self.inner.shared.metrics.answered();
+            Err(StoreError::Panicked)
+        })
     }
 
     /// How the store is doing. Blocks for a few system calls.
@@ -236,7 +224,7 @@ impl<D: Disk> Store<D> {
             above_reserve: space.is_none_or(|space| !shared.is_low(space)),
             draining: shared.draining.load(Ordering::Relaxed),
             poisoned_domains: shared.poisoned.load(Ordering::Relaxed),
-            queued_requests: shared.queued.load(Ordering::Relaxed),
+            queued_requests: shared.metrics.queue_depth(),
             in_flight_bytes: self.inner.budget.bytes_used(),
             in_flight_bytes_max: self.inner.budget.bytes_max(),
             open_domains: shared.open_domains(),

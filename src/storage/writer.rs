@@ -18,7 +18,7 @@ use super::error::{StoreError, chain};
 use super::layout::FileNames;
 use super::log::{GROUP_JOBS_MAX, Log, SyncWhen};
 use super::pace::Pace;
-use super::{Fsync, Queued, Shared};
+use super::{Fsync, Shared};
 use crate::domain::Domain;
 
 /// Most bytes in one group, unless a single batch is larger.
@@ -41,7 +41,7 @@ pub(crate) struct Job {
     pub queued_at: Instant,
     pub ack: oneshot::Sender<Ack>,
     /// Only held: given back when the job is dropped, after the ack.
-    pub _held: (Reservation, Queued),
+    pub _reservation: Reservation,
 }
 
 impl Job {
@@ -150,13 +150,13 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     /// Takes turns until there is nothing to do or something to wait for. `inline`: this thread has
-    /// other work, so large groups go elsewhere and the next group waits for its turn.
+    /// other work, so syncs and large groups go elsewhere and the next group waits for its turn.
     fn run(self: Arc<Self>, mut desk: Desk<D>, inline: bool) {
         let mut unwinding = PoisonOnUnwind { writer: &self, armed: true };
         let mut first = true;
         while let Some(taken) = self.take_work(desk) {
             desk = taken;
-            if inline && desk.group_bytes() > INLINE_BYTES_MAX {
+            if inline && (!desk.syncs.is_empty() || desk.group_bytes() > INLINE_BYTES_MAX) {
                 self.spawn(desk);
                 break;
             }
@@ -361,6 +361,7 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     fn account(&self, job: &Job, result: &Ack) {
+        self.shared.metrics.answered();
         match result {
             Ok(()) => self.shared.metrics.acknowledged(job.events, job.lines.len()),
             Err(error) => self.shared.metrics.refused(error),

@@ -40,7 +40,7 @@ fn batch(domain: &str, ids: &[u32]) -> Batch {
 }
 
 async fn append<D: Disk>(store: &Store<D>, domain: &str, ids: &[u32]) -> Result<(), StoreError> {
-    store.append(batch(domain, ids), store.reserve()?).await
+    store.append(batch(domain, ids), store.reserve(1)?).await
 }
 
 fn content(dir: &Path, domain: &str) -> String {
