@@ -2,7 +2,8 @@
 //!
 //! Does what hyper does not: sees each request head as it came in (hyper has resolved doubtful
 //! framing before a service can look), gives up on a client that does not read its answer, and
-//! knows whether the client has ended its side. Deadlines for heads and idle connections are one
+//! knows whether the client has ended its side. And it gives what hyper answers by itself, to what
+//! it cannot parse, the text and the request id that every other answer has. Deadlines for heads and idle connections are one
 //! number per connection that [`Connections`] looks at twice a second: no timer per request.
 
 use std::collections::HashMap;
@@ -35,16 +36,22 @@ const NEVER: u64 = u64::MAX;
 /// All open connections, for deadlines and for the end.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
+    /// First part of the request ids of this process.
+    id_prefix: u32,
     open: Mutex<HashMap<u64, Arc<ConnState>>>,
     next_key: AtomicU64,
     clock: Arc<AtomicU64>,
 }
 
 impl Connections {
+    pub(crate) fn new() -> Connections {
+        Connections { id_prefix: crate::rng::random_u64() as u32, ..Connections::default() }
+    }
+
     /// Adds a connection; it counts until the returned key is removed.
     pub(crate) fn add(&self) -> (u64, Arc<ConnState>) {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(ConnState::new(key, self.clock.clone()));
+        let state = Arc::new(ConnState::new(self.id_prefix, key, self.clock.clone()));
         self.with_open(|open| open.insert(key, state.clone()));
         (key, state)
     }
@@ -82,6 +89,7 @@ impl Connections {
 /// What the connection and its requests tell each other.
 #[derive(Debug)]
 pub(crate) struct ConnState {
+    id_prefix: u32,
     key: u64,
     clock: Arc<AtomicU64>,
     /// The tick after which the connection has been idle, or at a head, for too long.
@@ -101,14 +109,17 @@ pub(crate) struct ConnState {
     body_done: AtomicBool,
     /// The client has ended its side.
     ended: AtomicBool,
+    /// Answers of ours that hyper has not begun to write.
+    answers_due: AtomicU64,
     /// A refusal left body bytes unread: read them off before closing, see `server::linger`.
     pub(crate) linger: AtomicBool,
 }
 
 impl ConnState {
-    fn new(key: u64, clock: Arc<AtomicU64>) -> ConnState {
+    fn new(id_prefix: u32, key: u64, clock: Arc<AtomicU64>) -> ConnState {
         let deadline = AtomicU64::new(clock.load(Ordering::Relaxed) + HEAD_TICKS);
         ConnState {
+            id_prefix,
             key,
             clock,
             deadline,
@@ -119,6 +130,7 @@ impl ConnState {
             doubtful: AtomicU64::new(NEVER),
             begun: AtomicU64::new(0),
             token_shown: AtomicU64::new(0),
+            answers_due: AtomicU64::new(0),
             body_done: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             linger: AtomicBool::new(false),
@@ -176,6 +188,7 @@ impl ConnState {
     pub(crate) fn answer_begins(&self) -> bool {
         let reusable = self.body_done.load(Ordering::Relaxed);
         self.in_request.store(false, Ordering::Relaxed);
+        self.answers_due.fetch_add(1, Ordering::Relaxed);
         self.linger.store(!reusable, Ordering::Relaxed);
         self.restart_deadline();
         reusable
@@ -190,19 +203,24 @@ impl ConnState {
         self.token_shown.swap(shown, Ordering::Relaxed) != shown
     }
 
-    /// Number of the connection in this process.
-    pub(crate) fn key(&self) -> u64 {
-        self.key
+    /// An id for the request that has begun last: process, connection, request. No counter is
+    /// shared between connections.
+    pub(crate) fn request_id(&self) -> [u8; 26] {
+        let mut id = *b"00000000-00000000-00000000";
+        write_hex(&mut id[..8], u64::from(self.id_prefix));
+        write_hex(&mut id[9..17], self.key);
+        write_hex(&mut id[18..], self.begun.load(Ordering::Relaxed));
+        id
     }
 
-    /// Requests that have begun.
-    pub(crate) fn requests(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
+    /// hyper begins to write an answer: is it one of ours?
+    fn takes_due_answer(&self) -> bool {
+        self.answers_due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| due.checked_sub(1)).is_ok()
     }
 
     /// At least one head has arrived.
     pub(crate) fn was_used(&self) -> bool {
-        self.requests() > 0
+        self.begun.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -218,6 +236,10 @@ pub(crate) struct ConnIo<S> {
     /// Heads that have come so far.
     heads: u64,
     stall: Option<Pin<Box<Sleep>>>,
+    /// What is written instead of hyper's own answer, and how much of it is out.
+    instead: Option<(Vec<u8>, usize)>,
+    /// The head of an answer of ours was offered to the stream and not taken yet.
+    head_waits: bool,
 }
 
 /// What the next byte of the client belongs to (RFC 9112, sections 2.1, 6 and 7.1).
@@ -238,7 +260,7 @@ enum Phase {
 
 impl<S> ConnIo<S> {
     pub(crate) fn new(stream: S, state: Arc<ConnState>) -> Self {
-        ConnIo { stream, state, phase: Phase::head(), heads: 0, stall: None }
+        ConnIo { stream, state, phase: Phase::head(), heads: 0, stall: None, instead: None, head_waits: false }
     }
 
     pub(crate) fn into_inner(self) -> S {
@@ -427,6 +449,7 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
     /// Passes a write result on; after 30 s without any progress the write fails.
     fn with_patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
+            self.head_waits = false;
             if self.stall.take().is_some() {
                 self.state.restart_deadline();
             }
@@ -441,9 +464,58 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> ConnIo<S> {
+    /// If hyper answers by itself, writes our form of that answer, and says that all of hyper's was
+    /// taken. `None`: the bytes are ours and go out as they are.
+    fn write_instead(&mut self, cx: &mut Context<'_>, first: &[u8], len: usize) -> Option<Poll<io::Result<usize>>> {
+        if self.instead.is_none() {
+            // Only the head of an answer begins like this: our bodies are JSON, pages and figures.
+            let head = first.starts_with(b"HTTP/1.") && !first.get(8..).is_some_and(|rest| rest.starts_with(b" 100 "));
+            // A head that found no room comes again, and is counted once.
+            if !head || self.head_waits || self.state.takes_due_answer() {
+                self.head_waits |= head;
+                return None;
+            }
+            self.state.begun.fetch_add(1, Ordering::Relaxed);
+            self.instead = Some((own_refusal(first, &self.state.request_id()), 0));
+        }
+        let (answer, out) = self.instead.as_mut()?;
+        while *out < answer.len() {
+            match Pin::new(&mut self.stream).poll_write(cx, &answer[*out..]) {
+                Poll::Ready(Ok(0)) => return Some(Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(n)) => *out += n,
+                Poll::Ready(Err(e)) => return Some(Poll::Ready(Err(e))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        self.instead = None;
+        Some(Poll::Ready(Ok(len)))
+    }
+}
+
+/// compat: the text of the original, with hyper's status.
+fn own_refusal(head: &[u8], id: &[u8]) -> Vec<u8> {
+    let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
+    let mut answer = head[..end].to_vec();
+    answer.extend_from_slice(b"\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\nx-request-id: ");
+    answer.extend_from_slice(id);
+    answer.extend_from_slice(b"\r\ncontent-length: 30\r\n\r\nInvalid HTTP request received.");
+    answer
+}
+
+fn write_hex(into: &mut [u8], mut number: u64) {
+    for digit in into.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let polled = match self.write_instead(cx, buf, buf.len()) {
+            Some(polled) => polled,
+            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+        };
         self.with_patience(cx, polled)
     }
 
@@ -452,7 +524,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+        let len = bufs.iter().map(|buf| buf.len()).sum();
+        let polled = match self.write_instead(cx, first, len) {
+            Some(polled) => polled,
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+        };
         self.with_patience(cx, polled)
     }
 
@@ -529,6 +606,38 @@ mod tests {
         }
         (0..=HEAD_TICKS).for_each(|_| connections.tick());
         assert!(state.is_expired(), "the third head never came");
+    }
+
+    /// Broken, a client that reads slowly would get a refusal in place of its answer.
+    #[tokio::test]
+    async fn answers_of_ours_go_out_as_they_are_even_if_they_have_to_wait() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut client, server) = tokio::io::duplex(8);
+        let (_, state) = Connections::default().add();
+        let mut io = ConnIo::new(server, state.clone());
+        let ours = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok";
+        let theirs = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        let write = async {
+            for _ in 0..3 {
+                state.answer_begins();
+                io.write_all(ours).await.unwrap();
+            }
+            io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+            io.write_all(theirs).await.unwrap();
+            drop(io);
+        };
+        let read = async {
+            let mut all = Vec::new();
+            while client.read_buf(&mut all).await.unwrap() > 0 {
+                tokio::task::yield_now().await;
+            }
+            String::from_utf8(all).unwrap()
+        };
+        let ((), all) = tokio::join!(write, read);
+        assert_eq!(all.matches("HTTP/1.1 202 Accepted").count(), 3, "{all}");
+        assert_eq!(all.matches("x-request-id").count(), 1, "{all}");
+        assert!(all.contains("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 Bad Request\r\n"), "{all}");
+        assert!(all.ends_with("Invalid HTTP request received."), "{all}");
     }
 
     #[test]

@@ -273,12 +273,7 @@ impl Edge {
             let id: Vec<u8> = sent.as_bytes().iter().take(REQUEST_ID_CHARS_MAX).map(safe).collect();
             return HeaderValue::from_bytes(&id).expect("only letters, digits and ._- are left");
         }
-        // Process, connection, request: no counter is shared between connections.
-        let mut id = *b"00000000-00000000-00000000";
-        write_hex(&mut id[..8], u64::from(self.state.id_prefix));
-        write_hex(&mut id[9..17], self.conn.key());
-        write_hex(&mut id[18..], self.conn.requests());
-        HeaderValue::from_bytes(&id).expect("hex digits and a dash")
+        HeaderValue::from_bytes(&self.conn.request_id()).expect("hex digits and dashes")
     }
 
     fn check_framing(&self, request: &Request<Incoming>, method: Option<&str>) -> Result<(), ApiError> {
@@ -296,13 +291,6 @@ impl Edge {
             (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
             _ => Err(ApiError::TransferCoding),
         }
-    }
-}
-
-fn write_hex(into: &mut [u8], mut number: u64) {
-    for digit in into.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(number & 15) as usize];
-        number >>= 4;
     }
 }
 

@@ -70,7 +70,7 @@ pub async fn serve(
         state,
         connections: JoinSet::new(),
         refusers: Arc::new(Semaphore::new(REFUSERS_MAX)),
-        open: Arc::default(),
+        open: Arc::new(Connections::new()),
     };
     let mut shutdown = pin!(shutdown);
     let mut ticks = tokio::time::interval(TICK);
@@ -229,7 +229,7 @@ where
     });
     match result.await {
         Some(Ok(())) => {}
-        Some(Err(error)) => report(&state, &error),
+        Some(Err(error)) => report(&state, &conn, &error),
         // Running out of time between two requests is the normal end of a connection.
         None if conn.was_used() => {}
         None => state.metrics.refused(Refusal::HeaderTimeout),
@@ -239,11 +239,12 @@ where
 }
 
 /// hyper answers what it cannot parse by itself, past every layer: count it here.
-fn report(state: &AppState, error: &hyper::Error) {
+fn report(state: &AppState, conn: &ConnState, error: &hyper::Error) {
     if error.is_parse() {
         state.metrics.refused(Refusal::MalformedRequest);
     }
-    tracing::debug!(%error, "connection ended");
+    let request_id = conn.request_id();
+    tracing::debug!(request_id = std::str::from_utf8(&request_id).unwrap_or_default(), %error, "connection ended");
 }
 
 /// Ends our side; where body bytes were left unread, reads them off for a while, because closing

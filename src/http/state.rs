@@ -34,8 +34,6 @@ pub struct AppState {
     pub(crate) connections_max: usize,
     /// The stop signal came: answers close their connection.
     pub(crate) closing: AtomicBool,
-    /// First part of the request ids of this process.
-    pub(crate) id_prefix: u32,
 }
 
 impl AppState {
@@ -55,7 +53,6 @@ impl AppState {
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
             closing: AtomicBool::new(false),
-            id_prefix: crate::rng::random_u64() as u32,
         }
     }
 

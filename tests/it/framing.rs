@@ -285,3 +285,27 @@ fn send_all_then_read(mut client: Client, request: &Request) -> Response {
     assert!(client.is_closed_within(PATIENCE));
     answer
 }
+
+/// Broken, a refusal by the HTTP library could not be found in the log by its id.
+#[test]
+fn a_request_that_cannot_be_parsed_gets_an_id_and_the_text_too() {
+    let server = TestServer::new();
+    let many_fields: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
+    for (bytes, status) in [
+        ("GARBAGE\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\r\nX A: b\r\n\r\n".to_owned(), 400),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{many_fields}\r\n"), 431),
+    ] {
+        let answer = refused(&server, bytes.as_bytes());
+        assert_eq!(answer.status, status);
+        assert!(answer.header("x-request-id").is_some(), "{answer:?}");
+        assert_eq!(answer.text(), "Invalid HTTP request received.");
+    }
+    // Behind an answer of ours on the same connection, too.
+    let mut client = server.connect();
+    client.send([Request::post("frame", "{}").bytes(), b"GARBAGE\r\n\r\n".to_vec()].concat());
+    let first = client.read_answer("POST");
+    let second = client.read_answer("POST");
+    assert_eq!((first.status, second.status), (202, 400));
+    assert!(second.header("x-request-id").is_some_and(|id| Some(id) != first.header("x-request-id")), "{second:?}");
+}
