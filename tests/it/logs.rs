@@ -262,3 +262,40 @@ fn the_level_chooses_what_is_logged() {
         assert!(wants_access || lines.is_empty(), "{level}: {lines:?}");
     }
 }
+
+/// Broken, a log reader that stands still would keep the service from answering, or from stopping.
+#[test]
+fn a_stuck_log_reader_holds_up_neither_answers_nor_the_stop() {
+    use std::io::{Read as _, Write as _};
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_leitstand"))
+        .args(["serve", "--uds"])
+        .arg(&socket)
+        .current_dir(dir.path())
+        .env_clear()
+        .env("LEITSTAND_TOKEN", "t")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let mut stream = loop {
+        match std::os::unix::net::UnixStream::connect(&socket) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(std::time::Instant::now() < deadline, "{e}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    // More lines than pipe and queue hold.
+    let answer_len = {
+        stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.read(&mut [0; 4096]).unwrap()
+    };
+    for _ in 0..12_000 {
+        stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.read_exact(&mut vec![0; answer_len]).unwrap();
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    let status = crate::support::wait_exit(&mut child, PATIENCE).expect("does not stop");
+    assert_eq!(status.code(), Some(0));
+}
