@@ -42,6 +42,8 @@ struct Data<F> {
     known_len: Option<u64>,
     /// The directory was synced since this file was opened, so its entry is durable.
     entry_synced: bool,
+    /// Appended since the last sync.
+    unsynced: bool,
 }
 
 /// How many domains have files open, over all logs.
@@ -202,6 +204,7 @@ impl<D: Disk> Log<D> {
             }
             appended.sync = wrote.elapsed();
         }
+        data.unsynced = when == SyncWhen::Later;
         data.known_len = Some(len + total as u64);
         Ok(appended)
     }
@@ -232,12 +235,16 @@ impl<D: Disk> Log<D> {
             return Ok(stat.len);
         }
         appended.foreign = self.data.is_some();
+        if let Some(moved_away) = self.data.as_mut().filter(|data| data.unsynced) {
+            // Acknowledged lines went with it; nobody will sync that file later.
+            moved_away.sync(disk)?;
+        }
         let file = disk.open_data(&self.names.data).map_err(|e| StoreError::io("open data file", e))?;
         let stat = disk.fstat(&file).map_err(|e| StoreError::io("stat data file", e))?;
         if stat.kind != FileKind::Regular {
             return Err(not_regular());
         }
-        self.data = Some(Data { file, id: stat.id, known_len: None, entry_synced: false });
+        self.data = Some(Data { file, id: stat.id, known_len: None, entry_synced: false, unsynced: false });
         Ok(stat.len)
     }
 }
@@ -249,6 +256,7 @@ impl<F> Data<F> {
             disk.sync_root().map_err(|e| StoreError::sync("sync data directory", e))?;
             self.entry_synced = true;
         }
+        self.unsynced = false;
         Ok(())
     }
 
