@@ -94,9 +94,18 @@ pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
 ) -> Result<Bytes, ApiError> {
     let bytes = in_time(state.body_timeout, collect(body, state.max_body_bytes, reservation)).await?;
     conn.body_read();
-    if coding == Coding::Identity {
-        return Ok(bytes);
+    match coding {
+        Coding::Identity => Ok(bytes),
+        Coding::Gzip | Coding::Zstd => Box::pin(decompress(state, bytes, coding, reservation)).await,
     }
+}
+
+async fn decompress(
+    state: &AppState,
+    bytes: Bytes,
+    coding: Coding,
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
     let limit_bytes = state.max_body_bytes;
     // What the decoder may produce, held before it does.
     reservation.grow_to(bytes.len() + limit_bytes)?;
@@ -111,7 +120,7 @@ async fn in_time<T>(limit: Duration, read: impl Future<Output = Result<T, ApiErr
     let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(result) => result,
-        Poll::Pending => tokio::time::timeout(limit, read).await.map_err(|_| ApiError::BodyTimeout)?,
+        Poll::Pending => Box::pin(tokio::time::timeout(limit, read)).await.map_err(|_| ApiError::BodyTimeout)?,
     }
 }
 

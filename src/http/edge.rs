@@ -160,6 +160,11 @@ impl Edge {
             let (parts, body) = request.into_parts();
             return ingest::respond(&self.state, route, &caller, &parts, body, &mut log.subject).await;
         }
+        // Boxed, as every branch off the hot path: the future of each request has room for all.
+        Box::pin(self.through_router(request, caller, log)).await
+    }
+
+    async fn through_router(&self, request: Request<Incoming>, caller: Caller, log: &mut Log) -> Response {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller);
         // A router is always ready.

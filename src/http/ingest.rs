@@ -200,6 +200,16 @@ async fn parse(
     if body.len() <= PARSE_INLINE_BYTES_MAX {
         return parse_now(route, named, &body, domain);
     }
+    Box::pin(parse_elsewhere(state, route, named, body, domain)).await
+}
+
+async fn parse_elsewhere(
+    state: &AppState,
+    route: Route,
+    named: Option<Format>,
+    body: Bytes,
+    domain: Option<Domain>,
+) -> Result<Option<Batch>, ApiError> {
     let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
     let parsed = tokio::task::spawn_blocking(move || parse_now(route, named, &body, domain)).await;
     parsed.unwrap_or(Err(ApiError::Panicked))

@@ -164,7 +164,7 @@ impl<D: Disk> DomainWriter<D> {
                 self.spawn_inline(desk);
                 break;
             }
-            if let Some(pause) = self.turn(&mut desk) {
+            if let Some(pause) = self.turn(&mut desk, inline) {
                 self.spawn_after(pause, desk);
                 break;
             }
@@ -192,7 +192,7 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     /// One group, or one reason why not. `Some`: take the next turn after that pause.
-    fn turn(&self, desk: &mut Desk<D>) -> Option<Duration> {
+    fn turn(&self, desk: &mut Desk<D>, inline: bool) -> Option<Duration> {
         if desk.poison.is_some() && !self.lift_poison(desk) {
             return None;
         }
@@ -224,18 +224,18 @@ impl<D: Disk> DomainWriter<D> {
         let results = self.append(desk, &group);
         desk.log.unlock(&self.shared.disk);
         desk.pace.released(Instant::now());
-        self.acknowledge(group, results);
+        self.acknowledge(group, results, inline);
         None
     }
 
     /// Waking many tasks of the runtime from outside costs a lock and perhaps a system call each;
-    /// so one task is handed over, and wakes the others from inside.
-    fn acknowledge(&self, group: Vec<Job>, results: Vec<Ack>) {
+    /// so from a blocking thread one task is handed over, and wakes the others from inside.
+    fn acknowledge(&self, group: Vec<Job>, results: Vec<Ack>, inline: bool) {
         for (job, result) in group.iter().zip(&results) {
             self.account(job, result);
         }
         let acks = group.into_iter().zip(results);
-        if acks.len() <= ACK_HERE_MAX {
+        if inline || acks.len() <= ACK_HERE_MAX {
             return acks.for_each(|(job, result)| job.answer(result));
         }
         tokio::runtime::Handle::current().spawn(async move { acks.for_each(|(job, result)| job.answer(result)) });
