@@ -5,7 +5,7 @@
 //! the recording says 429; see docs/adr/0006.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -27,12 +27,15 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// Counts events per key.
 pub struct Limiter {
     limits: RateLimits,
-    shards: [Mutex<HashMap<u64, Windows>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     started: Instant,
     /// Something may be remembered; spares the quiet case every lock.
     in_use: AtomicBool,
 }
+
+/// Keys are hashes already, made with a secret seed; the map takes them as they are.
+type Shard = HashMap<u64, Windows, BuildHasherDefault<Hashed>>;
 
 /// One window per limit: when it ends (milliseconds after the limiter started) and what it used.
 type Windows = [Window; LIMITS_MAX];
@@ -90,7 +93,7 @@ impl Limiter {
         }
         let now_ms = self.ms(now);
         let hash = self.hasher.hash_one(key);
-        let mut shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shards[(hash >> 32) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
         let known = shard.get(&hash).copied();
         let mut windows = known.unwrap_or_default();
         for (window, limit) in windows.iter_mut().zip(limits) {
@@ -125,7 +128,7 @@ impl Limiter {
         let now_ms = self.ms(now);
         let hash = self.hasher.hash_one(key);
         let ends_ms = now_ms + self.limits.as_slice().iter().map(|l| l.window.as_millis() as u64).max().unwrap_or(0);
-        let mut shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shards[(hash >> 32) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
         match shard.get_mut(&hash) {
             Some(windows) => windows[0].ends_ms = ends_ms,
             None => {
@@ -143,7 +146,7 @@ impl Limiter {
     pub fn knows(&self, key: impl Hash, now: Instant) -> bool {
         let now_ms = self.ms(now);
         let hash = self.hasher.hash_one(key);
-        let shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
+        let shard = self.shards[(hash >> 32) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
         shard.get(&hash).is_some_and(|windows| last_end_ms(windows) > now_ms)
     }
 
@@ -165,12 +168,31 @@ impl Limiter {
     }
 }
 
+/// Passes one `u64` through.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Only u64 keys are used; anything else would still be a hash, if a poor one.
+        self.0 = bytes.iter().fold(self.0, |hash, &b| hash.rotate_left(8) ^ u64::from(b));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
 fn last_end_ms(windows: &Windows) -> u64 {
     windows.iter().map(|window| window.ends_ms).max().unwrap_or(0)
 }
 
 /// Drops ended keys; if that is not enough, the eighth of the shard that ends first.
-fn make_room(shard: &mut HashMap<u64, Windows>, now_ms: u64) {
+fn make_room(shard: &mut Shard, now_ms: u64) {
     let full = shard.len();
     shard.retain(|_, windows| last_end_ms(windows) > now_ms);
     if shard.len() > full - full / 8 {

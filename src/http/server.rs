@@ -219,8 +219,13 @@ where
         .max_header_size(BUFFER_BYTES_MAX)
         .serve_connection(io, service);
     let mut stopping = false;
+    let mut registered = false;
     let result = std::future::poll_fn(|cx| {
-        conn.register(cx.waker());
+        // A task keeps its waker.
+        if !registered {
+            registered = true;
+            conn.register(cx.waker());
+        }
         if conn.must_stop() && !stopping {
             stopping = true;
             Pin::new(&mut http).graceful_shutdown();
