@@ -321,16 +321,6 @@ impl StoreMetrics {
         }))
     }
 
-    /// Events acknowledged so far.
-    pub fn events(&self) -> u64 {
-        self.0.events.get()
-    }
-
-    /// Torn tails moved aside so far.
-    pub fn torn_tails(&self) -> u64 {
-        self.0.torn_tails.get()
-    }
-
     pub(crate) fn appended(&self, appended: &Appended, lines: &[&[u8]], when: SyncWhen) {
         let cells = &self.0;
         cells.group_batches.record(lines.len() as u64);
