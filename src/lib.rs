@@ -19,6 +19,7 @@ pub mod domain;
 pub mod event;
 pub mod http;
 mod json;
+mod lane;
 pub mod metrics;
 pub mod rate;
 mod rng;

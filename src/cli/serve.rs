@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::{BindArgs, logging};
 use crate::config::{Bind, Config};
@@ -33,19 +35,53 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
         tracing::warn!("{warning}");
     }
     let share = Descriptors::share(&config);
-    let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
-    let result = runtime.block_on(start(config, share, &logging));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let blocking_threads = share.sync_threads.div_ceil(threads + 1);
+    let workers = Workers::start(threads, blocking_threads).map_err(|e| format!("cannot start the workers: {e}"))?;
+    let runtime = runtime(blocking_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
+    let result = runtime.block_on(start(config, share, workers.runtimes.clone(), &logging));
     // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
     // acknowledged any more.
     runtime.shutdown_background();
     result
 }
 
-fn runtime(sync_threads: usize) -> io::Result<Runtime> {
-    Builder::new_multi_thread().enable_all().max_blocking_threads(sync_threads).thread_name("leitstand").build()
+/// A runtime of one thread, and more threads for calls that block.
+fn runtime(blocking_threads: usize) -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().max_blocking_threads(blocking_threads).thread_name("leitstand").build()
 }
 
-async fn start(config: Config, share: Descriptors, logging: &logging::Logging) -> Result<(), String> {
+/// The threads that serve connections. Each has a runtime of its own, so that a connection, its
+/// requests and mostly its acks stay on one thread (docs/adr/0010). They end when this is dropped.
+struct Workers {
+    runtimes: Vec<Handle>,
+    _stops: Vec<oneshot::Sender<()>>,
+}
+
+impl Workers {
+    fn start(threads: usize, blocking_threads: usize) -> io::Result<Workers> {
+        let mut workers = Workers { runtimes: Vec::new(), _stops: Vec::new() };
+        for n in 0..threads {
+            let runtime = runtime(blocking_threads)?;
+            let (stop, stopped) = oneshot::channel::<()>();
+            workers.runtimes.push(runtime.handle().clone());
+            workers._stops.push(stop);
+            std::thread::Builder::new().name(format!("leitstand-{n}")).spawn(move || {
+                // Ends with the sender, one way or the other.
+                let _ = runtime.block_on(stopped);
+                runtime.shutdown_background();
+            })?;
+        }
+        Ok(workers)
+    }
+}
+
+async fn start(
+    config: Config,
+    share: Descriptors,
+    workers: Vec<Handle>,
+    logging: &logging::Logging,
+) -> Result<(), String> {
     let signals = Signals::new().map_err(|e| format!("cannot handle signals: {e}"))?;
     let metrics = Metrics::new(&config.version, config.fsync.as_str());
     let options = StoreOptions {
@@ -63,7 +99,7 @@ async fn start(config: Config, share: Descriptors, logging: &logging::Logging) -
 
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
     announce(&config, &address, share.connections);
-    let server = ServerOptions { shutdown_timeout: config.shutdown_timeout };
+    let server = ServerOptions { shutdown_timeout: config.shutdown_timeout, workers };
     let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
     if let Bind::Unix(path) = &config.bind {
@@ -179,7 +215,7 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
 /// A socket file that nobody listens on any more is left over from a crash and makes way.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
-        && std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
     if stale {
         std::fs::remove_file(path)?;
     }

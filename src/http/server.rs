@@ -2,20 +2,23 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
+use futures_util::future::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -49,10 +52,13 @@ pub enum BoundListener {
 }
 
 /// How the server behaves.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// From the stop signal to the last cut connection.
     pub shutdown_timeout: Duration,
+    /// The runtimes that connections are shared out to, each best of one thread. A connection stays
+    /// where it is. Empty: the runtime of the caller.
+    pub workers: Vec<Handle>,
 }
 
 /// Serves until `shutdown` is ready, then drains, and returns when nothing is in flight (`true`) or
@@ -71,14 +77,18 @@ pub async fn serve(
         connections: JoinSet::new(),
         refusers: Arc::new(Semaphore::new(REFUSERS_MAX)),
         open: Arc::new(Connections::new()),
+        workers: options.workers.into_iter().map(Worker::new).collect(),
     };
+    if server.workers.is_empty() {
+        server.workers.push(Worker::new(Handle::current()));
+    }
     let mut shutdown = pin!(shutdown);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            accepted = accept(&listener) => server.take(accepted).await,
+            accepted = listener.accept() => server.take(accepted).await,
             Some(_) = server.connections.join_next() => {}
             _ = ticks.tick() => server.open.tick(),
         }
@@ -86,7 +96,7 @@ pub async fn serve(
     let deadline = Instant::now() + options.shutdown_timeout;
     let state = server.state.clone();
     // 1. No connection waits unanswered in the backlog; then nobody new.
-    while let Some(accepted) = accept_now(&listener) {
+    while let Some(accepted) = listener.accept_now() {
         server.take(Ok(accepted)).await;
     }
     drop(listener);
@@ -109,40 +119,68 @@ struct Server {
     connections: JoinSet<()>,
     refusers: Arc<Semaphore>,
     open: Arc<Connections>,
+    workers: Vec<Worker>,
+}
+
+/// Where connections are served.
+struct Worker {
+    runtime: Handle,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn new(runtime: Handle) -> Worker {
+        Worker { runtime, connections: Arc::default() }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
 }
 
 /// What a connection holds while it is open.
 struct Guard {
     open: Arc<Connections>,
     key: u64,
+    /// Of its worker.
+    connections: Arc<AtomicUsize>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
         self.open.remove(self.key);
     }
 }
 
+/// An accepted connection between two runtimes: the one that accepted it and the one that serves it.
 enum Stream {
-    Tcp(tokio::net::TcpStream, SocketAddr),
-    Unix(tokio::net::UnixStream),
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
 }
 
-async fn accept(listener: &BoundListener) -> io::Result<Stream> {
-    match listener {
-        BoundListener::Tcp(listener) => listener.accept().await.map(|(stream, addr)| Stream::Tcp(stream, addr)),
-        BoundListener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+impl BoundListener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            BoundListener::Tcp(listener) => {
+                let (stream, addr) = listener.accept().await?;
+                // An answer is one small segment; nothing is gained by holding it back.
+                let _ = stream.set_nodelay(true);
+                Ok(Stream::Tcp(stream.into_std()?, addr))
+            }
+            BoundListener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0.into_std()?)),
+        }
     }
-}
 
-/// A connection that is already there.
-fn accept_now(listener: &BoundListener) -> Option<Stream> {
-    let mut accept = pin!(accept(listener));
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    match accept.as_mut().poll(&mut cx) {
-        Poll::Ready(Ok(stream)) => Some(stream),
-        Poll::Ready(Err(_)) | Poll::Pending => None,
+    /// A connection that is already there.
+    fn accept_now(&self) -> Option<Stream> {
+        let mut accept = pin!(self.accept());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        match accept.as_mut().poll(&mut cx) {
+            Poll::Ready(Ok(stream)) => Some(stream),
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        }
     }
 }
 
@@ -169,36 +207,51 @@ impl Server {
         };
         self.state.metrics.connection();
         let (key, conn) = self.open.add();
-        let guard = Guard { open: self.open.clone(), key, _permit: permit };
+        let worker = self.workers.iter().min_by_key(|worker| worker.connections()).expect("there is at least one");
+        worker.connections.fetch_add(1, Ordering::Relaxed);
+        let guard = Guard { open: self.open.clone(), key, connections: worker.connections.clone(), _permit: permit };
         let peer = match &stream {
             Stream::Tcp(_, addr) => Peer::from_ip(addr.ip()),
             Stream::Unix(_) => Peer::Unix,
         };
         let edge = Arc::new(Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() });
-        match stream {
-            Stream::Tcp(stream, _) => {
-                // An answer is one small segment; nothing is gained by holding it back.
-                let _ = stream.set_nodelay(true);
-                self.connections.spawn(connection(stream, edge, conn, guard));
-            }
-            Stream::Unix(stream) => {
-                self.connections.spawn(connection(stream, edge, conn, guard));
-            }
-        }
+        self.connections.spawn_on(adopt(stream, edge, conn, guard), &worker.runtime);
     }
 
     /// Over the cap: says so in one go and closes.
     fn refuse(&mut self, stream: Stream) {
         self.state.metrics.refused(Refusal::ConnectionLimit);
         let Ok(permit) = self.refusers.clone().try_acquire_owned() else { return };
-        match stream {
-            Stream::Tcp(stream, _) => self.connections.spawn(tell_busy(stream, permit)),
-            Stream::Unix(stream) => self.connections.spawn(tell_busy(stream, permit)),
-        };
+        self.connections.spawn(async move {
+            // What cannot be told is closed without.
+            match stream {
+                Stream::Tcp(stream, _) => {
+                    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
+                    tell_busy(stream, permit).await;
+                }
+                Stream::Unix(stream) => {
+                    let Ok(stream) = tokio::net::UnixStream::from_std(stream) else { return };
+                    tell_busy(stream, permit).await;
+                }
+            }
+        });
     }
 
     async fn join_until(&mut self, deadline: Instant) {
         while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.connections.join_next()).await {}
+    }
+}
+
+/// Makes a connection known to the runtime that this runs on, and serves it there.
+async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Guard) {
+    let adopted = match stream {
+        Stream::Tcp(stream, _) => tokio::net::TcpStream::from_std(stream).map(Either::Left),
+        Stream::Unix(stream) => tokio::net::UnixStream::from_std(stream).map(Either::Right),
+    };
+    match adopted {
+        Ok(Either::Left(stream)) => connection(stream, edge, conn, guard).await,
+        Ok(Either::Right(stream)) => connection(stream, edge, conn, guard).await,
+        Err(error) => tracing::error!(%error, "cannot serve a connection; memory or epoll watches are used up"),
     }
 }
 

@@ -4,43 +4,22 @@
 //! at 100,000 requests a second is tens of megabytes and a tenth of the CPU. These keep one number
 //! per bucket, spread over a few cache lines so that threads do not fight for one.
 
-use std::cell::Cell;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Independent copies; threads choose one in turn.
-const LANES: usize = 4;
-
-thread_local! {
-    static LANE: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-fn lane() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    LANE.with(|lane| {
-        if lane.get() == usize::MAX {
-            lane.set(NEXT.fetch_add(1, Ordering::Relaxed) % LANES);
-        }
-        lane.get()
-    })
-}
-
-/// Keeps each lane on cache lines of its own.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Aligned<T>(T);
+use crate::lane::PerLane;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
-pub(crate) struct HotCounter([Aligned<AtomicU64>; LANES]);
+pub(crate) struct HotCounter(PerLane<AtomicU64>);
 
 impl HotCounter {
     pub(crate) fn add(&self, n: u64) {
-        self.0[lane()].0.fetch_add(n, Ordering::Relaxed);
+        self.0.here().fetch_add(n, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
-        self.0.iter().map(|lane| lane.0.load(Ordering::Relaxed)).sum()
+        self.0.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -51,7 +30,7 @@ pub(crate) struct HotHistogram {
     /// Upper bounds, in whole units, ascending.
     bounds: Box<[u64]>,
     unit: f64,
-    lanes: [Aligned<Lane>; LANES],
+    lanes: PerLane<Lane>,
 }
 
 #[derive(Debug, Default)]
@@ -68,14 +47,12 @@ impl HotHistogram {
     /// `bounds` in the exported unit.
     pub(crate) fn new(bounds: &[f64], unit: f64) -> HotHistogram {
         let bounds: Box<[u64]> = bounds.iter().map(|bound| (bound * unit).round() as u64).collect();
-        let lane = || {
-            Aligned(Lane { counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) })
-        };
-        HotHistogram { lanes: std::array::from_fn(|_| lane()), unit, bounds }
+        let lane = || Lane { counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) };
+        HotHistogram { lanes: PerLane::new(lane), unit, bounds }
     }
 
     pub(crate) fn record(&self, units: u64) {
-        let lane = &self.lanes[lane()].0;
+        let lane = self.lanes.here();
         let bucket = self.bounds.iter().position(|&bound| units <= bound).unwrap_or(self.bounds.len());
         lane.counts[bucket].fetch_add(1, Ordering::Relaxed);
         lane.sum.fetch_add(units, Ordering::Relaxed);
@@ -87,12 +64,12 @@ impl HotHistogram {
         let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
         let mut count = 0;
         for i in 0..=self.bounds.len() {
-            count += self.lanes.iter().map(|lane| lane.0.counts[i].load(Ordering::Relaxed)).sum::<u64>();
+            count += self.lanes.iter().map(|lane| lane.counts[i].load(Ordering::Relaxed)).sum::<u64>();
             let bound = self.bounds.get(i).map_or("+Inf".to_owned(), |&bound| (bound as f64 / self.unit).to_string());
             // Writing to a String cannot fail.
             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
         }
-        let sum: u64 = self.lanes.iter().map(|lane| lane.0.sum.load(Ordering::Relaxed)).sum();
+        let sum: u64 = self.lanes.iter().map(|lane| lane.sum.load(Ordering::Relaxed)).sum();
         let _ = writeln!(out, "{name}_sum{braces} {}", sum as f64 / self.unit);
         let _ = writeln!(out, "{name}_count{braces} {count}");
     }

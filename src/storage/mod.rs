@@ -6,6 +6,7 @@
 mod budget;
 mod disk;
 mod error;
+mod gather;
 mod layout;
 mod log;
 mod pace;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 pub use budget::Reservation;
@@ -28,6 +30,7 @@ pub use error::{StoreError, Written};
 pub use layout::{FileNames, NAME_BYTES_MAX, TORN_DIR};
 
 use budget::Budget;
+use gather::Gather;
 use log::{Log, OpenCount};
 use writer::{DomainWriter, Job};
 
@@ -136,6 +139,7 @@ type Writers<D> = HashMap<Domain, Arc<DomainWriter<D>>, RandomState>;
 struct Inner<D: Disk> {
     shared: Arc<Shared<D>>,
     budget: Budget,
+    gather: Arc<Gather<D>>,
     shards: Vec<Mutex<Writers<D>>>,
     hasher: RandomState,
 }
@@ -173,7 +177,15 @@ impl<D: Disk> Store<D> {
             space_low: AtomicBool::new(false),
         });
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Store { inner: Arc::new(Inner { shared, budget, shards, hasher: RandomState::default() }) }
+        Store {
+            inner: Arc::new(Inner {
+                shared,
+                budget,
+                gather: Arc::new(Gather::new()),
+                shards,
+                hasher: RandomState::default(),
+            }),
+        }
     }
 
     /// Reserves room for a request of `bytes` (as far as that is known) before its first body byte is
@@ -207,7 +219,8 @@ impl<D: Disk> Store<D> {
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         let (ack, done) = oneshot::channel();
         self.inner.shared.metrics.submitted();
-        self.writer(&domain).submit(Job { lines, events, queued_at, ack, _reservation: reservation });
+        let job = Job { lines, events, queued_at, ack, home: Handle::current(), _reservation: reservation };
+        self.inner.gather.add(self.writer(&domain), job);
         done.await.unwrap_or_else(|_| {
             self.inner.shared.metrics.answered();
             Err(StoreError::Panicked)

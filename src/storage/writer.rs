@@ -2,14 +2,16 @@
 //!
 //! A group is everything that queued while the last one was on its way to the disk; no timer
 //! forms it. Whoever finds no turn running starts one: on a blocking thread when it must sync, on
-//! a worker of the runtime when it need not. Waiting (for a foreign lock, for a gap that lets a
-//! foreign writer in) is a timer and occupies no thread.
+//! the thread that brought the jobs when it need not. Waiting (for a foreign lock, for a gap that
+//! lets a foreign writer in) is a timer and occupies no thread.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::budget::Reservation;
@@ -25,8 +27,6 @@ use crate::domain::Domain;
 const GROUP_BYTES_MAX: usize = 4 << 20;
 /// Largest group that is written on a worker of the runtime, when no sync is due.
 const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Groups of more jobs than this are answered by a task of their own.
-const ACK_HERE_MAX: usize = 2;
 /// First and longest pause between two looks at a foreign lock.
 const LOCK_POLL_MIN: Duration = Duration::from_millis(1);
 const LOCK_POLL_MAX: Duration = Duration::from_millis(50);
@@ -40,6 +40,8 @@ pub(crate) struct Job {
     pub events: u64,
     pub queued_at: Instant,
     pub ack: oneshot::Sender<Ack>,
+    /// The runtime that waits for the ack.
+    pub home: Handle,
     /// Only held: given back when the job is dropped, after the ack.
     pub _reservation: Reservation,
 }
@@ -103,26 +105,33 @@ impl<D: Disk> DomainWriter<D> {
         }
     }
 
-    /// Queues a job and sees to it that a turn will take it. The answer comes by `job.ack`.
-    pub(crate) fn submit(self: &Arc<Self>, job: Job) {
-        let mut inbox = self.inbox();
-        inbox.queue.push_back(job);
-        self.start(inbox);
+    /// Queues a job. The answer comes by `job.ack`, once somebody has called [`Self::start`].
+    pub(crate) fn queue(&self, job: Job) {
+        self.inbox().queue.push_back(job);
+    }
+
+    /// Sees to it that a turn takes what has queued. Without a sync it is taken right here.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let Some(desk) = self.inbox().take_desk() else { return };
+        if self.shared.options.fsync == Fsync::Always {
+            return self.spawn(desk);
+        }
+        // A panic has poisoned its domain and is in the log; the caller has other writers to start.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.clone().run(desk, true)));
     }
 
     /// Asks for a sync of everything written so far.
     pub(crate) fn request_sync(self: &Arc<Self>) -> oneshot::Receiver<Ack> {
         let (ack, done) = oneshot::channel();
-        let mut inbox = self.inbox();
-        inbox.syncs.push(ack);
-        self.start(inbox);
+        let desk = {
+            let mut inbox = self.inbox();
+            inbox.syncs.push(ack);
+            inbox.take_desk()
+        };
+        if let Some(desk) = desk {
+            self.spawn(desk);
+        }
         done
-    }
-
-    fn start(self: &Arc<Self>, mut inbox: MutexGuard<'_, Inbox<D>>) {
-        let Some(desk) = inbox.desk.take() else { return };
-        drop(inbox);
-        if self.shared.options.fsync == Fsync::Always { self.spawn(desk) } else { self.spawn_inline(desk) }
     }
 
     /// On a thread that may block.
@@ -131,11 +140,10 @@ impl<D: Disk> DomainWriter<D> {
         tokio::task::spawn_blocking(move || writer.run(desk, false));
     }
 
-    /// On a worker of the runtime, after everything that is ready to run there: so requests that
-    /// arrived together share one group, and no thread is woken.
+    /// On this thread, after everything that is ready to run there.
     fn spawn_inline(self: &Arc<Self>, desk: Desk<D>) {
         let writer = self.clone();
-        tokio::runtime::Handle::current().spawn(async move {
+        Handle::current().spawn(async move {
             tokio::task::yield_now().await;
             writer.run(desk, true);
         });
@@ -143,7 +151,7 @@ impl<D: Disk> DomainWriter<D> {
 
     fn spawn_after(self: &Arc<Self>, pause: Duration, desk: Desk<D>) {
         let writer = self.clone();
-        tokio::runtime::Handle::current().spawn(async move {
+        Handle::current().spawn(async move {
             tokio::time::sleep(pause).await;
             writer.spawn(desk);
         });
@@ -228,17 +236,22 @@ impl<D: Disk> DomainWriter<D> {
         None
     }
 
-    /// Waking many tasks of the runtime from outside costs a lock and perhaps a system call each;
-    /// so from a blocking thread one task is handed over, and wakes the others from inside.
+    /// Waking a task from outside its runtime costs a lock and a system call; so each runtime but
+    /// the one we are on gets its acks in one parcel.
     fn acknowledge(&self, group: Vec<Job>, results: Vec<Ack>, inline: bool) {
         for (job, result) in group.iter().zip(&results) {
             self.account(job, result);
         }
-        let acks = group.into_iter().zip(results);
-        if inline || acks.len() <= ACK_HERE_MAX {
-            return acks.for_each(|(job, result)| job.answer(result));
+        let here = inline.then(|| Handle::current().id());
+        let mut away = Vec::new();
+        for (job, result) in group.into_iter().zip(results) {
+            if here == Some(job.home.id()) { job.answer(result) } else { away.push((job, result)) }
         }
-        tokio::runtime::Handle::current().spawn(async move { acks.for_each(|(job, result)| job.answer(result)) });
+        while let Some((first, _)) = away.first() {
+            let home = first.home.clone();
+            let parcel: Vec<(Job, Ack)> = away.extract_if(.., |(job, _)| job.home.id() == home.id()).collect();
+            home.spawn(async move { parcel.into_iter().for_each(|(job, result)| job.answer(result)) });
+        }
     }
 
     /// Appends a group; when there is no room for all of it, each member on its own, so that one
@@ -393,6 +406,13 @@ impl<D: Disk> DomainWriter<D> {
     fn inbox(&self) -> MutexGuard<'_, Inbox<D>> {
         // Only moves happen under it, and they leave it whole.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Disk> Inbox<D> {
+    /// The desk, if it is free and there is something to do.
+    fn take_desk(&mut self) -> Option<Desk<D>> {
+        if self.queue.is_empty() && self.syncs.is_empty() { None } else { self.desk.take() }
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Fault {
     Freeze,
     /// As `Freeze`, but a write still takes half of its bytes.
     FreezeTorn,
+    /// The call panics.
+    Panic,
 }
 
 /// Steers a [`FaultyDisk`] from outside.
@@ -57,6 +59,11 @@ impl Plan {
         self.calls.load(Ordering::SeqCst)
     }
 
+    /// How many calls of that name there were since the count began.
+    pub fn count(&self, name: &str) -> usize {
+        self.names.lock().unwrap().iter().filter(|&&seen| seen == name).count()
+    }
+
     /// Name of the call number `at`, if it happened.
     pub fn name(&self, at: usize) -> Option<&'static str> {
         self.names.lock().unwrap().get(at - 1).copied()
@@ -73,7 +80,10 @@ impl Plan {
             *by_name = None;
             return Err(io::Error::from_raw_os_error(errno));
         }
-        match *self.fault.lock().unwrap() {
+        drop(by_name);
+        let fault = *self.fault.lock().unwrap();
+        match fault {
+            Some((at, Fault::Panic)) if call == at => panic!("as the test asked for"),
             Some((at, Fault::Errno(errno))) if call == at => Err(io::Error::from_raw_os_error(errno)),
             Some((at, Fault::ShortWrite)) if call == at => Ok(true),
             Some((at, Fault::FreezeTorn)) if call == at && name == "append" => Ok(true),

@@ -347,6 +347,59 @@ fn concurrent_appends_are_all_there_in_each_clients_order() {
     }
 }
 
+/// Broken: requests that arrive together would each pay for a write of their own, or a sync.
+#[test]
+fn appends_that_arrive_together_share_a_write() {
+    for fsync in [Fsync::Always, Fsync::EverySecond, Fsync::Never] {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, plan) = FaultyDisk::open(dir.path());
+        let store = Store::new(disk, options(fsync), StoreMetrics::new());
+        let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        one_thread.block_on(async {
+            let together = (1..=20).map(|id| {
+                let store = store.clone();
+                async move { append(&store, if id % 4 == 0 { "b" } else { "a" }, &[id]).await.unwrap() }
+            });
+            futures_util::future::join_all(together).await;
+        });
+        assert_eq!(plan.count("append"), 2, "{fsync:?}: one for each domain");
+        assert_eq!(ids(dir.path(), "b"), [4, 8, 12, 16, 20]);
+        assert_eq!(ids(dir.path(), "a").len(), 15);
+    }
+}
+
+/// Broken: callers on one thread would wait for ever for a writer that another one's panic kept
+/// from starting, or callers on another runtime would never hear of their ack.
+#[test]
+fn a_panic_stays_in_its_domain_and_acks_find_the_way_home() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, plan) = FaultyDisk::open(dir.path());
+    let store = Store::new(disk, options(Fsync::Never), StoreMetrics::new());
+    plan.set(1, Fault::Panic);
+    let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    one_thread().block_on(async {
+        let (a, b) = tokio::join!(append(&store, "a", &[1]), append(&store, "b", &[2]));
+        assert!(matches!(a, Err(StoreError::Panicked)), "{a:?}");
+        b.unwrap();
+    });
+    assert_eq!((ids(dir.path(), "a"), ids(dir.path(), "b")), (vec![], vec![2]));
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let store = &store;
+            scope.spawn(move || {
+                one_thread().block_on(async {
+                    for i in 0..200 {
+                        append(store, "c", &[thread * 1000 + i]).await.unwrap();
+                    }
+                });
+            });
+        }
+    });
+    let mut found = ids(dir.path(), "c");
+    found.sort_unstable();
+    assert_eq!(found, (0..8).flat_map(|thread| (0..200).map(move |i| thread * 1000 + i)).collect::<Vec<u32>>());
+}
+
 /// Broken: a hung-up client would tear its event, or its bytes would leave the budget too early.
 #[test]
 fn a_dropped_caller_cancels_nothing() {
