@@ -7,11 +7,17 @@ mod budget;
 mod disk;
 mod error;
 mod gather;
+mod inbox;
 mod layout;
 mod log;
 mod pace;
 mod tail;
 mod writer;
+
+/// What `inbox` builds on; a test puts a model checker in its place.
+mod sync {
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+}
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;

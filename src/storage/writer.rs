@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::budget::Reservation;
 use super::disk::{Disk, FileId};
 use super::error::{StoreError, chain};
+use super::inbox::Inbox;
 use super::layout::FileNames;
 use super::log::{GROUP_JOBS_MAX, Log, SyncWhen};
 use super::pace::Pace;
@@ -57,20 +58,10 @@ impl Job {
 pub(crate) struct DomainWriter<D: Disk> {
     shared: Arc<Shared<D>>,
     domain: Domain,
-    inbox: Mutex<Inbox<D>>,
+    inbox: Inbox<Job, oneshot::Sender<Ack>, Desk<D>>,
     /// Written since the last sync (`Fsync::EverySecond` only).
     dirty: AtomicBool,
     poisoned: AtomicBool,
-}
-
-/// What callers and the running turn share. Held for moves only, never over a system call.
-struct Inbox<D: Disk> {
-    queue: VecDeque<Job>,
-    /// Callers that wait for a sync of what was written so far.
-    syncs: Vec<oneshot::Sender<Ack>>,
-    /// `None` while turns are taken: whoever has the desk is the one writer of the domain.
-    desk: Option<Desk<D>>,
-    used_at: Instant,
 }
 
 /// Everything a turn works with; it goes from hand to hand, so that nobody needs a lock for it.
@@ -83,6 +74,7 @@ struct Desk<D: Disk> {
     pace: Pace,
     lock_poll: Duration,
     lock_waiting_since: Option<Instant>,
+    used_at: Instant,
 }
 
 /// Why appends are refused until somebody has looked at the file.
@@ -95,11 +87,10 @@ struct Poison {
 impl<D: Disk> DomainWriter<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, domain: Domain) -> Self {
         let desk = Desk::new(shared.new_log(&domain));
-        let inbox = Inbox { queue: VecDeque::new(), syncs: Vec::new(), desk: Some(desk), used_at: Instant::now() };
         DomainWriter {
             shared,
             domain,
-            inbox: Mutex::new(inbox),
+            inbox: Inbox::new(desk),
             dirty: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
         }
@@ -107,12 +98,12 @@ impl<D: Disk> DomainWriter<D> {
 
     /// Queues a job. The answer comes by `job.ack`, once somebody has called [`Self::start`].
     pub(crate) fn queue(&self, job: Job) {
-        self.inbox().queue.push_back(job);
+        self.inbox.put(job);
     }
 
     /// Sees to it that a turn takes what has queued. Without a sync it is taken right here.
     pub(crate) fn start(self: &Arc<Self>) {
-        let Some(desk) = self.inbox().take_desk() else { return };
+        let Some(desk) = self.inbox.take_desk() else { return };
         if self.shared.options.fsync == Fsync::Always {
             return self.spawn(desk);
         }
@@ -123,12 +114,8 @@ impl<D: Disk> DomainWriter<D> {
     /// Asks for a sync of everything written so far.
     pub(crate) fn request_sync(self: &Arc<Self>) -> oneshot::Receiver<Ack> {
         let (ack, done) = oneshot::channel();
-        let desk = {
-            let mut inbox = self.inbox();
-            inbox.syncs.push(ack);
-            inbox.take_desk()
-        };
-        if let Some(desk) = desk {
+        self.inbox.put_sync(ack);
+        if let Some(desk) = self.inbox.take_desk() {
             self.spawn(desk);
         }
         done
@@ -182,21 +169,21 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     /// Moves the next group to the desk, or puts the desk back when there is nothing to do.
-    fn take_work(&self, mut desk: Desk<D>) -> Option<Desk<D>> {
-        let mut inbox = self.inbox();
-        if desk.group.is_empty() {
-            desk.group.extend(inbox.queue.drain(..));
-        }
-        desk.syncs.append(&mut inbox.syncs);
-        if !desk.group.is_empty() || !desk.syncs.is_empty() {
-            return Some(desk);
-        }
-        if !self.is_dirty() && !self.shared.may_keep_open() {
-            desk.log.close();
-        }
-        inbox.used_at = Instant::now();
-        inbox.desk = Some(desk);
-        None
+    fn take_work(&self, desk: Desk<D>) -> Option<Desk<D>> {
+        self.inbox.take_work(desk, |desk, queue, syncs| {
+            if desk.group.is_empty() {
+                desk.group.append(queue);
+            }
+            desk.syncs.append(syncs);
+            if !desk.group.is_empty() || !desk.syncs.is_empty() {
+                return true;
+            }
+            if !self.is_dirty() && !self.shared.may_keep_open() {
+                desk.log.close();
+            }
+            desk.used_at = Instant::now();
+            false
+        })
     }
 
     /// One group, or one reason why not. `Some`: take the next turn after that pause.
@@ -312,7 +299,7 @@ impl<D: Disk> DomainWriter<D> {
         let now = Instant::now();
         desk.lock_waiting_since.get_or_insert(now);
         // Whoever queued meanwhile waits for the same lock and has the same timeout.
-        desk.group.extend(self.inbox().queue.drain(..));
+        self.inbox.drain_into(&mut desk.group);
         let drained = self.shared.lock_deadline().is_some_and(|until| until <= now);
         let timeout = self.shared.options.lock_timeout;
         let waited = |job: &Job| now.saturating_duration_since(job.queued_at);
@@ -394,25 +381,14 @@ impl<D: Disk> DomainWriter<D> {
     /// Closes the files if the writer has been idle for `idle`. True when the writer holds nothing
     /// that would be lost by forgetting it.
     pub(crate) fn rest(&self, idle: Duration) -> bool {
-        let mut inbox = self.inbox();
-        if self.is_dirty() || inbox.used_at.elapsed() < idle {
-            return false;
-        }
-        let Some(desk) = &mut inbox.desk else { return false };
-        desk.log.close();
-        desk.poison.is_none()
-    }
-
-    fn inbox(&self) -> MutexGuard<'_, Inbox<D>> {
-        // Only moves happen under it, and they leave it whole.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<D: Disk> Inbox<D> {
-    /// The desk, if it is free and there is something to do.
-    fn take_desk(&mut self) -> Option<Desk<D>> {
-        if self.queue.is_empty() && self.syncs.is_empty() { None } else { self.desk.take() }
+        let rest = |desk: &mut Desk<D>| {
+            if self.is_dirty() || desk.used_at.elapsed() < idle {
+                return false;
+            }
+            desk.log.close();
+            desk.poison.is_none()
+        };
+        self.inbox.at_rest(rest).unwrap_or(false)
     }
 }
 
@@ -426,6 +402,7 @@ impl<D: Disk> Desk<D> {
             pace: Pace::new(),
             lock_poll: LOCK_POLL_MIN,
             lock_waiting_since: None,
+            used_at: Instant::now(),
         }
     }
 

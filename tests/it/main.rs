@@ -10,6 +10,7 @@ mod cli;
 mod errors;
 mod faulty;
 mod framing;
+mod handover;
 mod ingest;
 mod limits;
 mod logs;
