@@ -7,6 +7,7 @@ mod support;
 
 mod auth;
 mod cli;
+mod clients;
 mod errors;
 mod faulty;
 mod framing;
