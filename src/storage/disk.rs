@@ -13,6 +13,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
+use super::watch::{LockWatch, Wanted};
+
 /// Identity of a file that survives renames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
@@ -66,6 +68,10 @@ pub trait Disk: Send + Sync + 'static {
     fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
     /// Releases the lock of [`Disk::try_lock`].
     fn unlock(&self, file: &Self::File) -> io::Result<()>;
+    /// Has anybody else opened the lock file since the last question?
+    fn lock_wanted(&self, _name: &str) -> Wanted {
+        Wanted::Unknown
+    }
     /// As [`Disk::stat`], but by the path of the data directory instead of the open directory: so
     /// it also tells that the directory is still the one that was opened.
     fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>>;
@@ -102,6 +108,8 @@ pub struct RealDisk {
 struct Dir {
     fd: OwnedFd,
     id: FileId,
+    /// `None` when the system has no more watches to give.
+    watch: Option<LockWatch>,
 }
 
 impl RealDisk {
@@ -141,7 +149,7 @@ impl Dir {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
         let fd = rustix::fs::open(root, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&fd)?;
-        Ok(Dir { id: file_id(&stat), fd })
+        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok() })
     }
 }
 
@@ -191,7 +199,10 @@ impl Disk for RealDisk {
     }
 
     fn open_lock(&self, name: &str) -> io::Result<File> {
-        self.openat(name, OFlags::RDWR | OFlags::CREATE, 0o644)
+        let file = self.openat(name, OFlags::RDWR | OFlags::CREATE, 0o644)?;
+        // That was us. A foreign open in between is made good by the next.
+        self.lock_wanted(name);
+        Ok(file)
     }
 
     fn open_data(&self, name: &str) -> io::Result<File> {
@@ -227,6 +238,10 @@ impl Disk for RealDisk {
 
     fn unlock(&self, file: &File) -> io::Result<()> {
         fs4::FileExt::unlock(file)
+    }
+
+    fn lock_wanted(&self, name: &str) -> Wanted {
+        self.dir().watch.as_ref().map_or(Wanted::Unknown, |watch| watch.take(name))
     }
 
     fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {

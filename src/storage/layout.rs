@@ -10,6 +10,8 @@ pub const NAME_BYTES_MAX: usize = 255;
 const STEM_BYTES: usize = 240;
 /// Directory in the data directory for bytes cut from torn tails.
 pub const TORN_DIR: &str = ".torn";
+/// How the name of every lock file ends.
+pub(crate) const LOCK_SUFFIX: &str = ".lock";
 
 /// The names of one domain's files, relative to the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +34,9 @@ impl FileNames {
         if data.len() > NAME_BYTES_MAX {
             data = format!("{}-{}.jsonl", &domain[..STEM_BYTES], &sha256_hex(domain)[..8]);
         }
-        let mut lock = format!("{data}.lock");
+        let mut lock = format!("{data}{LOCK_SUFFIX}");
         if lock.len() > NAME_BYTES_MAX {
-            lock = format!(".{}.lock", sha256_hex(&data));
+            lock = format!(".{}{LOCK_SUFFIX}", sha256_hex(&data));
         }
         FileNames { data, lock }
     }

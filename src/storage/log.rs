@@ -149,6 +149,11 @@ impl<D: Disk> Log<D> {
         self.torn_bytes.take()
     }
 
+    /// Name of the lock file.
+    pub(crate) fn lock_name(&self) -> &str {
+        &self.names.lock
+    }
+
     /// Identity of the data file, if it is open.
     pub(crate) fn data_id(&self) -> Option<FileId> {
         self.data.as_ref().map(|data| data.id)

@@ -12,6 +12,7 @@ mod layout;
 mod log;
 mod pace;
 mod tail;
+mod watch;
 mod writer;
 
 /// What `inbox` builds on; a test puts a model checker in its place.
@@ -34,6 +35,7 @@ pub use budget::Reservation;
 pub use disk::{Disk, DiskSpace, FileId, FileKind, FileStat, RealDisk};
 pub use error::{StoreError, Written};
 pub use layout::{FileNames, NAME_BYTES_MAX, TORN_DIR};
+pub use watch::Wanted;
 
 use budget::Budget;
 use gather::Gather;
@@ -286,6 +288,8 @@ impl<D: Disk> Store<D> {
                 self.flush().await;
             }
             self.look_at_poisoned();
+            // Reads what the system has noted, so that it does not pile up.
+            self.inner.shared.disk.lock_wanted("");
             if swept.elapsed() >= SWEEP_EVERY {
                 swept = Instant::now();
                 self.sweep();

@@ -197,7 +197,7 @@ impl<D: Disk> DomainWriter<D> {
         if desk.group.is_empty() {
             return None;
         }
-        if let Some(gap) = desk.pace.gap() {
+        if let Some(gap) = desk.pace.gap(|| self.shared.disk.lock_wanted(desk.log.lock_name())) {
             return Some(gap);
         }
         match desk.log.try_lock(&self.shared.disk) {
