@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev ingest-test test check openapi golden system venv clean
+.PHONY: help dev ingest-test test check openapi golden system soak venv clean
 
 PORT ?= 8788
 BIN := target/release/leitstand
@@ -33,6 +33,10 @@ golden: ## replay the recorded answers of the original against the release binar
 
 system: venv ## crash, order, side-by-side and shutdown checks of the release binary
 	$(VENV)/bin/python tests/system/run.py
+
+soak: venv ## ten minutes of even load: memory and descriptors must not grow (SOAK_SECONDS, SOAK_RATE)
+	cargo build --release --locked
+	$(VENV)/bin/python tests/system/run.py soak
 
 venv: $(VENV)/.ready
 $(VENV)/.ready: tests/system/requirements.txt
