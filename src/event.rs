@@ -73,8 +73,7 @@ impl Batch {
     /// [`EventError`] for the first thing wrong, in the order of the module description.
     pub fn parse(text: &str, format: Format, domain: Option<Domain>) -> Result<Option<Batch>, EventError> {
         let mut out = Vec::with_capacity(text.len() + text.len() / 8 + 64);
-        let mut parser =
-            Parser { domain, events: 0, refused: None, lenient: None, members: Vec::new(), scratch: Vec::new() };
+        let mut parser = Parser::new(domain);
         match format {
             Format::Document => parser.document(text, &mut out)?,
             Format::Lines => parser.lines(text, &mut out)?,
@@ -114,6 +113,75 @@ pub fn check_line(line: &str, domain: &Domain) -> Result<(), EventError> {
         Some(batch) if line.starts_with('{') && batch.lines.strip_suffix(b"\n") == Some(line.as_bytes()) => Ok(()),
         _ => Err(EventError { reason: Reason::InvalidPayload, line: None }),
     }
+}
+
+/// What stands in a line of a data file that not only we write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredLine<'a> {
+    /// The text of its `domain`, as it stands there.
+    pub domain: std::borrow::Cow<'a, str>,
+    pub form: LineForm,
+}
+
+/// How a line with an event is spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineForm {
+    /// As an append writes it.
+    Own,
+    /// Strict JSON, but with white space, repeated keys, or something else that an append never writes.
+    Foreign,
+    /// Python's `json` reads it, strict readers do not: NaN, Infinity, 1e400, lone surrogates.
+    Lenient,
+}
+
+/// Why a line of a data file holds no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineFault {
+    /// White space at most.
+    Blank,
+    /// No reader takes it.
+    NotJson,
+    NotAnObject,
+    /// No member `domain`, or one that is no string.
+    DomainMissing,
+}
+
+/// Reads a line (without its newline) of a data file, whoever wrote it. Does not judge whether its
+/// domain is the right one.
+///
+/// # Errors
+/// [`LineFault`] when it holds no event.
+pub fn read_line(line: &str) -> Result<StoredLine<'_>, LineFault> {
+    let mut out = Vec::with_capacity(line.len());
+    let mut scanner = Scanner::new(line, &mut out);
+    scanner.space();
+    if scanner.peek().is_none() {
+        return Err(LineFault::Blank);
+    }
+    let is_object = scanner.peek() == Some(b'{');
+    let mut parser = Parser::new(None);
+    let facts = if is_object {
+        parser.object(&mut scanner, line).map_err(|Malformed| LineFault::NotJson)?
+    } else {
+        scanner.value(0).map_err(|Malformed| LineFault::NotJson)?;
+        Facts::default()
+    };
+    scanner.space();
+    if scanner.peek().is_some() {
+        return Err(LineFault::NotJson);
+    }
+    let domain = match facts.domain {
+        Field::String(token) => token_text(token, line),
+        _ if is_object => return Err(LineFault::DomainMissing),
+        _ => return Err(LineFault::NotAnObject),
+    };
+    let is_own = || Domain::parse(&domain).is_ok_and(|domain| check_line(line, &domain).is_ok());
+    let form = match () {
+        () if scanner.lenient() => LineForm::Lenient,
+        () if is_own() => LineForm::Own,
+        () => LineForm::Foreign,
+    };
+    Ok(StoredLine { domain, form })
 }
 
 struct Parser {
@@ -161,6 +229,10 @@ enum Field {
 }
 
 impl Parser {
+    fn new(domain: Option<Domain>) -> Self {
+        Parser { domain, events: 0, refused: None, lenient: None, members: Vec::new(), scratch: Vec::new() }
+    }
+
     fn document(&mut self, text: &str, out: &mut Vec<u8>) -> Result<(), EventError> {
         let malformed = |_: Malformed| EventError { reason: Reason::InvalidJson, line: None };
         let mut scanner = Scanner::new(text, out);
@@ -504,6 +576,34 @@ mod tests {
 
     fn parse(text: &str, format: Format, domain: Option<Domain>) -> Result<String, EventError> {
         Ok(Batch::parse(text, format, domain)?.map_or(String::new(), |b| String::from_utf8(b.lines).unwrap()))
+    }
+
+    #[test]
+    fn a_stored_line_is_read_whoever_wrote_it() {
+        for (line, form) in [
+            ("{\"a\":1,\"domain\":\"example.com\"}", LineForm::Own),
+            ("{\"a\": 1, \"domain\": \"example.com\"}\r", LineForm::Foreign),
+            ("{\"\\u0064omain\":\"example.com\"}", LineForm::Foreign),
+            ("{\"a\":1,\"a\":2,\"domain\":\"example.com\"}", LineForm::Foreign),
+            ("{\"a\":NaN,\"domain\":\"example.com\"}", LineForm::Lenient),
+            ("{\"a\":\"\\ud800\",\"domain\":\"example.com\"}", LineForm::Lenient),
+        ] {
+            let want = StoredLine { domain: "example.com".into(), form };
+            assert_eq!(read_line(line), Ok(want), "{line}");
+        }
+        for (line, fault) in [
+            ("", LineFault::Blank),
+            (" \r", LineFault::Blank),
+            ("{\"a\":1", LineFault::NotJson),
+            ("{\"domain\":\"a\"}{\"domain\":\"a\"}", LineFault::NotJson),
+            ("\u{feff}{\"domain\":\"a\"}", LineFault::NotJson),
+            ("[{\"domain\":\"a\"}]", LineFault::NotAnObject),
+            ("1", LineFault::NotAnObject),
+            ("{}", LineFault::DomainMissing),
+            ("{\"domain\":1}", LineFault::DomainMissing),
+        ] {
+            assert_eq!(read_line(line), Err(fault), "{line}");
+        }
     }
 
     #[test]
