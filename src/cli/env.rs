@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::BindArgs;
 use crate::config::{Bind, Config, Source};
@@ -18,6 +18,14 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
     let mut config = Config::from_source(&Source { get: &get, read: &read }).map_err(|e| e.to_string())?;
     apply(args, &mut config.bind);
     Ok(config)
+}
+
+/// Only the data directory: who looks at files needs no token.
+pub(super) fn data_dir() -> Result<PathBuf, String> {
+    let dot_env = dot_env()?;
+    let get = |name: &str| std::env::var_os(name).or_else(|| dot_env.get(name).cloned());
+    let dir = get("LEITSTAND_DATA_DIR").or_else(|| get("CHRONIK_DATA_DIR"));
+    Ok(dir.map_or_else(|| PathBuf::from("data"), PathBuf::from))
 }
 
 fn apply(args: &BindArgs, bind: &mut Bind) {

@@ -1,13 +1,17 @@
 //! The command line: options to one library call to a line of output.
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
+//! `verify` and `repair` end with 1 when there is something to tell, with 2 when they could not look.
 
 mod config_check;
+mod data;
 mod env;
 mod healthcheck;
 mod logging;
 mod openapi;
+mod repair;
 mod serve;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +40,14 @@ enum Command {
     },
     /// Ask a running service whether it would accept an event (exit code 0 or 1); for containers
     Healthcheck(BindArgs),
+    /// Look at every line of every file; changes nothing, may run beside the service
+    ///
+    /// Exit code 0: clean, 1: something was found, 2: something could not be looked at.
+    Verify(data::DataArgs),
+    /// Mend unfinished last lines, and write files anew whose sync failed; may run beside the service
+    ///
+    /// Exit code 0: nothing (left) to do, 1: something to do or not to be done, 2: could not look.
+    Repair(repair::RepairArgs),
     /// Print the description of the HTTP interface
     Openapi {
         /// JSON instead of YAML
@@ -71,15 +83,18 @@ pub fn run() -> ExitCode {
         Command::Serve(bind) => serve::run(&bind),
         Command::Config { command: ConfigCommand::Check(bind) } => config_check::run(&bind),
         Command::Healthcheck(bind) => healthcheck::run(&bind),
+        Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
+        Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
         Command::Openapi { json } => openapi::run(json),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("leitstand: {message}");
-            ExitCode::from(1)
-        }
-    }
+    ended(result.map(|()| ExitCode::SUCCESS), 1)
+}
+
+fn ended(result: Result<ExitCode, String>, failed: u8) -> ExitCode {
+    result.unwrap_or_else(|message| {
+        eprintln!("leitstand: {message}");
+        ExitCode::from(failed)
+    })
 }
 
 #[cfg(test)]

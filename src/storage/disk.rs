@@ -4,10 +4,12 @@
 //! one directory descriptor with `openat`, so a swapped path component leads nowhere else; the
 //! last component is never followed if it is a link. Tests put a faulty disk in its place.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -127,9 +129,83 @@ impl RealDisk {
         Ok(RealDisk { root, dir })
     }
 
+    /// Opens a data directory that is there. Creates nothing.
+    ///
+    /// # Errors
+    /// Whatever the operating system says.
+    pub fn open_existing(path: &Path) -> io::Result<RealDisk> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let root = path.canonicalize()?;
+        let dir = RwLock::new(Arc::new(Dir::open(&root)?));
+        Ok(RealDisk { root, dir })
+    }
+
     /// The directory, without links in its path.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The names in the data directory, sorted, without `.` and `..`.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        list(&self.dir().fd)
+    }
+
+    /// The names in a side directory; `None` when there is none.
+    pub(crate) fn side_names(&self, dir: &str) -> io::Result<Option<Vec<OsString>>> {
+        match open_side(&self.dir(), dir) {
+            Ok(side) => Ok(Some(list(&side)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What any name of the data directory stands for, links not followed.
+    pub(crate) fn stat_name(&self, name: &OsStr) -> io::Result<Option<FileStat>> {
+        found(rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    /// What a name in a side directory stands for, links not followed.
+    pub(crate) fn stat_side(&self, dir: &str, name: &OsStr) -> io::Result<Option<FileStat>> {
+        found(rustix::fs::statat(&open_side(&self.dir(), dir)?, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    /// Is the name a directory?
+    pub(crate) fn is_dir(&self, name: &OsStr) -> bool {
+        rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+    }
+
+    /// Opens a file that is there, for reading (and for a lock). Never follows a link, never waits
+    /// for a FIFO.
+    pub(crate) fn open_read(&self, name: &str) -> io::Result<File> {
+        self.openat(name, OFlags::RDONLY, 0)
+    }
+
+    /// Opens a file of a side directory for reading.
+    pub(crate) fn open_side_read(&self, dir: &str, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        Ok(File::from(rustix::fs::openat(open_side(&self.dir(), dir)?, name, flags, Mode::empty())?))
+    }
+
+    /// Renames a file of a side directory over the data file `name`.
+    pub(crate) fn replace(&self, dir: &str, side_name: &str, name: &str) -> io::Result<()> {
+        let root = self.dir();
+        Ok(rustix::fs::renameat(open_side(&root, dir)?, side_name, &root.fd, name)?)
+    }
+
+    /// Gives the lock file and the side directory to the owner of `like`. For an operator who works
+    /// as root: what he creates on his way must not lock the service out.
+    pub(crate) fn share_with_owner(&self, like: &File, lock: &str, side: &str) -> io::Result<()> {
+        let want = like.metadata()?;
+        for fd in
+            [self.open_read(lock).map(OwnedFd::from).ok(), open_side(&self.dir(), side).ok()].into_iter().flatten()
+        {
+            let have = rustix::fs::fstat(&fd)?;
+            if have.st_uid != want.uid() && have.st_uid == rustix::process::geteuid().as_raw() {
+                std::os::unix::fs::fchown(&fd, Some(want.uid()), Some(want.gid()))?;
+            }
+        }
+        Ok(())
     }
 
     fn dir(&self) -> Arc<Dir> {
@@ -308,6 +384,18 @@ fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<File
         Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(e) => Err(e.into()),
     }
+}
+
+fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn open_side(root: &Dir, dir: &str) -> io::Result<OwnedFd> {

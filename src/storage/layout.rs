@@ -8,10 +8,16 @@ use crate::domain::Domain;
 pub const NAME_BYTES_MAX: usize = 255;
 /// How much of an over-long domain stays readable in its file name.
 const STEM_BYTES: usize = 240;
-/// Directory in the data directory for bytes cut from torn tails.
-pub const TORN_DIR: &str = ".torn";
-/// How the name of every lock file ends.
+/// How the name of a data file ends.
+pub(crate) const DATA_SUFFIX: &str = ".jsonl";
+/// How the name of a lock file ends.
 pub(crate) const LOCK_SUFFIX: &str = ".lock";
+/// Directory in the data directory for bytes cut from torn tails, and what else stands beside a file.
+pub const TORN_DIR: &str = ".torn";
+/// How the name of the marker of a poisoned domain ends.
+pub(crate) const POISONED_SUFFIX: &str = ".poisoned";
+/// How the name of a data file ends while it is written anew.
+pub(crate) const REWRITE_SUFFIX: &str = ".rewrite";
 
 /// The names of one domain's files, relative to the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +40,59 @@ impl FileNames {
         if data.len() > NAME_BYTES_MAX {
             data = format!("{}-{}.jsonl", &domain[..STEM_BYTES], &sha256_hex(domain)[..8]);
         }
+        FileNames::of_data(data)
+    }
+
+    /// The names that belong to the data file `data`.
+    pub(crate) fn of_data(data: String) -> FileNames {
         let mut lock = format!("{data}{LOCK_SUFFIX}");
         if lock.len() > NAME_BYTES_MAX {
             lock = format!(".{}{LOCK_SUFFIX}", sha256_hex(&data));
         }
         FileNames { data, lock }
     }
+}
+
+/// Name in the side directory for what belongs to the data file `data`; shortened as lock names are.
+pub(crate) fn side_name(data: &str, suffix: &str) -> String {
+    let name = format!("{data}{suffix}");
+    if name.len() > NAME_BYTES_MAX { format!("{}{suffix}", sha256_hex(data)) } else { name }
+}
+
+/// Whose events a data file of that name may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// Those of the domain that the name spells.
+    Domain(Domain),
+    /// Those of a domain whose name was too long; only its events tell which.
+    Shortened,
+}
+
+impl Owner {
+    /// `None`: no domain has a data file of that name.
+    pub(crate) fn of(data: &str) -> Option<Owner> {
+        let stem = data.strip_suffix(DATA_SUFFIX)?;
+        if data.len() == NAME_BYTES_MAX && is_shortened(stem) {
+            return Some(Owner::Shortened);
+        }
+        let domain = Domain::parse(stem).ok()?;
+        (domain.as_str() == stem && FileNames::of(&domain).data == data).then_some(Owner::Domain(domain))
+    }
+}
+
+/// 240 characters of a domain, `-` and 8 hex digits. A domain of 249 characters may look the same.
+fn is_shortened(stem: &str) -> bool {
+    let (start, hash) = stem.as_bytes().split_at(STEM_BYTES);
+    start.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+        && hash[0] == b'-'
+        && hash[1..].iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Is this the name of a lock file, as far as the name tells?
+pub(crate) fn is_lock_name(name: &str) -> bool {
+    let Some(stem) = name.strip_suffix(LOCK_SUFFIX) else { return false };
+    let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    Owner::of(stem).is_some() || stem.strip_prefix('.').is_some_and(is_hash)
 }
 
 fn sha256_hex(text: &str) -> String {
@@ -60,6 +113,22 @@ mod tests {
         let names = FileNames::of(&Domain::parse("a.jsonl.lock").unwrap());
         assert_eq!(names.data, "a.jsonl.lock.jsonl");
         assert_eq!(names.lock, "a.jsonl.lock.jsonl.lock");
+    }
+
+    #[test]
+    fn a_name_tells_whose_events_it_may_hold() {
+        for len in (1..=253).filter(|l| l % 64 != 0) {
+            let domain = domain(len);
+            let names = FileNames::of(&domain);
+            let want = if len <= 249 { Owner::Domain(domain) } else { Owner::Shortened };
+            assert_eq!(Owner::of(&names.data), Some(want), "{len}");
+            assert!(is_lock_name(&names.lock), "{len}");
+            assert!(side_name(&names.data, POISONED_SUFFIX).len() <= NAME_BYTES_MAX, "{len}");
+        }
+        for none in ["", ".jsonl", "A.jsonl", "a b.jsonl", "-a.jsonl", "a.json", "a.jsonl.lock", "\u{fc}.jsonl"] {
+            assert_eq!(Owner::of(none), None, "{none:?}");
+        }
+        assert!(!is_lock_name("x.lock") && !is_lock_name(".x.lock") && !is_lock_name("a.jsonl"));
     }
 
     #[test]

@@ -10,8 +10,11 @@ mod gather;
 mod inbox;
 mod layout;
 mod log;
+mod marker;
 mod pace;
+pub mod repair;
 mod tail;
+pub mod verify;
 mod watch;
 mod writer;
 

@@ -8,7 +8,7 @@ use super::layout::TORN_DIR;
 use crate::json;
 
 /// Longest unfinished tail that is looked at as JSON; a longer one counts as torn.
-const TAIL_JSON_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const TAIL_JSON_BYTES_MAX: u64 = 64 << 20;
 const CHUNK_BYTES: usize = 64 << 10;
 /// How much of the data file's name goes into the name of the kept bytes.
 const KEPT_STEM_BYTES: usize = 180;
@@ -45,7 +45,8 @@ pub(crate) fn inspect<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result
     Ok(Tail::Torn { sound_len })
 }
 
-fn after_last_newline<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result<u64> {
+/// Where the last line begins.
+pub(crate) fn after_last_newline<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result<u64> {
     let mut buf = vec![0; CHUNK_BYTES];
     let mut end = len;
     while end > 0 {
@@ -65,7 +66,7 @@ fn after_last_newline<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result
 /// The caller cuts the file only after this returned; so a crash in between keeps them twice
 /// rather than not at all. If it fails, nothing is left in `.torn/`.
 pub(crate) fn keep_torn<D: Disk>(disk: &D, file: &D::File, name: &str, sound_len: u64, len: u64) -> io::Result<()> {
-    let stem = &name[..name.len().min(KEPT_STEM_BYTES)];
+    let stem = kept_stem(name);
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     let kept_name = format!("{stem}.{sound_len}.{now_ns}");
     let kept = disk.create_side(TORN_DIR, &kept_name)?;
@@ -76,7 +77,13 @@ pub(crate) fn keep_torn<D: Disk>(disk: &D, file: &D::File, name: &str, sound_len
     })
 }
 
-fn copy<D: Disk>(disk: &D, from: &D::File, to: &D::File, range: std::ops::Range<u64>) -> io::Result<()> {
+/// How much of the data file's name stands in the name of its kept bytes.
+pub(crate) fn kept_stem(name: &str) -> &str {
+    &name[..name.len().min(KEPT_STEM_BYTES)]
+}
+
+/// Copies a range of `from` to the end of `to`.
+pub(crate) fn copy<D: Disk>(disk: &D, from: &D::File, to: &D::File, range: std::ops::Range<u64>) -> io::Result<()> {
     let mut buf = vec![0; CHUNK_BYTES];
     let mut offset = range.start;
     while offset < range.end {

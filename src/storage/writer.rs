@@ -20,6 +20,7 @@ use super::error::{StoreError, chain};
 use super::inbox::Inbox;
 use super::layout::FileNames;
 use super::log::{GROUP_JOBS_MAX, Log, SyncWhen};
+use super::marker;
 use super::pace::Pace;
 use super::{Fsync, Shared};
 use crate::domain::Domain;
@@ -327,6 +328,9 @@ impl<D: Disk> DomainWriter<D> {
         let now = log_id_of(&self.shared.disk, &self.domain);
         if now.is_some() && now != poison.file {
             tracing::warn!(domain = %self.domain, "data file was replaced, appends go on");
+            if let Err(error) = marker::remove(&self.shared.disk, &FileNames::of(&self.domain).data) {
+                tracing::warn!(domain = %self.domain, %error, "poison marker stays in .torn/");
+            }
             desk.poison = None;
             desk.log.close();
             self.poisoned.store(false, Ordering::Release);
@@ -346,6 +350,9 @@ impl<D: Disk> DomainWriter<D> {
             self.poisoned.store(true, Ordering::Release);
             self.shared.poisoned();
             tracing::error!(domain = %self.domain, reason, "domain poisoned: appends are refused until the file is replaced, see RUNBOOK");
+            if let Err(error) = marker::leave(&self.shared.disk, &FileNames::of(&self.domain).data, reason, file) {
+                tracing::warn!(domain = %self.domain, %error, "no poison marker in .torn/");
+            }
         }
     }
 

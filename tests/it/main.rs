@@ -16,6 +16,8 @@ mod ingest;
 mod limits;
 mod logs;
 mod ops;
+mod repair;
 mod shutdown;
 mod storage;
 mod tidy;
+mod verify;
