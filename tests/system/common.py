@@ -1,5 +1,5 @@
 """What the system checks share: the real binary, concurrent clients, and the oracle."""
-import http.client, json, os, random, shutil, sys, tempfile, threading, time
+import http.client, json, os, random, shutil, subprocess, sys, tempfile, threading, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tests", "golden"))
@@ -59,6 +59,13 @@ class Load:
     def stop(self):
         self.stopping.set()
         for t in self.threads: t.join()
+
+
+def leitstand_verify(directory):
+    """Exit code and document of the binary's own look at its data."""
+    done = subprocess.run([BIN, "verify", "--json", "--data-dir", directory], capture_output=True, text=True)
+    assert done.stdout and not done.stderr, (done.returncode, done.stderr)
+    return done.returncode, json.loads(done.stdout)
 
 
 def verify(directory, acked, sent):
