@@ -16,6 +16,7 @@ mod handover;
 mod ingest;
 mod limits;
 mod logs;
+mod model;
 mod ops;
 mod repair;
 mod power_cut;
