@@ -1,6 +1,5 @@
 //! A request body: read within its limits, decompressed within the same limits.
 
-use std::io::{self, Read};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -17,8 +16,9 @@ use super::state::AppState;
 use crate::event::Format;
 use crate::storage::Reservation;
 
-/// Largest window a zstd frame may ask for: 8 MiB, what RFC 8878 asks decoders to support.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// So much of a compressed body is looked at before the rest is read, and four times as much each
+/// time after that: a bomb shows early, and an honest body is most often shorter.
+const PROBE_BYTES: usize = 16 << 10;
 
 /// What `Content-Encoding` may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
     coding: Coding,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let bytes = in_time(state.body_timeout, collect(body, state.max_body_bytes, reservation)).await?;
+    let bytes = in_time(state.body_timeout, collect(state, body, coding, reservation)).await?;
     conn.body_read();
     match coding {
         Coding::Identity => Ok(bytes),
@@ -109,9 +109,7 @@ async fn decompress(
     let limit_bytes = state.max_body_bytes;
     // What the decoder may produce, held before it does.
     reservation.grow_to(bytes.len() + limit_bytes)?;
-    let _permit = state.decoders.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
-    let decoded = tokio::task::spawn_blocking(move || decode(coding, &bytes, limit_bytes)).await;
-    decoded.unwrap_or(Err(ApiError::Panicked))
+    state.decoders.decode(coding, bytes, limit_bytes).await
 }
 
 /// Bodies that have arrived with their head need no timer.
@@ -125,10 +123,13 @@ async fn in_time<T>(limit: Duration, read: impl Future<Output = Result<T, ApiErr
 }
 
 async fn collect<B: HttpBody<Data = Bytes> + Unpin>(
+    state: &AppState,
     mut body: B,
-    limit_bytes: usize,
+    coding: Coding,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
+    let limit_bytes = state.max_body_bytes;
+    let mut probe_at = if coding == Coding::Identity { usize::MAX } else { PROBE_BYTES };
     let mut first = Bytes::new();
     let mut all = Vec::new();
     while !body.is_end_stream() {
@@ -142,80 +143,30 @@ async fn collect<B: HttpBody<Data = Bytes> + Unpin>(
         reservation.grow_to(len)?;
         if first.is_empty() && all.is_empty() {
             first = data;
-            continue;
+        } else {
+            if all.capacity() < len {
+                // The announced length is within the limit. Without one, few and large steps:
+                // memory that was never written costs nothing, the copies left behind do.
+                let room = body.size_hint().exact().map_or(4 * len, |more| len + more as usize).min(limit_bytes);
+                all.reserve_exact(room - all.len());
+            }
+            if all.is_empty() {
+                all.extend_from_slice(&first);
+            }
+            all.extend_from_slice(&data);
         }
-        if all.is_empty() {
-            // The announced length is within the limit; without one, double as usual.
-            all.reserve_exact((len + body.size_hint().lower() as usize).min(limit_bytes));
-            all.extend_from_slice(&first);
+        if len >= probe_at && !body.is_end_stream() {
+            probe_at = 4 * len;
+            let beginning = if all.is_empty() { first.clone() } else { Bytes::copy_from_slice(&all) };
+            Box::pin(state.decoders.probe(coding, beginning, limit_bytes)).await?;
         }
-        all.extend_from_slice(&data);
     }
     Ok(if all.is_empty() { first } else { all.into() })
-}
-
-fn decode(coding: Coding, bytes: &[u8], limit_bytes: usize) -> Result<Bytes, ApiError> {
-    let decoded = match coding {
-        Coding::Identity => return Ok(Bytes::copy_from_slice(bytes)),
-        Coding::Gzip => read_limited(flate2::read::MultiGzDecoder::new(bytes), limit_bytes),
-        Coding::Zstd => zstd::stream::read::Decoder::with_buffer(bytes).and_then(|mut decoder| {
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-            read_limited(decoder, limit_bytes)
-        }),
-    };
-    match decoded {
-        Ok(Some(bytes)) => Ok(bytes.into()),
-        Ok(None) => Err(ApiError::TooLarge { limit_bytes }),
-        Err(_) => Err(ApiError::InvalidEncoding),
-    }
-}
-
-/// `None` when there is more than `limit_bytes`; no more than one byte above it is ever produced.
-fn read_limited(reader: impl Read, limit_bytes: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut out = Vec::new();
-    reader.take(limit_bytes as u64 + 1).read_to_end(&mut out)?;
-    Ok((out.len() <= limit_bytes).then_some(out))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    #[test]
-    fn codings_come_off_within_the_limit() {
-        let text = b"{\"a\":1}".repeat(100);
-        let zstd = zstd::encode_all(&text[..], 3).unwrap();
-        for (coding, body) in [(Coding::Gzip, gzip(&text)), (Coding::Zstd, zstd)] {
-            assert_eq!(decode(coding, &body, text.len()).unwrap(), text);
-            assert!(matches!(decode(coding, &body, text.len() - 1), Err(ApiError::TooLarge { .. })));
-            for cut in [0, 1, body.len() / 2, body.len() - 1] {
-                let result = decode(coding, &body[..cut], text.len());
-                // An empty zstd input has no frame and so no content.
-                assert!(
-                    matches!(result, Err(ApiError::InvalidEncoding)) || result.unwrap().is_empty(),
-                    "{coding:?} {cut}"
-                );
-            }
-            assert!(matches!(decode(coding, b"{\"a\":1}", 100), Err(ApiError::InvalidEncoding)));
-        }
-    }
-
-    #[test]
-    fn a_bomb_costs_no_more_than_the_limit() {
-        let zeros = vec![0; 64 << 20];
-        for (coding, body) in [(Coding::Gzip, gzip(&zeros)), (Coding::Zstd, zstd::encode_all(&zeros[..], 19).unwrap())]
-        {
-            assert!(body.len() < 100_000);
-            assert!(matches!(decode(coding, &body, 1 << 20), Err(ApiError::TooLarge { limit_bytes: 1_048_576 })));
-        }
-    }
 
     #[test]
     fn media_types_are_compared_as_types() {

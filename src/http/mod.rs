@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod client;
 mod conn;
+mod decode;
 mod edge;
 mod error;
 mod ingest;

@@ -8,13 +8,12 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::auth::Auth;
+use super::decode::Decoders;
 use super::limits::Limiter;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::storage::Store;
 
-/// Most compressed bodies being inflated at once; bounds the memory for zstd windows (8 MiB each).
-const DECODERS_MAX: usize = 4;
 /// Most large bodies being parsed at once.
 const PARSERS_MAX: usize = 4;
 
@@ -28,7 +27,7 @@ pub struct AppState {
     pub(crate) max_body_bytes: usize,
     pub(crate) body_timeout: Duration,
     pub(crate) version: String,
-    pub(crate) decoders: Arc<Semaphore>,
+    pub(crate) decoders: Decoders,
     pub(crate) parsers: Arc<Semaphore>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) connections_max: usize,
@@ -48,7 +47,7 @@ impl AppState {
             max_body_bytes: config.max_body_bytes,
             body_timeout: config.body_timeout,
             version: config.version.clone(),
-            decoders: Arc::new(Semaphore::new(DECODERS_MAX)),
+            decoders: Decoders::new(),
             parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,

@@ -8,6 +8,8 @@ import harness  # noqa: E402
 from harness import TOKEN, Server  # noqa: E402
 
 BIN = harness.BIN
+# The long form of every check that has one: more rounds, more clients, real time.
+LONG = os.environ.get("LONG", "0") not in ("", "0")
 
 
 class Skip(Exception):
@@ -18,6 +20,32 @@ def seed(name):
     value = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"{name}: seed {value} (SEED={value} repeats it)")
     return random.Random(value)
+
+
+def in_parallel(n, work):
+    """Calls `work(0)` to `work(n - 1)` in threads of their own; the first exception is raised here."""
+    results, errors = [None] * n, []
+
+    def one(i):
+        try: results[i] = work(i)
+        except BaseException as error: errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(n)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    if errors: raise errors[0]
+    return results
+
+
+def memory_kib(pid, field):
+    """VmRSS (now) or VmHWM (the peak) of a process."""
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field + ":"))
+
+
+def peak_from_here(pid):
+    """The peak RSS of the process counts from now on, see proc(5)."""
+    with open(f"/proc/{pid}/clear_refs", "w") as f: f.write("5")
 
 
 class Load:

@@ -1,0 +1,233 @@
+//! `Decoders`: takes a Content-Encoding off, within a limit and at a bounded price.
+//!
+//! What a client sends decides how much comes out, so nothing may be allocated in proportion to
+//! it before it is known to be within the limit. A body that decodes to no more than
+//! [`SCRATCH_BYTES`] is decoded once, into a buffer that is used again. A larger one is decoded
+//! twice: first only counted, then, if it is within the limit, into a buffer of exactly its size. A
+//! bomb is never stored. Before, each bomb filled a fresh buffer up to the limit on whichever
+//! blocking thread took it, and the allocator kept those pages for every such thread.
+
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
+
+use super::body::Coding;
+use super::error::ApiError;
+
+/// Most bodies being decoded at once; bounds the memory for zstd windows (8 MiB each, but never
+/// more than what is decoded).
+const DECODERS_MAX: usize = 4;
+/// Largest window a zstd frame may ask for: 8 MiB, what RFC 8878 asks decoders to support.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Bodies up to this size are decoded once.
+const SCRATCH_BYTES: usize = 256 << 10;
+
+/// All decoders of the process.
+pub(crate) struct Decoders {
+    permits: Arc<Semaphore>,
+    idle: Arc<Mutex<Vec<Decoder>>>,
+}
+
+/// What one decoding needs, kept for the next.
+struct Decoder {
+    scratch: Vec<u8>,
+    zstd: DCtx<'static>,
+}
+
+impl Decoders {
+    pub(crate) fn new() -> Decoders {
+        Decoders { permits: Arc::new(Semaphore::new(DECODERS_MAX)), idle: Arc::default() }
+    }
+
+    /// Decodes a whole body.
+    ///
+    /// # Errors
+    /// [`ApiError::TooLarge`] when more than `limit_bytes` come out, [`ApiError::InvalidEncoding`]
+    /// when the bytes are not what `coding` says.
+    pub(crate) async fn decode(&self, coding: Coding, bytes: Bytes, limit_bytes: usize) -> Result<Bytes, ApiError> {
+        self.run(bytes, move |decoder, bytes| decoder.decode(coding, bytes, limit_bytes)).await
+    }
+
+    /// Looks at the beginning of a body, so that a bomb is refused before the rest of it is held.
+    ///
+    /// # Errors
+    /// As [`Decoders::decode`]; that it ends early is no error.
+    pub(crate) async fn probe(&self, coding: Coding, bytes: Bytes, limit_bytes: usize) -> Result<(), ApiError> {
+        self.run(bytes, move |decoder, bytes| match decoder.measure(coding, bytes, limit_bytes) {
+            Ok(len) if len > limit_bytes => Err(ApiError::TooLarge { limit_bytes }),
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(ApiError::InvalidEncoding),
+            Ok(_) | Err(_) => Ok(()),
+        })
+        .await
+    }
+
+    /// Works off the async workers. Dropped while it runs, it ends by itself and counts until then.
+    async fn run<T: Send + 'static>(
+        &self,
+        bytes: Bytes,
+        work: impl FnOnce(&mut Decoder, &[u8]) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
+        let idle = self.idle.clone();
+        let worked = tokio::task::spawn_blocking(move || {
+            let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut decoder = kept.unwrap_or_else(Decoder::new);
+            let result = work(&mut decoder, &bytes);
+            idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
+            drop(permit);
+            (result, bytes)
+        });
+        // The bytes come back, so that they are freed on the thread that allocated them: the
+        // allocator cannot use them again at once otherwise.
+        worked.await.map_or(Err(ApiError::Panicked), |(result, _bytes)| result)
+    }
+}
+
+impl Decoder {
+    fn new() -> Decoder {
+        Decoder { scratch: Vec::new(), zstd: DCtx::create() }
+    }
+
+    fn decode(&mut self, coding: Coding, bytes: &[u8], limit_bytes: usize) -> Result<Bytes, ApiError> {
+        let invalid = |_| ApiError::InvalidEncoding;
+        let len = self.measure(coding, bytes, limit_bytes).map_err(invalid)?;
+        if len > limit_bytes {
+            return Err(ApiError::TooLarge { limit_bytes });
+        }
+        if len == self.scratch.len() {
+            return Ok(Bytes::copy_from_slice(&self.scratch));
+        }
+        let mut decoded = Vec::with_capacity(len);
+        self.reader(coding, bytes)
+            .and_then(|reader| reader.take(len as u64).read_to_end(&mut decoded))
+            .map_err(invalid)?;
+        Ok(decoded.into())
+    }
+
+    /// How many bytes come out, but no more than one above the limit. The first of them are in
+    /// `scratch` then.
+    fn measure(&mut self, coding: Coding, bytes: &[u8], limit_bytes: usize) -> io::Result<usize> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        scratch.reserve_exact(SCRATCH_BYTES);
+        let counted = self.reader(coding, bytes).and_then(|mut reader| {
+            let first = SCRATCH_BYTES.min(limit_bytes + 1);
+            reader.by_ref().take(first as u64).read_to_end(&mut scratch)?;
+            let rest = (limit_bytes + 1 - first) as u64;
+            Ok(scratch.len() + io::copy(&mut reader.take(rest), &mut io::sink())? as usize)
+        });
+        self.scratch = scratch;
+        counted
+    }
+
+    fn reader<'a>(&'a mut self, coding: Coding, bytes: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
+        Ok(match coding {
+            Coding::Identity => Box::new(bytes),
+            Coding::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(bytes)),
+            Coding::Zstd => {
+                // The last body may have been refused in the middle of a frame.
+                let ready = self.zstd.reset(ResetDirective::SessionOnly);
+                let ready = ready.and_then(|_| self.zstd.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)));
+                ready.map_err(|code| io::Error::other(zstd::zstd_safe::get_error_name(code)))?;
+                Box::new(zstd::stream::read::Decoder::with_context(bytes, &mut self.zstd))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn decode(coding: Coding, bytes: &[u8], limit_bytes: usize) -> Result<Bytes, ApiError> {
+        Decoder::new().decode(coding, bytes, limit_bytes)
+    }
+
+    #[test]
+    fn codings_come_off_within_the_limit() {
+        let text = b"{\"a\":1}".repeat(100);
+        let zstd = zstd::encode_all(&text[..], 3).unwrap();
+        for (coding, body) in [(Coding::Gzip, gzip(&text)), (Coding::Zstd, zstd)] {
+            assert_eq!(decode(coding, &body, text.len()).unwrap(), text);
+            assert!(matches!(decode(coding, &body, text.len() - 1), Err(ApiError::TooLarge { .. })));
+            for cut in [0, 1, body.len() / 2, body.len() - 1] {
+                let result = decode(coding, &body[..cut], text.len());
+                // An empty zstd input has no frame and so no content.
+                assert!(
+                    matches!(result, Err(ApiError::InvalidEncoding)) || result.unwrap().is_empty(),
+                    "{coding:?} {cut}"
+                );
+            }
+            assert!(matches!(decode(coding, b"{\"a\":1}", 100), Err(ApiError::InvalidEncoding)));
+        }
+    }
+
+    /// Broken, bodies that need the second pass, or that come after a refused one, are cut or mixed.
+    #[test]
+    fn one_decoder_takes_bodies_of_any_size_one_after_the_other() {
+        let mut decoder = Decoder::new();
+        let limit_bytes = 3 * SCRATCH_BYTES;
+        for len in [0, 1, SCRATCH_BYTES - 1, SCRATCH_BYTES, SCRATCH_BYTES + 1, limit_bytes, limit_bytes + 1, 7] {
+            let content: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let one_frame = zstd::encode_all(&content[..], 3).unwrap();
+            let (head, tail) = content.split_at(len / 3);
+            let members = [gzip(head), gzip(tail)].concat();
+            let frames = [zstd::encode_all(head, 1).unwrap(), zstd::encode_all(tail, 19).unwrap()].concat();
+            for (coding, body) in [
+                (Coding::Gzip, gzip(&content)),
+                (Coding::Gzip, members),
+                (Coding::Zstd, one_frame),
+                (Coding::Zstd, frames),
+                (Coding::Identity, content.clone()),
+            ] {
+                match decoder.decode(coding, &body, limit_bytes) {
+                    Ok(decoded) => assert!(len <= limit_bytes && decoded == content, "{coding:?} {len}"),
+                    Err(error) => {
+                        assert!(matches!(error, ApiError::TooLarge { .. }) && len > limit_bytes, "{coding:?} {len}");
+                    }
+                }
+                assert!(decoder.scratch.capacity() <= SCRATCH_BYTES, "the buffer does not grow");
+            }
+        }
+    }
+
+    /// Broken, an honest body that arrives in pieces is refused in the middle.
+    #[test]
+    fn a_beginning_is_refused_only_for_what_no_end_can_mend() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let content: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let decoders = Decoders::new();
+        let probe = |coding, bytes: &[u8], limit_bytes| {
+            runtime.block_on(decoders.probe(coding, Bytes::copy_from_slice(bytes), limit_bytes))
+        };
+        for (coding, body) in
+            [(Coding::Gzip, gzip(&content)), (Coding::Zstd, zstd::encode_all(&content[..], 3).unwrap())]
+        {
+            for cut in (0..100).chain((0..body.len()).step_by(4099)).chain([body.len()]) {
+                assert!(probe(coding, &body[..cut], content.len()).is_ok(), "{coding:?} {cut}");
+            }
+            assert!(matches!(probe(coding, &body[..body.len() / 2], 1000), Err(ApiError::TooLarge { .. })));
+            assert!(matches!(probe(coding, &[b"x", &body[..1000]].concat(), 1000), Err(ApiError::InvalidEncoding)));
+        }
+    }
+
+    #[test]
+    fn a_bomb_costs_no_more_than_the_limit() {
+        let zeros = vec![0; 64 << 20];
+        for (coding, body) in [(Coding::Gzip, gzip(&zeros)), (Coding::Zstd, zstd::encode_all(&zeros[..], 19).unwrap())]
+        {
+            assert!(body.len() < 100_000);
+            assert!(matches!(decode(coding, &body, 1 << 20), Err(ApiError::TooLarge { limit_bytes: 1_048_576 })));
+        }
+    }
+}
