@@ -5,7 +5,7 @@ import os, sys, time, traceback
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import common  # noqa: E402
 
-CHECKS = ["order", "full_disk", "filelock_beside", "repair", "crash", "bombs", "slow_clients", "stop", "idle", "framing", "limits"]
+CHECKS = ["order", "full_disk", "filelock_beside", "repair", "crash", "bombs", "slow_clients", "stop", "idle", "framing", "limits", "canaries"]
 
 
 def main():
