@@ -138,4 +138,73 @@ mod tests {
         assert_eq!(check(&auth, &[b"one"], "192.0.2.1"), Ok(()), "the token in use goes on");
         assert_eq!(check(&auth, &[b"guess"], "192.0.2.2"), Err(401), "another client has its own count");
     }
+
+    /// Welch's t between two sets of times, without the slowest tenth of both: those are interrupts.
+    fn welch_t(first: &[u32], second: &[u32]) -> f64 {
+        let mut all: Vec<u32> = first.iter().chain(second).copied().collect();
+        let cut = all.len() * 9 / 10;
+        let cut = *all.select_nth_unstable(cut).1;
+        let moments = |times: &[u32]| {
+            let kept: Vec<f64> = times.iter().filter(|t| **t <= cut).map(|t| f64::from(*t)).collect();
+            let n = kept.len() as f64;
+            let mean = kept.iter().sum::<f64>() / n;
+            (mean, kept.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (n - 1.0) / n)
+        };
+        let ((m1, v1), (m2, v2)) = (moments(first), moments(second));
+        (m1 - m2) / (v1 + v2).sqrt()
+    }
+
+    /// Times `samples` comparisons of two kinds in random order; a kind is a guess and the token that
+    /// is configured. All of them use the same memory, so that only the comparison can differ.
+    fn timed(kinds: [(&[u8], &str); 2], samples: usize, rng: &mut u64) -> f64 {
+        let mut auth = Auth::new(&Tokens::new(vec!["x".into()]), RateLimits::parse("off").unwrap());
+        let built =
+            kinds.map(|(_, token)| Auth::new(&Tokens::new(vec![token.into()]), RateLimits::default()).digests[0]);
+        let mut times = [const { Vec::<u32>::new() }; 2];
+        while times.iter().map(Vec::len).sum::<usize>() < samples {
+            // xorshift: which kind is next must not follow any pattern.
+            *rng ^= *rng << 13;
+            *rng ^= *rng >> 7;
+            *rng ^= *rng << 17;
+            let kind = (*rng >> 40) as usize & 1;
+            auth.digests[0] = built[kind];
+            let mut headers = HeaderMap::with_capacity(1);
+            headers.insert(X_AUTH, http::HeaderValue::from_bytes(kinds[kind].0).unwrap());
+            let started = Instant::now();
+            let found = std::hint::black_box(&auth).token_index(std::hint::black_box(&headers));
+            times[kind].push(started.elapsed().as_nanos() as u32);
+            assert_eq!(found, None);
+        }
+        welch_t(&times[0], &times[1])
+    }
+
+    /// Broken, a guesser finds the token byte by byte, or its length, by the time that refusals take.
+    ///
+    /// `TIMING_SAMPLES=1000000 cargo test --release --lib time_of_a_refusal -- --nocapture` is the
+    /// measurement; the default is a short form of it.
+    #[test]
+    fn the_time_of_a_refusal_tells_nothing_of_the_token() {
+        let samples = std::env::var("TIMING_SAMPLES").map_or(50_000, |text| text.parse().unwrap());
+        let mut rng = crate::rng::random_u64() | 1;
+        println!("seed {rng}");
+        let token = "abcdefghijklmnopqrstuvwxyz0123456789-ABCDEFGHIJKL";
+        let longer = format!("{token}{token}{token}");
+        let first = format!("_{}", &token[1..]);
+        let last = format!("{}_", &token[..token.len() - 1]);
+        for (name, kinds) in [
+            ("wrong first byte, wrong last byte", [(first.as_bytes(), token), (last.as_bytes(), token)]),
+            ("all but one byte right, all wrong", [(last.as_bytes(), token), (&[b'_'; 49], token)]),
+            ("a token of the guess's length, a longer one", [(last.as_bytes(), token), (last.as_bytes(), &longer)]),
+            ("one token, the same one", [(first.as_bytes(), token), (first.as_bytes(), token)]),
+        ] {
+            // A machine that is busy with something else may disturb one measurement, not three.
+            let mut t = Vec::new();
+            while t.len() < 3 && t.last().is_none_or(|t: &f64| t.abs() >= 4.5) {
+                t.push(timed(kinds, samples, &mut rng));
+            }
+            println!("{name}: t {t:.2?}, {samples} samples each");
+            let least = t.iter().fold(f64::INFINITY, |least, t| least.min(t.abs()));
+            assert!(least < 4.5, "{name}: {t:?}");
+        }
+    }
 }

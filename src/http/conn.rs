@@ -670,4 +670,34 @@ mod tests {
         (0..=HEAD_TICKS).for_each(|_| connections.tick());
         assert!(busy.is_expired());
     }
+
+    /// Broken, a client that asks and never reads keeps its connection, and the answer, for ever; or
+    /// one on a slow line is cut off.
+    #[test]
+    fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let io = |room| {
+            let (near, far) = tokio::io::duplex(room);
+            (ConnIo::new(near, Connections::default().add().1), far)
+        };
+        runtime.block_on(async {
+            let (mut near, _far) = io(64);
+            let started = Instant::now();
+            assert_eq!(near.write_all(&[b'x'; 65]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!((WRITE_STALL_MAX..WRITE_STALL_MAX + TICK).contains(&started.elapsed()), "{:?}", started.elapsed());
+
+            let (mut near, mut far) = io(1);
+            let slow = tokio::spawn(async move {
+                for _ in 0..5 {
+                    tokio::time::sleep(WRITE_STALL_MAX - TICK).await;
+                    far.read_u8().await.unwrap();
+                }
+                far
+            });
+            near.write_all(&[b'x'; 6]).await.unwrap();
+            assert!(started.elapsed() > 4 * WRITE_STALL_MAX);
+            slow.await.unwrap();
+        });
+    }
 }

@@ -3,7 +3,7 @@ import glob, http.client, json, os, random, shutil, socket, subprocess, sys, tem
 from common import LONG, Server, Skip, TOKEN, in_parallel, memory_kib, seed
 from harness import request
 
-ADDRESSES = 1_000_000 if LONG else 150_000
+ADDRESSES = 1_000_000 if LONG else 120_000
 GROWTH_KIB_MAX = 32 << 10
 STORM_CLIENTS = 200
 
