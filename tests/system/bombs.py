@@ -1,7 +1,7 @@
 """Huge heads and bodies and compressed bombs: refused as promised, at a bounded price in memory."""
-import gzip, os, threading, zlib
+import gzip, zlib
 from common import LONG, Server, TOKEN, in_parallel, memory_kib, peak_from_here
-from harness import post, request, talk
+from harness import request, talk
 
 CLIENTS = 16
 ROUNDS = 40 if LONG else 8

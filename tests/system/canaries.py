@@ -1,8 +1,8 @@
 """Every recorded request with a canary as token and in its content, at the most talkative level: neither is told to anybody."""
-import base64, json, os, random, subprocess, sys
+import base64, json, os, random, subprocess
 from common import ROOT, Server, in_parallel, seed
 from harness import TOKEN, request, talk
-from replay import profile_env, raw_of
+from replay import raw_of
 
 # The last lets everything through, what libraries trace as well.
 LEVELS = [("DEBUG", "json"), ("DEBUG", "text"), ("NOTSET", "json"), ("NOTSET", "text")]
