@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::retry_on_intr;
 
 use super::watch::{LockWatch, Wanted};
 
@@ -50,7 +51,7 @@ pub struct DiskSpace {
 /// The calls that durability stands on. Names are relative to the data directory.
 ///
 /// Every method is one system call or a fixed few, blocks, and is not retried by the caller unless
-/// it says so; `EINTR` is handled below.
+/// it says so; `EINTR` is handled below, but for syncs, which are never tried again.
 pub trait Disk: Send + Sync + 'static {
     /// An open file.
     type File: Send + 'static;
@@ -214,8 +215,7 @@ impl RealDisk {
 
     fn openat(&self, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd =
-            rustix::io::retry_on_intr(|| rustix::fs::openat(&self.dir().fd, name, flags, Mode::from_raw_mode(mode)))?;
+        let fd = retry_on_intr(|| rustix::fs::openat(&self.dir().fd, name, flags, Mode::from_raw_mode(mode)))?;
         Ok(File::from(fd))
     }
 }
@@ -223,8 +223,8 @@ impl RealDisk {
 impl Dir {
     fn open(root: &Path) -> io::Result<Dir> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-        let fd = rustix::fs::open(root, flags, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
+        let fd = retry_on_intr(|| rustix::fs::open(root, flags, Mode::empty()))?;
+        let stat = retry_on_intr(|| rustix::fs::fstat(&fd))?;
         Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok() })
     }
 }
@@ -262,7 +262,7 @@ impl Disk for RealDisk {
     type File = File;
 
     fn check_root(&self) -> io::Result<()> {
-        let stat = rustix::fs::lstat(&self.root)?;
+        let stat = retry_on_intr(|| rustix::fs::lstat(&self.root))?;
         let known = self.dir();
         if file_id(&stat) == known.id {
             return Ok(());
@@ -287,18 +287,19 @@ impl Disk for RealDisk {
 
     fn create_side(&self, dir: &str, name: &str) -> io::Result<File> {
         let root = self.dir();
-        match rustix::fs::mkdirat(&root.fd, dir, Mode::from_raw_mode(0o700)) {
+        match retry_on_intr(|| rustix::fs::mkdirat(&root.fd, dir, Mode::from_raw_mode(0o700))) {
             Ok(()) => rustix::fs::fsync(&root.fd)?,
             Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
         }
         let side = open_side(&root, dir)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(&side, name, flags, Mode::from_raw_mode(0o600))?))
+        Ok(File::from(retry_on_intr(|| rustix::fs::openat(&side, name, flags, Mode::from_raw_mode(0o600)))?))
     }
 
     fn remove_side(&self, dir: &str, name: &str) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(open_side(&self.dir(), dir)?, name, AtFlags::empty())?)
+        let side = open_side(&self.dir(), dir)?;
+        Ok(retry_on_intr(|| rustix::fs::unlinkat(&side, name, AtFlags::empty()))?)
     }
 
     fn try_lock(&self, file: &File) -> io::Result<bool> {
@@ -321,15 +322,16 @@ impl Disk for RealDisk {
     }
 
     fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {
-        found(rustix::fs::lstat(self.root.join(name)))
+        let path = self.root.join(name);
+        found(retry_on_intr(|| rustix::fs::lstat(&path)))
     }
 
     fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
-        found(rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW))
+        found(retry_on_intr(|| rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW)))
     }
 
     fn fstat(&self, file: &File) -> io::Result<FileStat> {
-        Ok(file_stat(&rustix::fs::fstat(file)?))
+        Ok(file_stat(&retry_on_intr(|| rustix::fs::fstat(file))?))
     }
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -351,7 +353,7 @@ impl Disk for RealDisk {
     }
 
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(file, len))?)
+        Ok(retry_on_intr(|| rustix::fs::ftruncate(file, len))?)
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
@@ -368,13 +370,13 @@ impl Disk for RealDisk {
     }
 
     fn space(&self) -> io::Result<DiskSpace> {
-        let space = rustix::fs::fstatvfs(&self.dir().fd)?;
+        let space = retry_on_intr(|| rustix::fs::fstatvfs(&self.dir().fd))?;
         Ok(DiskSpace { free_bytes: space.f_bavail * space.f_frsize, total_bytes: space.f_blocks * space.f_frsize })
     }
 
     fn writable(&self) -> io::Result<()> {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        Ok(rustix::fs::accessat(&self.dir().fd, ".", access, AtFlags::EACCESS)?)
+        Ok(retry_on_intr(|| rustix::fs::accessat(&self.dir().fd, ".", access, AtFlags::EACCESS))?)
     }
 }
 
@@ -400,5 +402,5 @@ fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
 
 fn open_side(root: &Dir, dir: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-    Ok(rustix::fs::openat(&root.fd, dir, flags, Mode::empty())?)
+    Ok(retry_on_intr(|| rustix::fs::openat(&root.fd, dir, flags, Mode::empty()))?)
 }
