@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev ingest-test test check openapi golden system soak venv clean
+.PHONY: help dev ingest-test test check openapi golden system faults soak venv clean
 
 PORT ?= 8788
 BIN := target/release/leitstand
@@ -31,8 +31,12 @@ test: ## everything that can be tested here (without root some checks are skippe
 golden: ## replay the recorded answers of the original against the release binary
 	python3 tests/golden/check.py
 
-system: venv ## crash, order, side-by-side and shutdown checks of the release binary
+system: venv ## crash, order, fault and side-by-side checks of the release binary
 	$(VENV)/bin/python tests/system/run.py
+
+faults: venv ## the same checks with their full figures, in at most 20 minutes
+	cargo build --release --locked
+	ROUNDS=$${ROUNDS:-500} $(VENV)/bin/python tests/system/run.py --long
 
 soak: venv ## ten minutes of even load: memory and descriptors must not grow (SOAK_SECONDS, SOAK_RATE)
 	cargo build --release --locked

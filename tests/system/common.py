@@ -11,9 +11,117 @@ BIN = harness.BIN
 # The long form of every check that has one: more rounds, more clients, real time.
 LONG = os.environ.get("LONG", "0") not in ("", "0")
 
+# Without this, Yama lets only ancestors and root attach to the service; a tracer is neither.
+TRACEABLE = (sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0); "
+             "os.execvp(sys.argv[1], sys.argv[1:])")
+
 
 class Skip(Exception):
     """The machine lacks something; the reason is printed and counted."""
+
+
+skipped_parts = []
+
+
+def part(name, run, *args):
+    """Runs a part of a check; what the machine lacks for it does not skip the other parts."""
+    try: run(*args)
+    except Skip as reason:
+        skipped_parts.append(name)
+        print(f"{name}: SKIPPED: {reason}", flush=True)
+
+
+def setting(name, short, long):
+    """How much of something: the variable, else the figure for this length of run."""
+    return type(short)(os.environ.get(name, long if LONG else short))
+
+
+def need(*tools):
+    for tool in tools:
+        if not find(tool): raise Skip(f"{tool} is not installed")
+
+
+def find(tool):
+    return shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
+
+
+def need_root(why):
+    if os.geteuid() != 0: raise Skip(f"needs root ({why})")
+
+
+class Tracer:
+    """strace on a running service, limited to some paths, perhaps with a fault; gone after `with`."""
+
+    def __init__(self, server, paths, *expressions):
+        handle, self.file = tempfile.mkstemp(prefix="leitstand-trace-"); os.close(handle)
+        command = ["strace", "-f", "-y", "-s", "64", "-o", self.file, "-p", str(server.p.pid)]
+        for path in paths: command += ["-P", path]
+        for expression in expressions: command += ["-e", expression]
+        self.p = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        said = []
+        for line in self.p.stderr:
+            said.append(line)
+            if " attached" in line: break
+        else:
+            os.unlink(self.file)
+            text = "".join(said).strip()
+            if "Operation not permitted" in text: raise Skip(f"strace may not attach: {text}")
+            raise AssertionError(f"strace: {text}")
+        # A pipe nobody reads would stop strace when it is full.
+        threading.Thread(target=self.p.stderr.read, daemon=True).start()
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_):
+        self.p.terminate(); self.p.wait()
+        self.lines = open(self.file, errors="replace").read().split("\n")
+        os.unlink(self.file)
+
+    def injected(self): return [line for line in self.lines if "(INJECTED)" in line]
+
+
+def paths_of(server, name):
+    """A name in the data directory, as openat gets it and as the kernel names an open file."""
+    return [name, os.path.join(server.dir, name)]
+
+
+def problem(port, domain, event, timeout=20):
+    """Posts one event; (status, the answer as a problem document or its text, seconds)."""
+    body, began = json.dumps(event).encode(), time.monotonic()
+    head = [("X-Auth", TOKEN), ("Content-Type", "application/json"), ("Accept", "application/problem+json")]
+    status, headers, text = harness.request(port, "POST", f"/v1/ingest?domain={domain}", head, body, wait=0.0, timeout=timeout)
+    seconds = time.monotonic() - began
+    answer = json.loads(text) if text[:1] == b"{" else {"detail": text.decode()}
+    answer["headers"] = headers
+    return status, answer, seconds
+
+
+def ready(port): return harness.request(port, "GET", "/health/ready", wait=0.0)[0]
+
+
+def wait_until(true, seconds, what):
+    """How long it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def at_once(calls):
+    """Runs all calls at the same time; their results in order."""
+    results = [None] * len(calls)
+
+    def one(n, call): results[n] = call()
+    threads = [threading.Thread(target=one, args=(n, call)) for n, call in enumerate(calls)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    return results
+
+
+def percentile(values, share):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(len(values) * share))]
 
 
 def seed(name):

@@ -1,12 +1,12 @@
 """kill -9 under load: 16 clients, 4 domains, mixed batches. Nothing acknowledged is lost, torn or doubled."""
 import os, shutil, tempfile, time
-from common import Load, Server, leitstand_verify, seed, verify
+from common import Load, Server, leitstand_verify, seed, setting, verify
 
 LOOK_EVERY = 10   # rounds; each look reads everything
 
 
 def run():
-    rng, rounds = seed("crash"), int(os.environ.get("ROUNDS", "60"))
+    rng, rounds = seed("crash"), setting("ROUNDS", 60, 500)
     directory = tempfile.mkdtemp(prefix="crash-")
     acked, sent, next_id = {}, {}, 0
     domains = ["a", "b.example", "c", "d-1"]

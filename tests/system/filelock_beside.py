@@ -1,10 +1,10 @@
 """Python writers with the real filelock beside the server on one directory: nothing interleaves or is lost."""
 import json, os, subprocess, sys, tempfile, time
-from common import Load, Server, Skip, leitstand_verify, seed
+from common import Load, Server, Skip, leitstand_verify, seed, setting
 
-# The newest, one that unlinks the lock file on release, and an old one.
-VERSIONS = os.environ.get("FILELOCK_VERSIONS", "4.2.0,3.20.4,3.13.4").split(",")
-SECONDS = float(os.environ.get("BESIDE_SECONDS", "6"))
+# The newest, one that unlinks the lock file on release, and an old one; in a long run the neighbours too.
+VERSIONS = setting("FILELOCK_VERSIONS", "4.2.0,3.20.4,3.13.4", "3.13.4,3.20.3,3.20.4,3.29.4,3.29.5,4.2.0").split(",")
+SECONDS = setting("BESIDE_SECONDS", 6.0, 30.0)
 
 WRITER = r"""
 import json, sys, time, os

@@ -1,6 +1,6 @@
 """strace: every 2xx comes after a successful fdatasync of its file, and of the directory for a new one."""
 import re, shutil, threading, http.client, os
-from common import Server, Skip, TOKEN
+from common import Server, Skip, TOKEN, setting, wait_until
 
 CALL = re.compile(r"^(\d+)\s+(\w+)\((.*)$")
 
@@ -8,8 +8,9 @@ CALL = re.compile(r"^(\d+)\s+(\w+)\((.*)$")
 def run():
     if not shutil.which("strace"): raise Skip("strace is not installed")
     trace = "/tmp/leitstand-order.%d" % os.getpid()
-    wrap = ("strace", "-f", "-y", "-s", "4096", "-o", trace, "-e", "trace=write,writev,sendto,sendmsg,fdatasync,fsync")
-    answers = 200
+    # -D: the signal to stop reaches the service, not strace.
+    wrap = ("strace", "-D", "-f", "-y", "-s", "4096", "-o", trace, "-e", "trace=write,writev,sendto,sendmsg,fdatasync,fsync")
+    answers = setting("ANSWERS", 200, 10_000)
     with Server({"LEITSTAND_FSYNC": "always"}, wrap=wrap) as server:
         assert server.up, server.log_text()
         clients, bad = 8, []
@@ -27,6 +28,8 @@ def run():
         for t in threads: t.start()
         for t in threads: t.join()
         assert not bad, bad
+    # strace ends a little after the service.
+    wait_until(lambda: "+++ exited with 0 +++" in open(trace, errors="replace").read().rsplit("\n", 2)[-2], 10, "the whole trace")
     checked, dirs = check(open(trace, errors="replace").read().split("\n"))
     os.unlink(trace)
     print(f"order: {checked} answers, each after its fdatasync; {dirs} new files, each after the sync of the directory")

@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Runs the system checks against target/release/leitstand; `run.py NAME…` runs only those."""
+"""Runs the system checks against target/release/leitstand; `run.py NAME…` runs only those.
+
+`--long` takes the full figures of every check instead of the short ones.
+"""
 import os, sys, time, traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+if "--long" in sys.argv[1:]: os.environ["LONG"] = "1"   # before anybody reads it
 import common  # noqa: E402
 
-CHECKS = ["order", "full_disk", "filelock_beside", "repair", "crash", "bombs", "slow_clients", "stop", "idle", "framing", "limits", "canaries"]
+CHECKS = ["order", "faults", "failed_sync", "full_disk", "descriptors", "confined", "filelock_beside", "held_locks", "repair", "crash",
+          "bombs", "slow_clients", "stop", "idle", "framing", "limits", "canaries"]
 
 
 def main():
     if not os.path.exists(common.BIN): sys.exit(f"{common.BIN} is missing: cargo build --release")
-    passed, failed, skipped = 0, 0, 0
-    for name in sys.argv[1:] or CHECKS:
+    names = [name for name in sys.argv[1:] if name != "--long"]
+    passed, failed, skipped, began, words = 0, 0, 0, time.time(), []
+    for name in names or CHECKS:
         started = time.time()
         try:
             __import__(name).run()
@@ -21,8 +27,11 @@ def main():
         except Exception:
             traceback.print_exc()
             failed += 1; word = "FAILED"
-        print(f"system/{name} ... {word} ({time.time() - started:.1f} s)", flush=True)
-    print(f"system: {passed} passed, {failed} failed, {skipped} skipped")
+        words.append(f"system/{name} ... {word} ({time.time() - started:.1f} s)")
+        print(words[-1], flush=True)
+    if common.LONG: print("\n" + "\n".join(words))
+    parts = f"; skipped parts: {', '.join(common.skipped_parts)}" if common.skipped_parts else ""
+    print(f"system: {passed} passed, {failed} failed, {skipped} skipped ({time.time() - began:.0f} s){parts}")
     sys.exit(1 if failed else 0)
 
 
