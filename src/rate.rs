@@ -36,7 +36,8 @@ impl RateLimits {
     /// Reads `off` or a list of limits, separated by `,`, `;` or `|`.
     ///
     /// # Errors
-    /// [`RateError`] for anything else, for an amount of 0 and for more than [`LIMITS_MAX`] limits.
+    /// [`RateError`] for anything else, for an amount of 0, for a window of more than `u32::MAX` seconds
+    /// (136 years) and for more than [`LIMITS_MAX`] limits.
     pub fn parse(text: &str) -> Result<RateLimits, RateError> {
         if text.trim().eq_ignore_ascii_case("off") {
             return Ok(RateLimits::default());
@@ -86,7 +87,9 @@ fn parse_one(text: &str) -> Result<RateLimit, RateError> {
     }
     let amount = positive(amount)?;
     let multiple = if multiple.is_empty() { 1 } else { positive(multiple)? };
-    Ok(RateLimit { amount, window: Duration::from_secs(u64::from(multiple) * seconds) })
+    // A longer window could not be printed as seconds and read back, nor counted in milliseconds.
+    let window_s = multiple.checked_mul(seconds).ok_or(RateError::OutOfRange)?;
+    Ok(RateLimit { amount, window: Duration::from_secs(window_s.into()) })
 }
 
 fn number(text: &str) -> (&str, &str) {
@@ -153,6 +156,18 @@ mod tests {
             assert!(RateLimits::parse(text).is_err(), "{text:?}");
         }
         assert_eq!(RateLimits::parse(&["1/day"; 5].join(",")), Err(RateError::TooMany));
+    }
+
+    /// Broken, such a window wraps around to a short one, and `config check` prints what cannot be set.
+    #[test]
+    fn a_window_longer_than_can_be_counted_is_refused() {
+        for text in ["16/4294967295minute", "1/4294967295years", "1/137 years", "1/71582789minutes"] {
+            assert_eq!(RateLimits::parse(text), Err(RateError::OutOfRange), "{text}");
+        }
+        for text in ["1/4294967295seconds", "1/71582788minutes", "1/136years"] {
+            let limits = RateLimits::parse(text).unwrap();
+            assert_eq!(RateLimits::parse(&limits.to_string()), Ok(limits), "{text}");
+        }
     }
 
     proptest! {
