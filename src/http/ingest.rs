@@ -53,12 +53,12 @@ pub(crate) struct Subject {
     post,
     path = "/v1/ingest",
     tag = "ingest",
-    params(("domain" = Option<String>, Query, description = "Domain of all events; else the first event's `domain` counts.")),
+    params(("domain" = Option<String>, Query, pattern = "^(\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*)?$", max_length = 253, description = "Domain of all events; else the first event's `domain` counts.")),
     request_body(
         description = "Events. `Content-Encoding: gzip` and `zstd` are taken; the limit counts decompressed bytes.",
         content(
-            (serde_json::Value = "application/json", example = json!({"event": "demo", "status": "ok"})),
-            (String = "application/x-ndjson", example = "{\"event\":\"demo\"}\n{\"event\":\"demo\"}\n"),
+            (super::openapi::Events = "application/json", example = json!({"domain": "example.com", "event": "demo", "status": "ok"})),
+            (String = "application/x-ndjson", example = "{\"domain\":\"example.com\",\"event\":\"demo\"}\n{\"event\":\"demo\"}\n"),
             (String = "application/ndjson"),
             (String = "application/jsonl"),
             (String = "application/x-jsonlines"),
@@ -83,10 +83,10 @@ pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> 
     post,
     path = "/ingest/{domain}",
     tag = "ingest",
-    params(("domain" = String, Path, description = "Domain of all events.")),
+    params(("domain" = String, Path, pattern = "^\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*$", max_length = 253, description = "Domain of all events.")),
     request_body(
         content(
-            (serde_json::Value = "application/json", example = json!({"event": "demo", "status": "ok"})),
+            (super::openapi::Events = "application/json", example = json!({"event": "demo", "status": "ok"})),
             (String = "application/x-ndjson", example = "{\"event\":\"demo\"}\n{\"event\":\"demo\"}\n"),
         )
     ),

@@ -21,6 +21,38 @@ pub(crate) struct Detail {
     detail: String,
 }
 
+/// What one JSON document may be: an event, or an array of events.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described, never built")]
+pub(crate) enum Events {
+    One(Event),
+    Many(Vec<Event>),
+}
+
+/// Any JSON object. Two names mean something to the service; all members are stored as sent.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Event {
+    /// Must be the domain of the request, if there is one. Set to that domain in what is stored.
+    #[schema(
+        required = false,
+        pattern = "^\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*$",
+        max_length = 253
+    )]
+    domain: String,
+    /// A text of at most 500 code points, or anything else.
+    #[schema(required = false, schema_with = summary)]
+    summary: (),
+}
+
+fn summary() -> utoipa::openapi::Schema {
+    // Without a type the length is checked of texts only.
+    let any = utoipa::openapi::schema::Object::builder().schema_type(utoipa::openapi::schema::SchemaType::AnyValue);
+    any.description(Some("A text of at most 500 code points, or anything else."))
+        .max_length(Some(crate::event::SUMMARY_CODE_POINTS_MAX))
+        .into()
+}
+
 /// What an ingest request can be refused for.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only described, never built")]
@@ -71,7 +103,7 @@ pub(crate) enum IngestErrors {
         description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced.",
         license(name = "MIT", identifier = "MIT")
     ),
-    components(schemas(Detail)),
+    components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service")),
     modifiers(&XAuth)
 )]
