@@ -51,7 +51,10 @@ fn dot_env() -> Result<HashMap<String, OsString>, String> {
 
 /// `NAME=value` lines, as systemd's EnvironmentFile reads them: `#` begins a comment line, quotes
 /// around a value are taken off, and nothing is expanded, so that a `$` in a secret stays one.
-fn parse(text: &str) -> Result<HashMap<String, OsString>, String> {
+///
+/// # Errors
+/// A message with the number of the first line that is neither; it does not quote the line.
+pub fn parse(text: &str) -> Result<HashMap<String, OsString>, String> {
     let mut vars = HashMap::new();
     for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         let line = line.trim();

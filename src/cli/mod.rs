@@ -5,7 +5,9 @@
 
 mod config_check;
 mod data;
-mod env;
+// Public for the fuzz target of the `.env` reader, which only this module needs otherwise.
+#[doc(hidden)]
+pub mod env;
 mod healthcheck;
 mod logging;
 mod openapi;

@@ -22,7 +22,7 @@ impl Client {
     /// compat: as uvicorn, the rightmost entry of X-Forwarded-For that is no trusted proxy, but
     /// only if the peer is one. Unlike uvicorn, what is no address falls back to the peer, so that
     /// a made-up text is no key of its own.
-    pub(crate) fn of(peer: Peer, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
+    pub fn of(peer: Peer, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
         let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
         let peer_is_trusted = match peer {
             Peer::Ip(ip) => is_trusted(ip),
@@ -48,7 +48,7 @@ impl Client {
 
     /// What counts as one client: an IPv4 address, or the /64 of an IPv6 address, which is what
     /// one subscriber gets.
-    pub(crate) fn key(&self) -> u128 {
+    pub fn key(&self) -> u128 {
         match self.0 {
             Peer::Ip(IpAddr::V4(ip)) => ip.to_ipv6_mapped().to_bits(),
             Peer::Ip(IpAddr::V6(ip)) => ip.to_bits() & !u128::from(u64::MAX),
@@ -68,7 +68,7 @@ impl fmt::Display for Client {
 
 impl Peer {
     /// A peer by its address; an IPv4-mapped IPv6 address is the IPv4 address.
-    pub(crate) fn from_ip(ip: IpAddr) -> Peer {
+    pub fn from_ip(ip: IpAddr) -> Peer {
         Peer::Ip(ip.to_canonical())
     }
 }

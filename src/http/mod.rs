@@ -27,6 +27,9 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+// Public for the fuzz target of X-Forwarded-For, which no answer shows.
+#[doc(hidden)]
+pub use client::{Client, Peer};
 pub use error::ApiError;
 pub use limits::{Limiter, Standing};
 pub use server::{BoundListener, ServerOptions, serve};
