@@ -15,6 +15,9 @@ pub enum Fault {
     Errno(i32),
     /// A write takes half of its bytes; other calls are not touched.
     ShortWrite,
+    /// A write takes all of its bytes, then somebody without the lock makes the file longer or shorter
+    /// by so many, and the write fails with EIO.
+    WriteThenResize(i64),
     /// This call and all later ones fail: the process is gone as far as the disk can see.
     Freeze,
     /// As `Freeze`, but a write still takes half of its bytes.
@@ -86,7 +89,7 @@ impl Plan {
             Some((at, Fault::Panic)) if call == at => panic!("as the test asked for"),
             Some((at, Fault::Errno(errno))) if call == at => Err(io::Error::from_raw_os_error(errno)),
             Some((at, Fault::ShortWrite)) if call == at => Ok(true),
-            Some((at, Fault::FreezeTorn)) if call == at && name == "append" => Ok(true),
+            Some((at, Fault::FreezeTorn | Fault::WriteThenResize(_))) if call == at && name == "append" => Ok(true),
             Some((at, Fault::Freeze | Fault::FreezeTorn)) if call >= at => Err(io::Error::other("frozen")),
             _ => Ok(false),
         }
@@ -168,6 +171,12 @@ impl Disk for FaultyDisk {
         let cut = self.plan.step("append")?;
         if !cut {
             return self.real.append(file, bufs);
+        }
+        if let Some((_, Fault::WriteThenResize(change))) = *self.plan.fault.lock().unwrap() {
+            self.real.append(file, bufs)?;
+            let len = self.real.fstat(file)?.len.checked_add_signed(change).expect("a length");
+            self.real.set_len(file, len)?;
+            return Err(io::Error::from_raw_os_error(5));
         }
         let all: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
         self.real.append(file, &[IoSlice::new(&all[..all.len() / 2])])

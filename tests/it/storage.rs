@@ -1,6 +1,7 @@
 //! The store against a disk that fails: for every call that an append makes, and every way it can
 //! fail, acknowledged lines are there, nothing is half there, and nothing else is claimed.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -225,6 +226,92 @@ fn a_failed_sync_poisons_until_the_file_is_replaced() {
             append(&store, domain, &[9]).await.unwrap();
             assert_eq!(store.health().poisoned_domains, 0);
             assert!(ids(dir.path(), domain).ends_with(&[9]));
+        }
+    });
+}
+
+/// The number of the call `name` in an append to a domain that is open.
+async fn call_of_append(store: &Store<FaultyDisk>, plan: &Plan, name: &str) -> usize {
+    append(store, "a", &[1]).await.unwrap();
+    plan.clear();
+    append(store, "a", &[2]).await.unwrap();
+    (1..=plan.calls()).find(|&n| plan.name(n) == Some(name)).unwrap()
+}
+
+/// Broken: every append would read the end of the file again, which costs time on a large domain.
+#[test]
+fn a_file_whose_end_is_known_is_not_read_again() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        call_of_append(&store, &plan, "append").await;
+        assert!(!plan.saw("read_at"));
+        // Another writer's line makes it unknown once.
+        std::fs::OpenOptions::new().append(true).open(dir.path().join("a.jsonl")).unwrap().write_all(b"{}\n").unwrap();
+        for reads in [true, false] {
+            plan.clear();
+            append(&store, "a", &[3]).await.unwrap();
+            assert_eq!(plan.saw("read_at"), reads);
+        }
+    });
+}
+
+/// Broken: half a line that could not be cut off again would be told as "nothing was written", and the
+/// next event would be glued to it.
+#[test]
+fn a_roll_back_that_fails_poisons_and_says_so() {
+    runtime().block_on(async {
+        for (call, is_sync) in [("fstat", false), ("set_len", false), ("sync_data", true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, plan) = faulty(dir.path());
+            let at = call_of_append(&store, &plan, "append").await;
+            plan.set(at, Fault::ShortWrite);
+            plan.fail_next(call, Fault::Errno(EIO));
+            let error = append(&store, "a", &[3]).await.unwrap_err();
+            assert_eq!(error.written(), Written::Maybe, "{call}: {error:?}");
+            assert_eq!(matches!(error, StoreError::Sync { .. }), is_sync, "{call}: {error:?}");
+            plan.clear();
+            let error = append(&store, "a", &[4]).await.unwrap_err();
+            assert!(matches!(error, StoreError::Poisoned { .. }), "{call}: {error:?}");
+            let left = content(dir.path(), "a");
+            assert!(left.starts_with("{\"id\":1,\"domain\":\"a\"}\n{\"id\":2,\"domain\":\"a\"}\n"), "{call}: {left:?}");
+        }
+    });
+}
+
+/// Broken: a roll-back would cut off what somebody else wrote, or leave what nobody acknowledged.
+#[test]
+fn a_roll_back_takes_back_its_own_bytes_and_no_others() {
+    runtime().block_on(async {
+        let line_bytes = "{\"id\":3,\"domain\":\"a\"}\n".len() as i64;
+        for (change, written) in [
+            (0, Written::No),
+            (-1, Written::No),
+            (-line_bytes, Written::No),
+            (1, Written::Maybe),
+            (100, Written::Maybe),
+            (-line_bytes - 1, Written::Maybe),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, plan) = faulty(dir.path());
+            let at = call_of_append(&store, &plan, "append").await;
+            let before = content(dir.path(), "a");
+            plan.set(at, Fault::WriteThenResize(change));
+            let error = append(&store, "a", &[3]).await.unwrap_err();
+            assert_eq!(error.written(), written, "{change}: {error:?}");
+            let after = content(dir.path(), "a");
+            if written == Written::No {
+                assert_eq!(after, before, "{change}");
+                append(&store, "a", &[4]).await.unwrap();
+                assert_eq!(ids(dir.path(), "a"), [1, 2, 4], "{change}");
+            } else {
+                assert!(matches!(error, StoreError::Rollback { .. }), "{change}: {error:?}");
+                assert_eq!(
+                    after.len() as i64,
+                    before.len() as i64 + line_bytes + change,
+                    "{change}: it is left as it is"
+                );
+            }
         }
     });
 }
