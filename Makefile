@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev ingest-test test check openapi golden system faults soak venv clean
+.PHONY: help dev ingest-test test check openapi golden system faults soak fuzz coverage mutants venv clean
 
 PORT ?= 8788
 BIN := target/release/leitstand
@@ -41,6 +41,35 @@ faults: venv ## the same checks with their full figures, in at most 20 minutes
 soak: venv ## ten minutes of even load: memory and descriptors must not grow (SOAK_SECONDS, SOAK_RATE)
 	cargo build --release --locked
 	$(VENV)/bin/python tests/system/run.py soak
+
+# cargo-fuzz asks for a nightly compiler; the stable one does when it is told so.
+FUZZ := RUSTC_BOOTSTRAP=1 cargo fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= json batch domain forwarded rate tail config request
+FUZZ_DIR := tests/fuzz
+
+fuzz: ## look for inputs that break a parser, FUZZ_SECONDS (60) for each target of FUZZ_TARGETS
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	$(FUZZ) build --fuzz-dir $(FUZZ_DIR) --sanitizer none
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p $(FUZZ_DIR)/found/$$target; \
+		echo "fuzz: $$target, $(FUZZ_SECONDS) s"; \
+		$(FUZZ) run --fuzz-dir $(FUZZ_DIR) --sanitizer none $$target \
+			$(FUZZ_DIR)/found/$$target $(FUZZ_DIR)/corpus/$$target -- -dict=$(FUZZ_DIR)/dictionary.txt \
+			-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 -timeout=1 -max_len=4096 -print_final_stats=1 -verbosity=0; \
+	done
+
+coverage: venv ## line coverage of src/ by all tests; fails below COVERAGE_MIN (85) percent
+	$(VENV)/bin/python tests/coverage.py
+
+MUTANTS ?= src/storage/log.rs src/storage/tail.rs src/http/auth.rs src/http/limits.rs src/domain.rs src/event.rs
+
+# The tests that have to notice: those beside the code, and the integration tests of the same layer.
+MUTANT_TESTS ?= storage:: http:: domain:: event:: json:: auth:: limits:: errors:: ingest:: fuzz_corpus::
+
+mutants: ## break each line of MUTANTS and see whether a test notices
+	@cargo mutants --version >/dev/null 2>&1 || cargo install --locked cargo-mutants
+	cargo mutants --jobs 1 $(addprefix --file ,$(MUTANTS)) -- --lib --test it -- $(MUTANT_TESTS)
 
 venv: $(VENV)/.ready
 $(VENV)/.ready: tests/system/requirements.txt
