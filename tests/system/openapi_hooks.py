@@ -11,15 +11,17 @@ def as_sent(context, value):
     return value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
-def is_feed(text):
-    try: return all(isinstance(json.loads(line), dict) for line in text.strip().split("\n") if line)
-    except ValueError: return False
+def feed(text):
+    """The events of a feed; None if it is none."""
+    try: events = [json.loads(line) for line in text.strip().split("\n") if line]
+    except ValueError: return None
+    return events if all(isinstance(event, dict) for event in events) else None
 
 
 @schemathesis.hook
 def map_case(context, case):
     """A feed of lines is any text by its schema: of a text that is none, makes events that carry its parts."""
-    if case.media_type in LINE_TYPES and isinstance(case.body, str) and not is_feed(case.body):
+    if case.media_type in LINE_TYPES and isinstance(case.body, str) and feed(case.body) is None:
         case.body = "".join(json.dumps({"text": part}) + "\n" for part in case.body.split("\n"))
     return case
 
@@ -35,11 +37,12 @@ def filter_case(context, case):
         return False   # Another type than text cannot be sent as text: `{}` is a good line.
     named = (case.path_parameters or {}).get("domain") or (case.query or {}).get("domain")
     if isinstance(named, list): named = named[-1] if named else None
-    events = case.body if isinstance(case.body, list) else [case.body]
+    body = feed(case.body) if case.media_type in LINE_TYPES else case.body
+    events = body if isinstance(body, list) else [body]
     for number, event in enumerate(events):
         own = event.get("domain") if isinstance(event, dict) else None
         if number == 0 and not named and isinstance(own, str): named = own
         if isinstance(own, str) and isinstance(named, str) and own.strip().lower() != named.strip().lower():
             return False   # `domain mismatch`
     # `domain must be specified via query or payload`; an empty array needs none.
-    return bool(named) or case.body == []
+    return bool(named) or body == []
