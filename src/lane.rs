@@ -21,18 +21,24 @@ pub(crate) fn current() -> usize {
     })
 }
 
-/// One `T` a lane.
-#[derive(Debug, Default)]
-pub(crate) struct PerLane<T>([Aligned<T>; LANES]);
+/// One `T` a lane. On the heap, because many of them make a struct too large for a stack.
+#[derive(Debug)]
+pub(crate) struct PerLane<T>(Box<[Aligned<T>]>);
 
 /// Two lines of 64 bytes, because processors fetch them in pairs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 struct Aligned<T>(T);
 
+impl<T: Default> Default for PerLane<T> {
+    fn default() -> Self {
+        PerLane::new(T::default)
+    }
+}
+
 impl<T> PerLane<T> {
     pub(crate) fn new(make: impl Fn() -> T) -> PerLane<T> {
-        PerLane(std::array::from_fn(|_| Aligned(make())))
+        PerLane((0..LANES).map(|_| Aligned(make())).collect())
     }
 
     /// The copy of this thread's lane.

@@ -26,6 +26,8 @@ const SPARE_DESCRIPTORS: u64 = 32;
 const SIGXFSZ: i32 = 25;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const BACKLOG: u32 = 4096;
+/// Threads of a worker for large bodies, compressed ones and looks at the disk. Syncs have their own.
+const WORKER_BLOCKING_THREADS: usize = 12;
 
 pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let config = super::env::config(args)?;
@@ -36,9 +38,8 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     }
     let share = Descriptors::share(&config);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let blocking_threads = share.sync_threads.div_ceil(threads + 1);
-    let workers = Workers::start(threads, blocking_threads).map_err(|e| format!("cannot start the workers: {e}"))?;
-    let runtime = runtime(blocking_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
+    let workers = Workers::start(threads).map_err(|e| format!("cannot start the workers: {e}"))?;
+    let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
     let result = runtime.block_on(start(config, share, workers.runtimes.clone(), &logging));
     // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
     // acknowledged any more.
@@ -59,10 +60,10 @@ struct Workers {
 }
 
 impl Workers {
-    fn start(threads: usize, blocking_threads: usize) -> io::Result<Workers> {
+    fn start(threads: usize) -> io::Result<Workers> {
         let mut workers = Workers { runtimes: Vec::new(), _stops: Vec::new() };
         for n in 0..threads {
-            let runtime = runtime(blocking_threads)?;
+            let runtime = runtime(WORKER_BLOCKING_THREADS)?;
             let (stop, stopped) = oneshot::channel::<()>();
             workers.runtimes.push(runtime.handle().clone());
             workers._stops.push(stop);
@@ -90,6 +91,7 @@ async fn start(
         in_flight_bytes_max: config.in_flight_bytes_max,
         reserve_bytes: config.reserve_bytes,
         open_domains_max: share.open_domains,
+        runtime: Some(Handle::current()),
     };
     let store = Store::open(&config.data_dir, options, metrics.store()).map_err(|e| {
         format!("cannot use the data directory {:?}: {e}\n  LEITSTAND_DATA_DIR must name a directory that this user may write to", config.data_dir)

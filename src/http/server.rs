@@ -96,10 +96,7 @@ pub async fn serve(
     let deadline = Instant::now() + options.shutdown_timeout;
     let state = server.state.clone();
     // 1. No connection waits unanswered in the backlog; then nobody new.
-    while let Some(accepted) = listener.accept_now() {
-        server.take(Ok(accepted)).await;
-    }
-    drop(listener);
+    listener.backlog().into_iter().for_each(|stream| server.start(stream));
     // 2. Requests on their way are served, and their connections closed with the answer.
     state.closing.store(true, Ordering::Relaxed);
     server.join_until(deadline.min(Instant::now() + LAST_CALL)).await;
@@ -173,27 +170,50 @@ impl BoundListener {
         }
     }
 
-    /// A connection that is already there.
-    fn accept_now(&self) -> Option<Stream> {
-        let mut accept = pin!(self.accept());
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        match accept.as_mut().poll(&mut cx) {
-            Poll::Ready(Ok(stream)) => Some(stream),
-            Poll::Ready(Err(_)) | Poll::Pending => None,
+    /// The connections that are already there; then nobody listens any more. Asks the system and
+    /// not the runtime, which may not have looked since they came.
+    fn backlog(self) -> Vec<Stream> {
+        match self {
+            BoundListener::Tcp(listener) => all_of(listener.into_std(), |listener| {
+                let (stream, addr) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                let _ = stream.set_nodelay(true);
+                Ok(Stream::Tcp(stream, addr))
+            }),
+            BoundListener::Unix(listener) => all_of(listener.into_std(), |listener| {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok(Stream::Unix(stream))
+            }),
         }
     }
+}
+
+fn all_of<L>(listener: io::Result<L>, accept: impl Fn(&L) -> io::Result<Stream>) -> Vec<Stream> {
+    let mut streams = Vec::new();
+    let Ok(listener) = listener else { return streams };
+    loop {
+        match accept(&listener) {
+            Ok(stream) => streams.push(stream),
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(_) => return streams,
+        }
+    }
+}
+
+/// Such a connection is gone already; the next one may be fine, see accept(2).
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
 }
 
 impl Server {
     async fn take(&mut self, accepted: io::Result<Stream>) {
         match accepted {
             Ok(stream) => self.start(stream),
-            // These concern one connection that is gone already, see accept(2).
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "accept failed; descriptors or memory are used up");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

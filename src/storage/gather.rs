@@ -29,12 +29,11 @@ impl<D: Disk> Gather<D> {
             jobs.len() == 1
         };
         if first {
-            let lane = crate::lane::current();
-            let gather = self.clone();
+            let delivery = Delivery { gather: self.clone(), lane: crate::lane::current() };
             // Nobody awaits the task: it ends by itself, and what it holds is counted as in flight.
             tokio::spawn(async move {
                 tokio::task::yield_now().await;
-                gather.deliver(lane);
+                drop(delivery);
             });
         }
     }
@@ -50,6 +49,19 @@ impl<D: Disk> Gather<D> {
             }
         }
         writers.iter().for_each(DomainWriter::start);
+    }
+}
+
+/// Delivers when it is dropped: also when its runtime ends first, because jobs of other threads may
+/// lie in the same lane.
+struct Delivery<D: Disk> {
+    gather: Arc<Gather<D>>,
+    lane: usize,
+}
+
+impl<D: Disk> Drop for Delivery<D> {
+    fn drop(&mut self) {
+        self.gather.deliver(self.lane);
     }
 }
 

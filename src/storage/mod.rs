@@ -101,6 +101,9 @@ pub struct StoreOptions {
     pub reserve_bytes: Option<u64>,
     /// Most domains whose files stay open between groups; each takes two descriptors.
     pub open_domains_max: usize,
+    /// Where turns run that sync or wait; it must outlive the store. `None`: the runtime of whoever
+    /// starts them.
+    pub runtime: Option<Handle>,
 }
 
 impl Default for StoreOptions {
@@ -111,6 +114,7 @@ impl Default for StoreOptions {
             in_flight_bytes_max: 64 << 20,
             reserve_bytes: None,
             open_domains_max: 256,
+            runtime: None,
         }
     }
 }
@@ -357,6 +361,10 @@ impl Store<RealDisk> {
 impl<D: Disk> Shared<D> {
     fn new_log(&self, domain: &Domain) -> Log<D> {
         Log::new(FileNames::of(domain), self.open_logs.clone())
+    }
+
+    fn runtime(&self) -> Handle {
+        self.options.runtime.clone().unwrap_or_else(Handle::current)
     }
 
     fn open_domains(&self) -> usize {

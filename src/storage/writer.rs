@@ -29,6 +29,8 @@ use crate::domain::Domain;
 const GROUP_BYTES_MAX: usize = 4 << 20;
 /// Largest group that is written on a worker of the runtime, when no sync is due.
 const INLINE_BYTES_MAX: usize = 64 << 10;
+/// Most groups that one thread writes in a row when it has other work.
+const INLINE_TURNS_MAX: u32 = 4;
 /// First and longest pause between two looks at a foreign lock.
 const LOCK_POLL_MIN: Duration = Duration::from_millis(1);
 const LOCK_POLL_MAX: Duration = Duration::from_millis(50);
@@ -125,46 +127,35 @@ impl<D: Disk> DomainWriter<D> {
     /// On a thread that may block.
     fn spawn(self: &Arc<Self>, desk: Desk<D>) {
         let writer = self.clone();
-        tokio::task::spawn_blocking(move || writer.run(desk, false));
-    }
-
-    /// On this thread, after everything that is ready to run there.
-    fn spawn_inline(self: &Arc<Self>, desk: Desk<D>) {
-        let writer = self.clone();
-        Handle::current().spawn(async move {
-            tokio::task::yield_now().await;
-            writer.run(desk, true);
-        });
+        self.shared.runtime().spawn_blocking(move || writer.run(desk, false));
     }
 
     fn spawn_after(self: &Arc<Self>, pause: Duration, desk: Desk<D>) {
         let writer = self.clone();
-        Handle::current().spawn(async move {
+        self.shared.runtime().spawn(async move {
             tokio::time::sleep(pause).await;
             writer.spawn(desk);
         });
     }
 
     /// Takes turns until there is nothing to do or something to wait for. `inline`: this thread has
-    /// other work, so syncs and large groups go elsewhere and the next group waits for its turn.
+    /// other work, so syncs and large groups go elsewhere, and so does a queue that does not end.
     fn run(self: Arc<Self>, mut desk: Desk<D>, inline: bool) {
         let mut unwinding = PoisonOnUnwind { writer: &self, armed: true };
-        let mut first = true;
+        let mut turns = 0;
         while let Some(taken) = self.take_work(desk) {
             desk = taken;
-            if inline && (!desk.syncs.is_empty() || desk.group_bytes() > INLINE_BYTES_MAX) {
+            let elsewhere =
+                turns == INLINE_TURNS_MAX || !desk.syncs.is_empty() || desk.group_bytes() > INLINE_BYTES_MAX;
+            if inline && elsewhere {
                 self.spawn(desk);
-                break;
-            }
-            if inline && !first {
-                self.spawn_inline(desk);
                 break;
             }
             if let Some(pause) = self.turn(&mut desk, inline) {
                 self.spawn_after(pause, desk);
                 break;
             }
-            first = false;
+            turns += 1;
         }
         unwinding.armed = false;
     }
@@ -230,7 +221,7 @@ impl<D: Disk> DomainWriter<D> {
         for (job, result) in group.iter().zip(&results) {
             self.account(job, result);
         }
-        let here = inline.then(|| Handle::current().id());
+        let here = if inline { Handle::try_current().ok().map(|runtime| runtime.id()) } else { None };
         let mut away = Vec::new();
         for (job, result) in group.into_iter().zip(results) {
             if here == Some(job.home.id()) { job.answer(result) } else { away.push((job, result)) }

@@ -461,7 +461,9 @@ fn appends_that_arrive_together_share_a_write() {
 fn a_panic_stays_in_its_domain_and_acks_find_the_way_home() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, plan) = FaultyDisk::open(dir.path());
-    let store = Store::new(disk, options(Fsync::Never), StoreMetrics::new());
+    let outlives = runtime();
+    let options = StoreOptions { runtime: Some(outlives.handle().clone()), ..options(Fsync::Never) };
+    let store = Store::new(disk, options, StoreMetrics::new());
     plan.set(1, Fault::Panic);
     let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     one_thread().block_on(async {
