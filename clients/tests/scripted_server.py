@@ -3,7 +3,7 @@
 
     scripted_server.py CASE
 
-Prints its port, serves one connection after another, one request each, and when its standard input
+Prints its port, answers connections in the order they come, one request each, and when its standard input
 ends prints one line of JSON with what it saw: {"attempts": 3, "lines": [["{…}"], …], "tokens": […]}.
 """
 import json
@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import sys
+import threading
 import time
 
 CASES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cases.json")
@@ -64,6 +65,26 @@ def answer(conn, step):
     conn.sendall(head.encode() + b"\r\n" + text[:step.get("cut_text_at", len(text))])
 
 
+def serve(conn, step, seen):
+    with conn:
+        if step.get("cut") == "before_body":
+            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            return
+        request = read_request(conn, None)
+        if request is None:
+            return
+        _, headers, body = request
+        seen["tokens"].append(headers.get("x-auth"))
+        seen["lines"].append([line for line in body.decode().split("\n") if line])
+        if step.get("cut") == "after_body":
+            return
+        time.sleep(step.get("wait_s", 0))
+        try:
+            answer(conn, step)
+        except OSError:
+            pass  # The client did not wait.
+
+
 def main():
     with open(CASES, encoding="utf-8") as file:
         cases = json.load(file)["cases"]
@@ -77,27 +98,12 @@ def main():
         if sys.stdin in ready:
             break
         conn, _ = listener.accept()
-        with conn:
-            # The last answer is given to whoever comes after it, too.
-            step = steps.pop(0) if len(steps) > 1 else steps[0]
-            seen["attempts"] += 1
-            seen["at"].append(time.time())
-            if step.get("cut") == "before_body":
-                conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                continue
-            request = read_request(conn, None)
-            if request is None:
-                continue
-            _, headers, body = request
-            seen["tokens"].append(headers.get("x-auth"))
-            seen["lines"].append([line for line in body.decode().split("\n") if line])
-            if step.get("cut") == "after_body":
-                continue
-            time.sleep(step.get("wait_s", 0))
-            try:
-                answer(conn, step)
-            except OSError:
-                pass  # The client did not wait.
+        # The last answer is given to whoever comes after it, too.
+        step = steps.pop(0) if len(steps) > 1 else steps[0]
+        seen["attempts"] += 1
+        seen["at"].append(time.time())
+        # A thread each: a client that does not wait for a slow answer gets its next one at once.
+        threading.Thread(target=serve, args=(conn, step, seen), daemon=True).start()
     print(json.dumps(seen), flush=True)
 
 
