@@ -1,0 +1,1 @@
+../clients/python/hauski_ingest.py
