@@ -1,0 +1,189 @@
+#!/usr/bin/env bats
+# The shell client against the scripted server. Every test begins with what would be broken if it failed.
+
+bats_require_minimum_version 1.5.0
+
+setup() {
+  here=$(cd "$(dirname "$BATS_TEST_FILENAME")" && pwd)
+  push="$here/../push_leitstand.sh"
+  scripted="$here/../../tests/scripted_server.py"
+  cases="$here/../../tests/cases.json"
+  cd "$BATS_TEST_TMPDIR" || return 1
+  unset "${!LEITSTAND_@}" "${!CHRONIK_@}" FILE URL DOMAIN N
+  export DOMAIN=example.com N=100 FILE=feed.jsonl LEITSTAND_BACKOFF=0.02
+  printf '{"n":%d}\n' 1 2 3 >feed.jsonl
+}
+
+teardown() {
+  [ -z "${server:-}" ] || kill "$server" 2>/dev/null || true
+}
+
+# Starts the scripted server with one case and points URL at it.
+start() {
+  rm -f in out
+  mkfifo in
+  python3 "$scripted" "$1" <in >out &
+  server=$!
+  exec 9>in
+  for _ in $(seq 500); do [ -s out ] && break; sleep 0.01; done
+  export URL="http://127.0.0.1:$(head -n 1 out)/"
+}
+
+# Ends the server; `saw` is what it saw.
+stop() {
+  exec 9>&-
+  wait "$server"
+  server=
+  saw=$(tail -n 1 out)
+}
+
+@test "the cases of cases.json" {
+  # If this fails, the shell client does something else than PROTOCOL.md says.
+  export LEITSTAND_RETRIES LEITSTAND_TIMEOUT LEITSTAND_TOKEN=secret-token
+  while read -r case; do
+    LEITSTAND_RETRIES=$(jq -r '.retries // 2' <<<"$case")
+    LEITSTAND_TIMEOUT=$(jq -r '.timeout_s // 2' <<<"$case")
+    name=$(jq -r .name <<<"$case")
+    start "$name"
+    run "$push"
+    stop
+    echo "$name: $status: $output: $saw"
+    [ "$status" -eq "$(jq 'if .expect.result == "ok" then 0 else 1 end' <<<"$case")" ]
+    [ "$(jq .attempts <<<"$saw")" -eq "$(jq .expect.attempts <<<"$case")" ]
+    [[ $output == *"$(jq -r '.expect.text // ""' <<<"$case")"* ]]
+    if [ "$status" -eq 1 ]; then
+      [[ $output == *"0 von 3 Events bestätigt"*"Weiter mit N=3 "* ]]
+      [ "$(jq -r .expect.written <<<"$case")" = "$([[ $output == *doppelt* ]] && echo maybe || echo no)" ]
+    fi
+    jq -e '(.tokens | all(. == "secret-token")) and (.lines | all(. == ["{\"n\":1}", "{\"n\":2}", "{\"n\":3}"]))' <<<"$saw"
+  done < <(jq -c '.cases[]' "$cases")
+}
+
+@test "the last values of a pretty-printed stream" {
+  # If this fails, other events are sent than were asked for.
+  printf '{"n":1}\n{\n  "n": 2,\n  "text": "a\\nb"\n}{"n":3}' >feed.jsonl
+  start good_202
+  N=2 run "$push"
+  [ "$status" -eq 0 ]
+  [ "$output" = "✓ Gesendet: letzte 2 Events aus feed.jsonl → ${URL%/}/v1/ingest?domain=example.com" ]
+  stop
+  [ "$(jq -c .lines <<<"$saw")" = '[["{\"n\":2,\"text\":\"a\\nb\"}","{\"n\":3}"]]' ]
+}
+
+@test "one request for many events, within the limits" {
+  # If this fails, a feed runs into the rate limit, or a request is too large for the server.
+  jq -nc 'range(2500) | {n: .}' >feed.jsonl
+  start good_202
+  N=2400 run "$push"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq -c '[.lines[] | length]' <<<"$saw")" = '[1000,1000,400]' ]
+  jq -nc 'range(5) | {n: ., pad: ("x" * 200000)}' >feed.jsonl
+  start good_202
+  N=5 run "$push"
+  stop
+  [ "$(jq -c '[.lines[] | length]' <<<"$saw")" = '[2,2,1]' ]
+}
+
+@test "nothing to send" {
+  # If this fails, an empty feed is an error, or makes a request.
+  : >feed.jsonl
+  start good_202
+  run "$push"
+  [ "$status" -eq 0 ]
+  [[ $output == "✓ Gesendet: letzte 0 Events"* ]]
+  printf '{}' >feed.jsonl
+  N=0 run "$push"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq .attempts <<<"$saw")" -eq 0 ]
+}
+
+@test "the domain is one value of the query" {
+  # If this fails, a domain with a blank or & reaches another parameter.
+  start good_202
+  DOMAIN='a b&c=ä/?' run "$push"
+  [ "$status" -eq 0 ]
+  [[ $output == *"/v1/ingest?domain=a%20b%26c%3D%C3%A4%2F%3F" ]]
+}
+
+@test "the token is in no process list" {
+  # If this fails, every user of the machine can read the token.
+  start always_slow
+  export LEITSTAND_TOKEN=very-secret LEITSTAND_TIMEOUT=1 LEITSTAND_RETRIES=0
+  "$push" 2>message &
+  pushing=$!
+  found= curl_seen=
+  for _ in $(seq 200); do
+    processes=$(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ')
+    [[ $processes != *very-secret* ]] || found=yes
+    [[ $processes != *curl\ -sS*/v1/ingest* ]] || curl_seen=yes
+    kill -0 "$pushing" 2>/dev/null || break
+  done
+  wait "$pushing" || true
+  [ "$curl_seen" = yes ]
+  [ -z "$found" ]
+  ! grep very-secret message
+  stop
+  [ "$(jq -c .tokens <<<"$saw")" = '["very-secret"]' ]
+}
+
+@test "where the token comes from" {
+  # If this fails, requests carry another token than was set, or a header without one.
+  start good_202
+  CHRONIK_TOKEN=old run "$push"
+  LEITSTAND_TOKEN=new CHRONIK_TOKEN=old run "$push"
+  run "$push"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq -c .tokens <<<"$saw")" = '["old","new",null]' ]
+}
+
+@test "an event over the limit, and a file that is no JSON" {
+  # If this fails, half a feed is sent before somebody learns that the rest cannot be.
+  jq -nc '{n: 1}, {n: 2, pad: ("x" * 1000000)}' >feed.jsonl
+  start good_202
+  run "$push"
+  [ "$status" -eq 1 ]
+  [[ $output == "✗ Nichts gesendet: Event 2 der letzten 2 ist größer als 1000000 Bytes"* ]]
+  printf '{"n":1}\n{"n":' >feed.jsonl
+  run "$push"
+  [ "$status" -eq 1 ]
+  [[ $output == "✗ Nichts gesendet: feed.jsonl ist kein JSON-Strom"* ]]
+  stop
+  [ "$(jq .attempts <<<"$saw")" -eq 0 ]
+}
+
+@test "wrong settings" {
+  # If this fails, a script cannot tell a wrong setting from a server that is down.
+  export URL=http://127.0.0.1:9
+  for setting in FILE= URL= DOMAIN= N= N=-1 N=1x URL=localhost:8788 URL=ftp://x 'URL=http://x/?a=b' FILE=/nowhere FILE=. \
+    LEITSTAND_TIMEOUT=0 LEITSTAND_TIMEOUT=x CHRONIK_RETRIES=-1 LEITSTAND_RETRIES=1.5 LEITSTAND_BACKOFF=x; do
+    run env "$setting" "$push"
+    echo "$setting: $status: $output"
+    [ "$status" -eq 2 ]
+    [[ $output == *"${setting%%=*}"* ]]
+  done
+  LEITSTAND_TOKEN=$'xyz\nx' run "$push"
+  [ "$status" -eq 2 ]
+  [[ $output == *LEITSTAND_TOKEN* && $output != *xyz* ]]
+}
+
+@test "a missing tool" {
+  # If this fails, the message is one of bash and the exit code not 127.
+  export URL=http://127.0.0.1:9
+  mkdir bin
+  for tool in bash env dirname; do ln -s "$(command -v "$tool")" bin/; done
+  PATH=$PWD/bin run -127 "$push"
+  [ "$status" -eq 127 ]
+  [ "$output" = "Fehlt: jq" ]
+}
+
+@test "no server" {
+  # If this fails, somebody believes that events were sent.
+  export URL=http://127.0.0.1:9 LEITSTAND_RETRIES=1
+  run "$push"
+  [ "$status" -eq 1 ]
+  [[ $output == *"0 von 3 Events bestätigt, dann (nach 1 Wiederholungen): curl: (7)"*"Weiter mit N=3 "* ]]
+  [[ $output != *doppelt* ]]
+}
