@@ -27,6 +27,7 @@ test: ## everything that can be tested here (without root some checks are skippe
 	cargo build --release --locked
 	cargo test --locked
 	$(MAKE) --no-print-directory golden system
+	$(MAKE) --no-print-directory clients
 
 golden: ## replay the recorded answers of the original against the release binary
 	python3 tests/golden/check.py
@@ -92,3 +93,25 @@ openapi: ## write docs/openapi.yaml from the code
 clean: ## remove what was built (never data)
 	cargo clean
 	rm -rf $(VENV)
+
+# The client libraries: clients/python and clients/shell. What a machine lacks is skipped and said.
+.PHONY: clients clients-python clients-shell
+PYTEST_ARGS ?= --numprocesses 4 --quiet
+
+clients: ## types, lints and tests of the Python and the shell client
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target clients-python clients-shell
+
+clients-python: $(VENV)/.clients
+	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/ruff check --quiet . && ../../$(VENV)/bin/ruff format --quiet --check .
+	cd clients/python && ../../$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+clients-shell:
+	@if command -v shellcheck >/dev/null; then shellcheck clients/shell/*.sh && echo "clients/shell shellcheck ... ok"; \
+		else echo "clients/shell shellcheck ... SKIPPED: shellcheck is not installed"; fi
+	@for tool in bats jq curl; do \
+		command -v $$tool >/dev/null || { echo "clients/shell tests ... SKIPPED: $$tool is not installed"; exit 0; }; \
+	done; bats clients/shell/tests
+
+$(VENV)/.clients: clients/python/requirements-dev.txt $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
