@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import errno
-import fcntl
 import functools
 import itertools
 import json
@@ -39,6 +38,11 @@ from urllib.parse import quote
 
 import httpcore
 import httpx
+
+try:
+    import fcntl
+except ImportError:  # No spool on Windows; the rest works.
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -752,7 +756,11 @@ class _SpoolDir:
         again = os.path.exists(target)
         try:
             os.makedirs(aside, mode=0o700, exist_ok=True)
-            self._append(aside, target + ".reason", reasons.encode())
+            try:
+                self._append(aside, target + ".reason", reasons.encode())
+            except OSError as error:
+                # On a full disk a refused event must not block the others, whose delivery makes room.
+                log.error("cannot write %s.reason (%s): %s", target, error.strerror, reasons.strip())
             if whole and not again:
                 return self.put_aside(domain, name, "rejected")
             self._append(aside, target, b"\n".join(lines) + b"\n")
@@ -793,6 +801,8 @@ def _spool_dir(path: str, max_bytes: int) -> _SpoolDir:
 class _Rules:
     def __init__(self, settings: _Settings) -> None:
         self.settings = settings
+        if settings.spool and fcntl is None:
+            raise SettingsError("LEITSTAND_SPOOL needs flock, which this system does not have")
         self.spool = _spool_dir(settings.spool, settings.spool_max_bytes) if settings.spool else None
 
     def event(self, domain: str, data: object) -> _Steps[Delivered]:
