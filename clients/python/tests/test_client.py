@@ -312,7 +312,7 @@ def test_the_timeout_is_for_the_whole_attempt(part: str, kind: str) -> None:
             ingest_event("a", big, url=url, token="t", retries=0, timeout=0.5)
         else:
             asyncio.run(aingest_event("a", big, url=url, token="t", retries=0, timeout=0.5))
-    assert 0.4 < time.monotonic() - started < 2.0
+    assert 0.4 < time.monotonic() - started < 4.0
     assert (raised.value.status, raised.value.written, raised.value.retryable) == (None, "maybe", True)
 
 

@@ -211,7 +211,7 @@ def test_the_shell_client_and_a_server_that_is_killed(
     feed = tmp_path / "feed.jsonl"
     left, attempts = EVENTS, 0
     # Long lines make many requests.
-    feed.write_text("".join(json.dumps({"n": n, "pad": "y" * 1000}) + "\n" for n in range(EVENTS)))
+    feed.write_text("".join(json.dumps({"n": n, "pad": "y" * 3000}) + "\n" for n in range(EVENTS)))
     environment = {
         **os.environ,
         "FILE": str(feed),
@@ -220,13 +220,10 @@ def test_the_shell_client_and_a_server_that_is_killed(
         "LEITSTAND_TOKEN": harness.TOKEN,
     }
     environment |= {"LEITSTAND_RETRIES": "1", "LEITSTAND_BACKOFF": "0.05"}
-    known = [0.0, 0.0]
+    written, whole = Path(real.dir) / "example.com.jsonl", feed.stat().st_size
 
     def progress() -> float:
-        # Reading the file each time would cost more than the sending.
-        if time.monotonic() - known[0] > 0.02:
-            known[:] = [time.monotonic(), len(set(stored(real))) / EVENTS]
-        return known[1]
+        return written.stat().st_size / whole if written.exists() else 0.0
 
     with Unrest(real, seed, progress) as unrest:
         while left and attempts < 100 + KILLS * 5:
@@ -242,7 +239,8 @@ def test_the_shell_client_and_a_server_that_is_killed(
     assert set(arrived) == set(range(EVENTS)), "an event is missing, though the script said that all were sent"
     doubled = len(arrived) - len(set(arrived))
     figure(f"shell client: {EVENTS} events, {unrest.kills} kills, {attempts} runs, 0 lost, {doubled} doubled")
-    assert doubled <= unrest.kills * 1000, "a kill can cut one request"
+    assert unrest.kills > 0, "the script was ready before the server was killed"
+    assert doubled <= unrest.kills * 200, "a kill can cut one request, and so many events are in one"
 
 
 def test_throughput(real: harness.Server, figure: Figure) -> None:

