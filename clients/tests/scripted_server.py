@@ -3,8 +3,9 @@
 
     scripted_server.py CASE
 
-Prints its port, answers connections in the order they come, one request each, and when its standard input
-ends prints one line of JSON with what it saw: {"attempts": 3, "lines": [["{…}"], …], "tokens": […]}.
+Prints its port, serves one request a connection, also while an earlier one waits for its answer, and when
+its standard input ends prints one line of JSON with what it saw:
+{"attempts": 3, "lines": [["{…}"], …], "tokens": […]}.
 """
 import json
 import os
@@ -102,7 +103,7 @@ def main():
         step = steps.pop(0) if len(steps) > 1 else steps[0]
         seen["attempts"] += 1
         seen["at"].append(time.time())
-        # A thread each: a client that does not wait for a slow answer gets its next one at once.
+        # A client that gives up must be seen to come back before its old answer is ready.
         threading.Thread(target=serve, args=(conn, step, seen), daemon=True).start()
     print(json.dumps(seen), flush=True)
 
