@@ -3,6 +3,8 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
+# A member of the workspace: cargo wants to see it, and builds nothing of it.
+COPY clients/rust clients/rust
 RUN cargo build --release --locked --bin leitstand && mkdir /data
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -25,7 +25,7 @@ ingest-test: ## send one event to a running service
 
 test: ## everything that can be tested here (without root some checks are skipped and say so)
 	cargo build --release --locked
-	cargo test --locked
+	cargo test --locked --workspace --all-features
 	$(MAKE) --no-print-directory golden system
 	$(MAKE) --no-print-directory clients
 
@@ -79,9 +79,9 @@ $(VENV)/.ready: tests/system/requirements.txt
 	@touch $@
 
 check: ## format, lints, documentation, licences, drift of generated files
-	cargo fmt --check
-	cargo clippy --locked --all-targets --quiet -- --deny warnings
-	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items --quiet
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-features --all-targets --quiet -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" cargo doc --locked --workspace --all-features --no-deps --document-private-items --quiet
 	python3 .ci/licences.py
 	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
 		|| { echo "docs/openapi.yaml is stale: run 'make openapi' and commit it" >&2; exit 1; }

@@ -18,7 +18,7 @@ def allowed(expression):
 
 
 def main():
-    data = json.loads(subprocess.run(["cargo", "metadata", "--format-version=1", "--locked", "--filter-platform",
+    data = json.loads(subprocess.run(["cargo", "metadata", "--format-version=1", "--locked", "--all-features", "--filter-platform",
                                       "x86_64-unknown-linux-gnu"], check=True, stdout=subprocess.PIPE).stdout)
     reached = {node["id"] for node in data["resolve"]["nodes"]}
     packages = [p for p in data["packages"] if p["id"] in reached]

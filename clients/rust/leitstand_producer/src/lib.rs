@@ -1,0 +1,56 @@
+//! Sends JSON events to a leitstand service.
+//!
+//! ```no_run
+//! use leitstand_producer::ProducerClient;
+//! use serde::Serialize;
+//!
+//! #[derive(Serialize)]
+//! struct Reading {
+//!     domain: &'static str,
+//!     celsius: f64,
+//! }
+//!
+//! # fn main() -> Result<(), leitstand_producer::ProducerError> {
+//! // The token comes from LEITSTAND_TOKEN.
+//! let client = ProducerClient::new("http://localhost:8788");
+//! client.send_one(&Reading { domain: "example.com", celsius: 21.5 })?;
+//! client.send_iter((0..10_000).map(|n| Reading { domain: "example.com", celsius: f64::from(n) }))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What `Ok` means
+//!
+//! Without a spool: the service has answered that every event is written. With a spool
+//! ([`ProducerBuilder::spool`]): every event is either written there or synced to the spool on this
+//! machine. [`deliver`](ProducerClient::deliver) tells the two apart.
+//!
+//! # What an error means
+//!
+//! [`ProducerError`] says what the service answered, whether another try may help, whether events of
+//! the failed request may have been written all the same ([`Written::Maybe`]), and how far a feed had
+//! come. What is tried again, and what may double, is in the README of this crate.
+//!
+//! # Threads
+//!
+//! A client starts one thread with its first call. All clones share it and its connections. So the
+//! blocking functions work everywhere, inside an async runtime too (where they block the caller), and the
+//! async functions need no particular executor.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod attempt;
+mod batch;
+#[cfg(feature = "blocking")]
+mod blocking;
+mod client;
+mod engine;
+mod error;
+mod settings;
+mod spool;
+#[cfg(feature = "async")]
+mod streaming;
+
+pub use client::{Delivery, FlushReport, ProducerClient, Summary};
+pub use error::{HttpError, JsonError, Kind, ProducerError, Written};
+pub use settings::ProducerBuilder;
