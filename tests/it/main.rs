@@ -20,6 +20,7 @@ mod logs;
 mod model;
 mod ops;
 mod power_cut;
+mod producer;
 mod repair;
 mod shutdown;
 mod storage;
