@@ -4,8 +4,7 @@
 //! it before it is known to be within the limit. A body that decodes to no more than
 //! [`SCRATCH_BYTES`] is decoded once, into a buffer that is used again. A larger one is decoded
 //! twice: first only counted, then, if it is within the limit, into a buffer of exactly its size. A
-//! bomb is never stored. Before, each bomb filled a fresh buffer up to the limit on whichever
-//! blocking thread took it, and the allocator kept those pages for every such thread.
+//! bomb is never stored.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
