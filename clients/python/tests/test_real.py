@@ -272,3 +272,38 @@ def test_answers_of_the_real_server(real: harness.Server) -> None:
     assert ingest_events("example.com", [{"n": 2, "pad": "x" * 990_000}], **settings) == 1
     assert stored(real) == [1, 2]
     assert hauski_ingest.Client(**settings).ingest_json("example.com", {"event": 1, "n": 3}) == "ok"
+
+
+def test_the_rust_client_shares_the_spool(real: harness.Server, tmp_path: Path) -> None:
+    """Broken, a machine with programs in both languages would deliver in the wrong order, twice, or not at all."""
+    feed = ROOT / "target" / "debug" / "examples" / "feed"
+    if not feed.exists():
+        pytest.skip(f"{feed} is missing: cargo build -p leitstand_producer --example feed")
+    spool = tmp_path / "spool"
+    url = f"http://127.0.0.1:{real.port}"
+
+    def rust(first: int, count: int) -> list[str]:
+        env = {
+            "PATH": os.environ["PATH"],
+            "LEITSTAND_URL": url,
+            "LEITSTAND_TOKEN": harness.TOKEN,
+            "LEITSTAND_SPOOL": str(spool),
+        }
+        done = subprocess.run(
+            [feed, "example.com", str(first), str(count)], env=env, capture_output=True, text=True, timeout=60
+        )
+        return [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
+
+    def python(first: int, count: int) -> list[str]:
+        with Client(url=url, token=harness.TOKEN, spool=spool, backoff=0.01) as client:
+            return [client.ingest_event("example.com", event(n)) for n in range(first, first + count)]
+
+    real.kill()
+    assert python(0, 3) + rust(3, 3) + python(6, 3) + rust(9, 1) == ["spooled"] * 10
+    real.start()
+    assert rust(10, 2) == ["sent"] * 2, "what Python and Rust left behind goes first"
+    real.kill()
+    assert rust(12, 3) == ["spooled"] * 3
+    real.start()
+    assert python(15, 1) == ["ok"]
+    assert stored(real) == list(range(16))
