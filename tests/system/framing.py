@@ -181,6 +181,7 @@ global
     log stdout format raw daemon
 defaults
     mode http
+    retries 0
     log global
     timeout connect 5s
     timeout client 10s
