@@ -100,8 +100,8 @@ impl ProducerClient {
         Ok(tally.summary())
     }
 
-    /// Delivers what is in the spool, of all domains, whoever put it there. One attempt for each request;
-    /// after an error everything that was not acknowledged is still there.
+    /// Delivers what is in the spool, of all domains, whoever put it there. Each request is tried as often as
+    /// without a spool; after an error everything that was not acknowledged is still there.
     pub fn flush(&self) -> Result<FlushReport, ProducerError> {
         let (told, outcome) = sync_channel(1);
         self.start_flush(move |report| drop(told.send(report)))?;

@@ -129,7 +129,10 @@ impl ProducerClient {
         } else {
             drop(handle.spawn(async move {
                 done(match this.core() {
-                    Ok(core) => core.deliver(&batch).await.map(|()| Delivery::Sent),
+                    Ok(core) => core
+                        .deliver(core.settings.domain.as_deref(), &batch, core.settings.retries)
+                        .await
+                        .map(|()| Delivery::Sent),
                     Err(failure) => Err(failure),
                 });
             }));
@@ -212,12 +215,12 @@ impl Core {
         Ok(engine.as_ref().expect("started above").handle().clone())
     }
 
-    /// Without a spool: attempts, with pauses between them.
-    async fn deliver(&self, batch: &Batch) -> Result<(), Failure> {
+    /// Attempts, with pauses between them; at most `retries` after the first.
+    async fn deliver(&self, domain: Option<&str>, batch: &Batch, retries: u32) -> Result<(), Failure> {
         let mut written = Written::No;
         let mut made = 0;
         loop {
-            let mut failure = match self.attempts.make(self.settings.domain.as_deref(), batch).await {
+            let mut failure = match self.attempts.make(domain, batch).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
@@ -226,7 +229,7 @@ impl Core {
                 written = Written::Maybe;
             }
             failure.written = written;
-            if !failure.retryable || made == self.settings.retries {
+            if !failure.retryable || made == retries {
                 return Err(failure);
             }
             tokio::time::sleep(pause(self.settings.backoff, made, failure.retry_after)).await;
@@ -265,14 +268,14 @@ impl Core {
             return Ok(None);
         }
         if spool.holds(domain).map_err(|e| Failure::spool(e, None))? {
-            match self.flush_domain(runtime, spool, domain) {
+            match self.flush_domain(runtime, spool, domain, 0) {
                 Ok(Flushed::Empty(_)) => {}
                 Ok(Flushed::HeldElsewhere) => return Ok(None),
                 // It was about other events; these were not sent.
                 Err(failure) => return Err(Failure { written: Written::No, ..failure }),
             }
         }
-        self.attempt(runtime, domain, batch).map(|()| Some(Delivery::Sent))
+        self.attempt(runtime, domain, batch, 0).map(|()| Some(Delivery::Sent))
     }
 
     fn is_quiet(&self) -> bool {
@@ -280,11 +283,14 @@ impl Core {
         quiet_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// One attempt. After a failure that may pass, calls leave the service alone for a while.
-    fn attempt(&self, runtime: &Handle, domain: &str, batch: &Batch) -> Result<(), Failure> {
-        let result = runtime.block_on(self.attempts.make(Some(domain), batch));
+    /// With a spool: attempts. After a failure that may pass, calls leave the service alone for a while,
+    /// and for as long as it has asked for.
+    fn attempt(&self, runtime: &Handle, domain: &str, batch: &Batch, retries: u32) -> Result<(), Failure> {
+        let result = runtime.block_on(self.deliver(Some(domain), batch, retries));
         let quiet_until = match &result {
-            Err(failure) if failure.retryable => Some(Instant::now() + self.settings.backoff),
+            Err(failure) if failure.retryable => {
+                Some(Instant::now() + self.settings.backoff.max(failure.retry_after.unwrap_or_default()))
+            }
             _ => None,
         };
         *self.quiet_until.lock().expect("no panic while it is held") = quiet_until;
@@ -295,7 +301,7 @@ impl Core {
         let mut report = FlushReport::default();
         if let Some(spool) = &self.spool {
             for domain in spool.domains().map_err(|e| Failure::spool(e, None))? {
-                match self.flush_domain(runtime, spool, &domain)? {
+                match self.flush_domain(runtime, spool, &domain, self.settings.retries)? {
                     Flushed::Empty(delivered) => report.delivered += delivered,
                     Flushed::HeldElsewhere => report.held_elsewhere += 1,
                 }
@@ -306,11 +312,11 @@ impl Core {
         Ok(report)
     }
 
-    fn flush_domain(&self, runtime: &Handle, spool: &Spool, domain: &str) -> Result<Flushed, Failure> {
+    fn flush_domain(&self, runtime: &Handle, spool: &Spool, domain: &str, retries: u32) -> Result<Flushed, Failure> {
         let Some(locked) = spool.lock(domain).map_err(|e| Failure::spool(e, None))? else {
             return Ok(Flushed::HeldElsewhere);
         };
-        let drain = Drain { core: self, runtime, domain, locked };
+        let drain = Drain { core: self, runtime, domain, locked, retries };
         drain.run().map(Flushed::Empty)
     }
 }
@@ -321,6 +327,8 @@ struct Drain<'a> {
     runtime: &'a Handle,
     domain: &'a str,
     locked: Locked,
+    /// Attempts of each request after the first.
+    retries: u32,
 }
 
 /// Files that go in one request.
@@ -372,7 +380,7 @@ impl Drain<'_> {
     /// Sends files in one request; if that is refused, file by file, and then event by event.
     fn send(&self, joined: Joined) -> Result<u64, Failure> {
         let batch = Batch { lines: joined.lines.into(), events: joined.events as u64 };
-        let failure = match self.core.attempt(self.runtime, self.domain, &batch) {
+        let failure = match self.core.attempt(self.runtime, self.domain, &batch, self.retries) {
             Ok(()) => {
                 self.locked.remove(&joined.names).map_err(|e| Failure::spool(e, None))?;
                 return Ok(batch.events);
@@ -406,7 +414,8 @@ impl Drain<'_> {
         while start < batch.lines.len() {
             let length = 1 + batch.lines[start..].iter().position(|b| *b == b'\n').expect("a line ends in a newline");
             let line = batch.lines.slice(start..start + length);
-            match self.core.attempt(self.runtime, self.domain, &Batch { lines: line.clone(), events: 1 }) {
+            match self.core.attempt(self.runtime, self.domain, &Batch { lines: line.clone(), events: 1 }, self.retries)
+            {
                 Ok(()) => delivered += 1,
                 Err(failure) if is_about_events(&failure) => {
                     refused.extend_from_slice(&line);

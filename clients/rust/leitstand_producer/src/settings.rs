@@ -171,7 +171,7 @@ impl ProducerBuilder {
         self
     }
 
-    /// Attempts after the first. Else `LEITSTAND_RETRIES`, then 3. With a spool there is one attempt.
+    /// Attempts after the first. Else `LEITSTAND_RETRIES`, then 3. With a spool a call makes one attempt.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = Some(retries);
         self

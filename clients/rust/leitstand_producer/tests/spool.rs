@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,13 +53,19 @@ impl Place {
     }
 }
 
-/// Names and contents of the files in a directory.
+/// Names and contents of the files in a directory. What goes while it looks (a `tmp-` file gets its name) is not
+/// there.
 fn files(directory: &Path) -> BTreeMap<String, String> {
     let Ok(entries) = fs::read_dir(directory) else { return BTreeMap::new() };
-    let entries = entries.map(|entry| entry.unwrap()).filter(|entry| entry.file_type().unwrap().is_file());
+    let entries =
+        entries.map(|entry| entry.unwrap()).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
     entries
         .filter(|entry| entry.file_name() != "lock")
-        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
+        .filter_map(|entry| match fs::read_to_string(entry.path()) {
+            Ok(content) => Some((entry.file_name().into_string().unwrap(), content)),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => panic!("{}: {e}", entry.path().display()),
+        })
         .collect()
 }
 
@@ -127,6 +133,33 @@ fn after_a_failure_nobody_tries_for_the_backoff() {
     stub.answer(|_| OK);
     assert_eq!(client.flush().unwrap().delivered, 5);
     assert_eq!(client.deliver(&event(5)).unwrap(), Delivery::Sent);
+}
+
+/// Broken, calls would hammer a service that has asked for a longer pause than the client's own.
+#[test]
+fn nobody_tries_for_as_long_as_the_service_asked() {
+    let place = Place::new();
+    let stub = Stub::start(|_| (429, ""));
+    stub.retry_after(Duration::from_secs(60));
+    let client = place.client(&stub);
+    for n in 0..3 {
+        assert_eq!(client.deliver(&event(n)).unwrap(), Delivery::Spooled);
+    }
+    assert_eq!(stub.requests().len(), 1);
+}
+
+/// Broken, a short outage would make a flush fail that somebody waits for.
+#[test]
+fn a_flush_makes_as_many_attempts_as_a_call_without_a_spool() {
+    let place = Place::new();
+    let stub = Stub::start(|_| AWAY);
+    let client = quick(&stub.url).spool(place.spool()).backoff(Duration::ZERO).retries(2).build().unwrap();
+    assert_eq!(client.deliver(&event(0)).unwrap(), Delivery::Spooled);
+    assert_eq!(stub.requests().len(), 1, "a call makes one");
+    stub.forget();
+    assert_eq!(client.flush().unwrap_err().status(), Some(503));
+    assert_eq!(stub.requests().len(), 3);
+    assert_eq!(numbers(&files(&place.domain())), [0]);
 }
 
 /// Broken, a wrong token would fill the disk, or events would be dropped without a word.

@@ -125,6 +125,7 @@ pub struct Stub {
     pub url: String,
     requests: Arc<Mutex<Vec<Request>>>,
     answers: Arc<Mutex<Arc<Answers>>>,
+    retry_after: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Stub {
@@ -133,14 +134,20 @@ impl Stub {
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let answers: Arc<Mutex<Arc<Answers>>> = Arc::new(Mutex::new(Arc::new(answers)));
-        let (seen, given) = (requests.clone(), answers.clone());
+        let retry_after = Arc::new(Mutex::new(None));
+        let (seen, given, pause) = (requests.clone(), answers.clone(), retry_after.clone());
         thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
-                let (seen, given) = (seen.clone(), given.clone());
-                thread::spawn(move || serve(stream.expect("a connection"), connection, &seen, &given));
+                let (seen, given, pause) = (seen.clone(), given.clone(), pause.clone());
+                thread::spawn(move || serve(stream.expect("a connection"), connection, &seen, &given, &pause));
             }
         });
-        Stub { url, requests, answers }
+        Stub { url, requests, answers, retry_after }
+    }
+
+    /// Every answer from now on has this `Retry-After`, in whole seconds.
+    pub fn retry_after(&self, pause: Duration) {
+        *self.retry_after.lock().unwrap() = Some(pause);
     }
 
     pub fn answer(&self, answers: impl Fn(&Request) -> (u16, &'static str) + Send + Sync + 'static) {
@@ -161,7 +168,13 @@ impl Stub {
     }
 }
 
-fn serve(stream: TcpStream, connection: usize, seen: &Mutex<Vec<Request>>, given: &Mutex<Arc<Answers>>) {
+fn serve(
+    stream: TcpStream,
+    connection: usize,
+    seen: &Mutex<Vec<Request>>,
+    given: &Mutex<Arc<Answers>>,
+    retry_after: &Mutex<Option<Duration>>,
+) {
     let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
     let mut writer = stream;
     loop {
@@ -190,7 +203,11 @@ fn serve(stream: TcpStream, connection: usize, seen: &Mutex<Vec<Request>>, given
         if status == HANG_UP.0 {
             return;
         }
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nX-Request-ID: id-7\r\n\r\n", text.len());
+        let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nX-Request-ID: id-7\r\n", text.len());
+        if let Some(pause) = *retry_after.lock().unwrap() {
+            head += &format!("Retry-After: {}\r\n", pause.as_secs());
+        }
+        head += "\r\n";
         if writer.write_all(format!("{head}{text}").as_bytes()).is_err() {
             return;
         }
