@@ -12,13 +12,14 @@ mod layout;
 mod log;
 mod marker;
 mod pace;
+mod ready;
 pub mod repair;
 mod tail;
 pub mod verify;
 mod watch;
 mod writer;
 
-/// What `inbox` builds on; a test puts a model checker in its place.
+/// What `inbox` and `ready` build on; a test puts a model checker in its place.
 mod sync {
     pub(crate) use std::sync::{Mutex, MutexGuard};
 }
@@ -43,7 +44,8 @@ pub use watch::Wanted;
 use budget::Budget;
 use gather::Gather;
 use log::{Log, OpenCount};
-use writer::{DomainWriter, Job};
+use ready::Ready;
+use writer::{DomainWriter, Job, Turns, TurnsThread};
 
 use crate::domain::Domain;
 use crate::event::Batch;
@@ -164,6 +166,8 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) disk: D,
     pub(crate) options: StoreOptions,
     pub(crate) metrics: StoreMetrics,
+    /// Writers whose turns may block.
+    ready: Ready<Turns<D>>,
     started: Instant,
     draining: AtomicBool,
     /// Milliseconds after `started` when waiting for locks ends; `u64::MAX` while not draining.
@@ -183,6 +187,7 @@ impl<D: Disk> Store<D> {
             disk,
             options,
             metrics,
+            ready: Ready::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             lock_deadline_ms: AtomicU64::new(u64::MAX),
@@ -295,6 +300,9 @@ impl<D: Disk> Store<D> {
                 self.flush().await;
             }
             self.look_at_poisoned();
+            if self.inner.shared.ready.wants_thread(Instant::now()) {
+                TurnsThread::spawn(&self.inner.shared);
+            }
             // Reads what the system has noted, so that it does not pile up.
             self.inner.shared.disk.lock_wanted("");
             if swept.elapsed() >= SWEEP_EVERY {

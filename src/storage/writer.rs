@@ -31,6 +31,8 @@ const GROUP_BYTES_MAX: usize = 4 << 20;
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Most groups that one thread writes in a row when it has other work.
 const INLINE_TURNS_MAX: u32 = 4;
+/// How long a thread that has nothing left to do looks for more.
+const LINGER: Duration = Duration::from_micros(50);
 /// First and longest pause between two looks at a foreign lock.
 const LOCK_POLL_MIN: Duration = Duration::from_millis(1);
 const LOCK_POLL_MAX: Duration = Duration::from_millis(50);
@@ -80,6 +82,50 @@ struct Desk<D: Disk> {
     used_at: Instant,
 }
 
+/// A writer that is to take turns on a thread that may block.
+pub(crate) struct Turns<D: Disk> {
+    writer: Arc<DomainWriter<D>>,
+    desk: Desk<D>,
+}
+
+/// One thread that takes turns for whoever is ready.
+pub(crate) struct TurnsThread<D: Disk> {
+    shared: Arc<Shared<D>>,
+    ended: bool,
+}
+
+impl<D: Disk> TurnsThread<D> {
+    /// Starts one for work that nobody is coming for.
+    pub(crate) fn spawn(shared: &Arc<Shared<D>>) {
+        let thread = TurnsThread { shared: shared.clone(), ended: false };
+        shared.runtime().spawn_blocking(move || thread.run());
+    }
+
+    fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let until = now + LINGER;
+            let look_again = || {
+                // Whoever brings work may need this processor for it.
+                std::thread::yield_now();
+                Instant::now() < until
+            };
+            let Some(Turns { writer, desk }) = self.shared.ready.take(now, look_again) else { break };
+            writer.run(desk, false);
+        }
+        self.ended = true;
+    }
+}
+
+/// A turn has panicked, or the runtime is gone.
+impl<D: Disk> Drop for TurnsThread<D> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.ready.died();
+        }
+    }
+}
+
 /// Why appends are refused until somebody has looked at the file.
 struct Poison {
     reason: &'static str,
@@ -126,8 +172,9 @@ impl<D: Disk> DomainWriter<D> {
 
     /// On a thread that may block.
     fn spawn(self: &Arc<Self>, desk: Desk<D>) {
-        let writer = self.clone();
-        self.shared.runtime().spawn_blocking(move || writer.run(desk, false));
+        if self.shared.ready.put(Turns { writer: self.clone(), desk }, Instant::now()) {
+            TurnsThread::spawn(&self.shared);
+        }
     }
 
     fn spawn_after(self: &Arc<Self>, pause: Duration, desk: Desk<D>) {

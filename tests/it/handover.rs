@@ -1,7 +1,9 @@
-//! The hand-over of jobs and of the writer's desk, in every order that two and three threads can
-//! have (loom). The code under test is the product's own file, built on loom's mutex.
+//! The hand-over of jobs, of the writer's desk, and of work to the threads that may block, in every
+//! order that two and three threads can have (loom). The code under test is the product's own files,
+//! built on loom's mutex.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 /// What the product's file finds instead of the standard library's mutex.
 mod sync {
@@ -10,10 +12,14 @@ mod sync {
 #[path = "../../src/storage/inbox.rs"]
 #[allow(dead_code, reason = "the checks do not need every function")]
 mod inbox;
+#[path = "../../src/storage/ready.rs"]
+#[allow(dead_code, reason = "the checks do not need every function")]
+mod ready;
 
 use inbox::Inbox;
-use loom::sync::Arc;
+use loom::sync::{Arc, Mutex};
 use loom::thread;
+use ready::Ready;
 
 /// What a writer has at hand: jobs taken, jobs done, syncs done.
 #[derive(Default)]
@@ -145,5 +151,42 @@ fn nothing_is_lost_when_the_desk_changes_threads() {
         other.join().unwrap();
         elsewhere.into_iter().for_each(|thread| thread.join().unwrap());
         assert_done(&inbox, &[&[1, 2], &[10, 11]], &[]);
+    });
+}
+
+/// Puts work down and starts the thread that is asked for.
+fn put(ready: &Arc<Ready<u32>>, done: &Arc<Mutex<Vec<u32>>>, work: u32) -> Option<thread::JoinHandle<()>> {
+    let (to_do, done) = (ready.clone(), done.clone());
+    ready.put(work, Instant::now()).then(|| {
+        thread::spawn(move || {
+            let look_again = || {
+                thread::yield_now();
+                false
+            };
+            while let Some(work) = to_do.take(Instant::now(), look_again) {
+                done.lock().unwrap().push(work);
+            }
+        })
+    })
+}
+
+/// Broken: work put down while the last thread is about to end would wait for the next.
+#[test]
+fn work_is_done_by_a_thread_that_looks_around_or_by_a_new_one() {
+    check(3, || {
+        let ready = Arc::new(Ready::new());
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let mut threads = Vec::new();
+        threads.extend(put(&ready, &done, 1));
+        let other = {
+            let (ready, done) = (ready.clone(), done.clone());
+            thread::spawn(move || put(&ready, &done, 2))
+        };
+        threads.extend(other.join().unwrap());
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let mut done = done.lock().unwrap().clone();
+        done.sort_unstable();
+        assert_eq!(done, [1, 2]);
+        assert!(!ready.wants_thread(Instant::now()), "nothing is left");
     });
 }

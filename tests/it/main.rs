@@ -24,5 +24,6 @@ mod producer;
 mod repair;
 mod shutdown;
 mod storage;
+mod threads;
 mod tidy;
 mod verify;

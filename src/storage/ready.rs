@@ -1,0 +1,97 @@
+//! `Ready`: work for threads that may block, how many of them there are, and how one finds more.
+//!
+//! Waking a thread costs more than a short sync. So a thread that has nothing left to do looks
+//! around for a moment before it ends, and while one does, no other is started. And many syncs at
+//! once get in each other's way in the file system, so a few threads do them, and more are started
+//! only when those few do not come back: then the disk is slow, and waiting side by side is better
+//! than waiting in line. No timer delays anything; whoever puts work down starts the thread.
+
+use std::collections::VecDeque;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::sync::{Mutex, MutexGuard};
+
+/// How many threads look for more work at the same time; others would only take the processor from
+/// those who bring it.
+pub(crate) const LINGERING_MAX: usize = 2;
+/// How many threads there are while the disk is fast.
+pub(crate) const THREADS_QUICK: usize = 8;
+/// The disk is slow when no thread has come for more work for so long.
+pub(crate) const SLOW_AFTER: Duration = Duration::from_millis(1);
+
+pub(crate) struct Ready<Work>(Mutex<State<Work>>);
+
+struct State<Work> {
+    queue: VecDeque<Work>,
+    /// Started and not ended.
+    threads: usize,
+    lingering: usize,
+    /// When a thread last came for work.
+    asked_at: Instant,
+}
+
+impl<Work> Ready<Work> {
+    pub(crate) fn new() -> Self {
+        let state = State { queue: VecDeque::new(), threads: 0, lingering: 0, asked_at: Instant::now() };
+        Ready(Mutex::new(state))
+    }
+
+    /// Puts work down. True: as [`Ready::wants_thread`].
+    #[must_use]
+    pub(crate) fn put(&self, work: Work, now: Instant) -> bool {
+        let mut state = self.state();
+        state.queue.push_back(work);
+        state.wants_thread(now)
+    }
+
+    /// Is there work that nobody is coming for? True: the caller must start a thread, and that must
+    /// do what [`Ready::take`] gives until it gives nothing, or say that it [`Ready::died`].
+    #[must_use]
+    pub(crate) fn wants_thread(&self, now: Instant) -> bool {
+        self.state().wants_thread(now)
+    }
+
+    /// The next work; `None` ends the thread. With nothing there it looks again whenever
+    /// `look_again` returns: for the last time when that says `false`.
+    pub(crate) fn take(&self, now: Instant, mut look_again: impl FnMut() -> bool) -> Option<Work> {
+        let mut state = self.state();
+        state.asked_at = now;
+        if state.queue.is_empty() && state.lingering < LINGERING_MAX {
+            state.lingering += 1;
+            let mut last = false;
+            while state.queue.is_empty() && !last {
+                drop(state);
+                last = !look_again();
+                state = self.state();
+            }
+            state.lingering -= 1;
+        }
+        let work = state.queue.pop_front();
+        // In the same moment as the last look: work that comes later starts a thread.
+        if work.is_none() {
+            state.threads -= 1;
+        }
+        work
+    }
+
+    /// A thread has ended before [`Ready::take`] gave it nothing.
+    pub(crate) fn died(&self) {
+        self.state().threads -= 1;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<Work>> {
+        // Only moves and counts happen under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<Work> State<Work> {
+    /// Counts the thread that its caller starts.
+    fn wants_thread(&mut self, now: Instant) -> bool {
+        let enough = self.threads >= THREADS_QUICK && now.saturating_duration_since(self.asked_at) < SLOW_AFTER;
+        let wanted = self.queue.len() > self.lingering && !enough;
+        self.threads += usize::from(wanted);
+        wanted
+    }
+}

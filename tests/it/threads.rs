@@ -1,0 +1,85 @@
+//! How many threads there are for work that may block. The code under test is the product's own file.
+
+mod sync {
+    pub use std::sync::{Mutex, MutexGuard};
+}
+#[path = "../../src/storage/ready.rs"]
+#[allow(clippy::duplicate_mod, reason = "handover builds it on another mutex")]
+mod ready;
+
+use std::time::Instant;
+
+use ready::{LINGERING_MAX, Ready, SLOW_AFTER, THREADS_QUICK};
+
+fn never() -> bool {
+    panic!("there is work")
+}
+
+/// Broken, a slow disk would make everybody wait in line behind a few files, or a quick one would
+/// get more threads than do it good.
+#[test]
+fn a_few_threads_while_they_come_back_and_more_when_they_do_not() {
+    let ready = Ready::new();
+    let now = Instant::now();
+    for n in 0..THREADS_QUICK {
+        assert!(ready.put(n, now));
+        assert_eq!(ready.take(now, never), Some(n));
+    }
+    assert!(!ready.put(100, now), "all have just been here");
+    let now = now + SLOW_AFTER;
+    assert!(ready.wants_thread(now), "nobody has come for it");
+    assert!(ready.put(101, now));
+    assert_eq!((ready.take(now, never), ready.take(now, never)), (Some(100), Some(101)));
+    // Now one comes back.
+    assert!(!ready.put(102, now));
+    assert_eq!(ready.take(now, never), Some(102));
+}
+
+/// Broken, a thread would be woken although one is awake, or more would look around than is good.
+#[test]
+fn who_looks_around_gets_what_comes_and_ends_when_nothing_does() {
+    let ready = Ready::new();
+    let now = Instant::now();
+    assert!(ready.put(1, now));
+    assert_eq!(ready.take(now, never), Some(1));
+    let mut looks = 0;
+    let look_again = || {
+        looks += 1;
+        if looks == 3 {
+            assert!(!ready.put(2, now), "one is looking");
+            assert!(ready.put(3, now), "but only one");
+        }
+        true
+    };
+    assert_eq!(ready.take(now, look_again), Some(2));
+    assert_eq!(ready.take(now, never), Some(3));
+    // Two threads: both look around, and end.
+    let inner = || {
+        assert_eq!(ready.take(now, || false), None);
+        false
+    };
+    assert_eq!(ready.take(now, inner), None);
+    assert!(ready.put(4, now), "nobody is left");
+    ready.died();
+    assert!(ready.wants_thread(now), "the one that was to come for it has died");
+}
+
+#[test]
+fn no_more_than_two_look_around() {
+    let ready = Ready::new();
+    let now = Instant::now();
+    for n in 0..=LINGERING_MAX {
+        assert!(ready.put(n, now));
+    }
+    (0..=LINGERING_MAX).for_each(|n| assert_eq!(ready.take(now, never), Some(n)));
+    let third = || {
+        assert_eq!(ready.take(now, never), None);
+        false
+    };
+    let second = || {
+        assert_eq!(ready.take(now, third), None);
+        false
+    };
+    // The innermost of three does not look, so it cannot panic.
+    assert_eq!(ready.take(now, second), None);
+}
