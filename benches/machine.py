@@ -67,19 +67,20 @@ class Meter:
     def read(self):
         with open("/proc/stat") as f: v = [int(x) for x in f.readline().split()[1:9]]
         mine = os.times()
-        return {"at": time.perf_counter(), "busy": (v[0] + v[1] + v[2] + v[5] + v[6]) / HZ, "steal": v[7] / HZ,
+        return {"at": time.perf_counter(), "busy": (v[0] + v[1] + v[2]) / HZ, "interrupts": (v[5] + v[6]) / HZ, "steal": v[7] / HZ,
                 "load": mine.user + mine.system + mine.children_user + mine.children_system,
                 "server": cpu_s(tree(self.pid)) if self.pid else 0.0, "kernel": cpu_s(kernel_threads())}
 
     def stop(self):
         """Neither server nor load: other processes, and what the host took away (steal). Kernel threads
-        are told apart: what they do here is mostly to write back and to sync for the server.
+        and interrupts are told apart: what they do here is mostly to carry the requests, to write back
+        and to sync.
         """
         after = self.read()
         spent = {k: after[k] - self.before[k] for k in after}
         other = max(0.0, spent["busy"] + spent["steal"] - spent["load"] - spent["server"] - spent["kernel"])
         return {"wall_s": round(spent["at"], 3), "server_cpu_s": round(spent["server"], 3), "load_cpu_s": round(spent["load"], 3),
-                "kernel_cpu_s": round(spent["kernel"], 3), "steal_s": round(spent["steal"], 3), "other_cpu_s": round(other, 3),
+                "kernel_cpu_s": round(spent["kernel"], 3), "interrupts_cpu_s": round(spent["interrupts"], 3), "steal_s": round(spent["steal"], 3), "other_cpu_s": round(other, 3),
                 "other_share": round(other / (spent["at"] * CORES), 4)}
 
 
@@ -87,7 +88,7 @@ def said(*command):
     """The first line a command prints, or nothing."""
     try:
         lines = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30).stdout.splitlines()
-        return lines[0].strip() if lines else ""
+        return lines[0].strip() if lines and not lines[0].startswith("fatal:") else ""
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

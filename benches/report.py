@@ -143,7 +143,7 @@ def pictures(result):
 
 
 def about_lines(about, result):
-    lines = [f"Measured {about['date']}, commit `{about['commit']}`, with `{about['command']}` in {result['took_s'] / 60:.0f} minutes: "
+    lines = [f"Measured {about['date']}, commit `{about['commit']}`, with `{about['command']}` in {result['took_s'] / 60:.1f} minutes: "
              f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']:g} GiB, {about['system']}, Linux {about['kernel']}, "
              f"{about['filesystem']}{''.join(f', {o}' for o in about['mount_options'])}; {about['rustc'].split(' (')[0]}, {about['wrk']}, Python {about['python']}."]
     if about.get("baseline"): lines.append(f"Baseline: {about['baseline']}, SHA-256 `{about['baseline_sha256'][:16]}…`; this build: `{about['leitstand_sha256'][:16]}…`.")

@@ -253,14 +253,14 @@ def measure_row(name, cells, scratch):
 
 # -- What is measured, and on what -----------------------------------------------------------------
 
-def build():
-    """The product, the measuring sticks, and the product without the pages of the documentation."""
+def build(sizes):
+    """The product and the measuring sticks; for `sizes` also the product without the pages of the documentation."""
     def cargo(*arguments): subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", *arguments], cwd=ROOT, check=True)
     import tomllib
     with open(os.path.join(ROOT, "Cargo.toml"), "rb") as f: features = tomllib.load(f).get("features", {})
     default = features.get("default", [])
     if os.path.exists(NO_DOCS): os.unlink(NO_DOCS)
-    if "docs" in default:
+    if sizes and "docs" in default:
         # Cargo keeps both builds apart, but puts each in the same place at last.
         cargo("--bin", "leitstand", "--no-default-features", "--features", ",".join(f for f in default if f != "docs"))
         os.makedirs(TARGET, exist_ok=True)
@@ -290,7 +290,7 @@ def about(baseline, original):
 def lacking():
     """What to do before a benchmark can run, or nothing."""
     if sys.version_info < (3, 11): return f"python3 is {sys.version.split()[0]}; the benchmark needs 3.11"
-    if not shutil.which("wrk"): return "wrk is not installed: apt-get install wrk (Debian, Ubuntu), brew or your distribution's package"
+    if not shutil.which("wrk"): return "wrk is not installed: apt-get install wrk (Debian, Ubuntu), or the package of your distribution"
     baseline = os.environ.get("BASELINE")
     if baseline and not os.access(baseline, os.X_OK): return f"BASELINE is no program: {baseline}"
     return None
@@ -313,7 +313,7 @@ def main():
     # A thousand connections are more than the usual soft limit.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print("bench: build", flush=True)
-    build()
+    build(sizes="size" in wanted)
     skipped = []
     if no_original: skipped.append(f"original: {no_original}")
     if not baseline: skipped.append("baseline: BASELINE is not set (another leitstand binary)")

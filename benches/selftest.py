@@ -147,7 +147,7 @@ def losses():
 def main():
     for test in (medians, ratios, goals, goals_name_cells_that_exist, pages, numbers, losses):
         try: test()
-        except AssertionError as error:
+        except Exception as error:
             print(f"selftest: {test.__name__}: {test.__doc__} {error}", file=sys.stderr)
             raise
     print("benches/selftest: ok")
