@@ -116,6 +116,10 @@ def label_of(row, x):
     return {100: "100 B", 1000: "1 KB", 10_000: "10 KB", 100_000: "100 KB", 2**20: "1 MiB"}.get(x, svg.number(x))
 
 
+def short(row, cell_name):
+    return cell_name.removeprefix(row.upper() + " ").removeprefix("start ")
+
+
 def pictures(result):
     """File name → (alternative text, SVG)."""
     found = {}
@@ -126,7 +130,7 @@ def pictures(result):
             values = [(cell_name, stats.median(cell, metric)) for cell_name, cell in cells.items()]
             if name == "memory": values = [(n, v) for n, v in values if n.startswith("idle") == (metric == "rss_mib")]
             # The row is in the title; the bars need the peer only, unless there are several workloads.
-            entries = [(n.removeprefix(name.upper() + " ").removeprefix("start "), scaled(v, factor)) for n, v in values if v]
+            entries = [(short(name, n), scaled(v, factor)) for n, v in values if v]
             if entries: panels.append((unit, entries))
         if panels: found[f"performance-{name}.svg"] = (TITLES[name], svg.bars(TITLES[name], panels))
     for name, (title, x_label, metrics) in CURVES.items():

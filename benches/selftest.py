@@ -75,6 +75,9 @@ def goals_name_cells_that_exist():
     with_more = run.rows(run.peers.leitstand("original", "never"), "/bin/true")
     for name, (_, cells) in with_more.items():
         assert len({cell.name for cell in cells}) == len(cells), f"{name} names a cell twice"
+        for cell in cells:
+            # A letter of 14 px is 7.5 px wide in the mean.
+            if name in report.BARS: assert 7.5 * len(report.short(name, cell.name)) < svg.NAMES - 10, f"no room beside the bar for {cell.name}"
 
 
 def pages():

@@ -2,7 +2,9 @@
 import math
 from xml.sax.saxutils import escape
 
-WIDTH, FONT = 760, 14
+WIDTH = 760
+# Room for the names of bars; the longest is "always, baseline, W4 beside".
+NAMES = 220
 # Okabe and Ito's colours, which colour-blind readers can tell apart; darker on light pages, lighter on dark ones.
 # Every series also has a mark of its own and its name beside it.
 STYLE = """
@@ -59,7 +61,7 @@ def document(height, title, description, parts):
 
 def bars(title, panels):
     """`panels`: (what is measured and its unit, [(name, Value)]). Bars begin at 0; the thin line below a bar is the span of the runs."""
-    left, right, row, parts = 176, WIDTH - 96, 30, [text(8, 24, title, "title")]
+    left, right, row, parts = NAMES, WIDTH - 88, 30, [text(8, 24, title, "title")]
     y, told = 44, []
     for unit, entries in panels:
         parts.append(text(8, y + 14, unit, "small"))
