@@ -85,6 +85,8 @@ check: ## format, lints, documentation, licences, drift of generated files
 	python3 .ci/licences.py
 	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
 		|| { echo "docs/openapi.yaml is stale: run 'make openapi' and commit it" >&2; exit 1; }
+	cargo fmt --check --manifest-path benches/limits/Cargo.toml
+	@python3 benches/selftest.py
 	@echo "check: ok"
 
 openapi: ## write docs/openapi.yaml from the code
@@ -115,3 +117,13 @@ clients-shell:
 $(VENV)/.clients: clients/python/requirements-dev.txt $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+# The benchmark: docs/performance.md.
+.PHONY: bench bench-report
+
+bench: ## measure the service (BENCH_ROWS, BENCH_ROUNDS, BENCH_SECONDS, BASELINE, ORIGINAL); says first how long
+	@python3 benches/run.py
+	@python3 benches/report.py --print
+
+bench-report: ## write the tables and plots of the last benchmark into docs/
+	@python3 benches/report.py
