@@ -175,7 +175,8 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     let mut reservation = state.store.reserve(expected_bytes(&body))?;
     let body = body::read(state, &caller.conn, body, coding, &mut reservation).await?;
     subject.body_bytes = body.len() as u64;
-    let Some(batch) = parse(state, route, format_of(&parts.headers), body, domain).await? else { return Ok(()) };
+    let unparsed = Unparsed { route, named: format_of(&parts.headers), body, domain };
+    let Some(batch) = unparsed.parse(state).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
     Ok(state.store.append(batch, reservation).await?)
@@ -190,51 +191,48 @@ fn expected_bytes(body: &impl HttpBody) -> usize {
     }
 }
 
-async fn parse(
-    state: &AppState,
+/// A body that has arrived whole, and what is known of it.
+struct Unparsed {
     route: Route,
+    /// What the content type says.
     named: Option<Format>,
     body: Bytes,
+    /// The domain of the query or the path.
     domain: Option<Domain>,
-) -> Result<Option<Batch>, ApiError> {
-    if body.len() <= PARSE_INLINE_BYTES_MAX {
-        return parse_now(route, named, &body, domain);
+}
+
+impl Unparsed {
+    /// On this thread if it is small, else on one that may be held up.
+    async fn parse(self, state: &AppState) -> Result<Option<Batch>, ApiError> {
+        if self.body.len() <= PARSE_INLINE_BYTES_MAX {
+            return self.parse_now();
+        }
+        Box::pin(self.parse_elsewhere(state)).await
     }
-    Box::pin(parse_elsewhere(state, route, named, body, domain)).await
-}
 
-async fn parse_elsewhere(
-    state: &AppState,
-    route: Route,
-    named: Option<Format>,
-    body: Bytes,
-    domain: Option<Domain>,
-) -> Result<Option<Batch>, ApiError> {
-    let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
-    let parsed = tokio::task::spawn_blocking(move || parse_now(route, named, &body, domain)).await;
-    parsed.unwrap_or(Err(ApiError::Panicked))
-}
+    async fn parse_elsewhere(self, state: &AppState) -> Result<Option<Batch>, ApiError> {
+        let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
+        let parsed = tokio::task::spawn_blocking(move || self.parse_now()).await;
+        parsed.unwrap_or(Err(ApiError::Panicked))
+    }
 
-/// UTF-8 first, then the content type, then the events.
-///
-/// compat: on the old path a document that is no UTF-8 is invalid JSON, and any type but the line
-/// formats is a document.
-fn parse_now(
-    route: Route,
-    named: Option<Format>,
-    body: &[u8],
-    domain: Option<Domain>,
-) -> Result<Option<Batch>, ApiError> {
-    let Ok(text) = std::str::from_utf8(body) else {
-        let as_json = route == Route::Old && named != Some(Format::Lines);
-        let invalid_json = EventError { reason: Reason::InvalidJson, line: None };
-        return Err(if as_json { invalid_json.into() } else { ApiError::InvalidEncoding });
-    };
-    let format = match route {
-        Route::V1 => named.ok_or(ApiError::ContentType)?,
-        Route::Old => named.unwrap_or(Format::Document),
-    };
-    Ok(Batch::parse(text, format, domain)?)
+    /// UTF-8 first, then the content type, then the events.
+    ///
+    /// compat: on the old path a document that is no UTF-8 is invalid JSON, and any type but the line
+    /// formats is a document.
+    fn parse_now(self) -> Result<Option<Batch>, ApiError> {
+        let Unparsed { route, named, body, domain } = self;
+        let Ok(text) = std::str::from_utf8(&body) else {
+            let as_json = route == Route::Old && named != Some(Format::Lines);
+            let invalid_json = EventError { reason: Reason::InvalidJson, line: None };
+            return Err(if as_json { invalid_json.into() } else { ApiError::InvalidEncoding });
+        };
+        let format = match route {
+            Route::V1 => named.ok_or(ApiError::ContentType)?,
+            Route::Old => named.unwrap_or(Format::Document),
+        };
+        Ok(Batch::parse(text, format, domain)?)
+    }
 }
 
 fn accepted(route: Route) -> Response {

@@ -17,11 +17,8 @@ use super::layout::{REWRITE_SUFFIX, TORN_DIR, side_name};
 use super::log::{Log, OpenCount, SyncWhen};
 use super::marker;
 use super::tail::{self, Tail};
-use super::verify::{DataFile, NotChecked, data_files, lock, look_at};
+use super::verify::{DataFile, LOCK_POLL, NotChecked, data_files, lock, look_at};
 use crate::domain::Domain;
-
-/// Pause between two looks at a foreign lock. Shorter than the gaps that the service leaves.
-const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// What to repair, and whether.
 #[derive(Debug, Clone)]

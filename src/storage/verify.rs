@@ -32,7 +32,7 @@ const READS_MAX: usize = 4;
 const SECOND_LOOKS_MAX: usize = 5;
 const SECOND_LOOK_PAUSE: Duration = Duration::from_millis(2);
 /// Pause between two looks at a foreign lock. Shorter than the gaps that the service leaves.
-const LOCK_POLL: Duration = Duration::from_millis(2);
+pub(super) const LOCK_POLL: Duration = Duration::from_millis(2);
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// What was found.

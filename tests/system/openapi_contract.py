@@ -1,6 +1,6 @@
 """docs/openapi.yaml against the running service: requests generated from it, good and bad ones, by schemathesis."""
 import os, random, re, subprocess, sys, tempfile
-from common import ROOT, Server, Skip, TOKEN, verify
+from common import ROOT, Server, Skip, TOKEN, setting, verify
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -8,8 +8,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 def run():
     tool = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     if not os.path.exists(tool): raise Skip("schemathesis is not installed: make venv")
-    # Examples for each operation; the long form has 1000.
-    examples = int(os.environ.get("CONTRACT_EXAMPLES", 25))
+    # Examples for each operation.
+    examples = setting("CONTRACT_EXAMPLES", 25, 1000)
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"openapi_contract: seed {seed} (SEED={seed} repeats it), {examples} examples an operation")
     with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_AUTH_RATE_LIMIT": "off", "LOG_LEVEL": "ERROR"}) as server:
