@@ -81,6 +81,7 @@ $(VENV)/.ready: tests/system/requirements.txt
 check: ## format, lints, documentation, licences, drift of generated files
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-features --all-targets --quiet -- --deny warnings
+	cargo clippy --locked --package leitstand --no-default-features --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" cargo doc --locked --workspace --all-features --no-deps --document-private-items --quiet
 	python3 .ci/licences.py
 	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
