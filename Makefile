@@ -86,7 +86,18 @@ check: ## format, lints, documentation, licences, drift of generated files
 	python3 .ci/licences.py
 	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
 		|| { echo "docs/openapi.yaml is stale: run 'make openapi' and commit it" >&2; exit 1; }
+	@$(MAKE) --no-print-directory instructions-check
 	@echo "check: ok"
+
+# The release binary is the one that `make test` needs too.
+.PHONY: instructions instructions-check
+instructions-check: ## what an event costs in instructions, held against benches/instructions.json (valgrind)
+	cargo build --release --locked --quiet
+	python3 benches/instructions.py
+
+instructions: ## count anew and write benches/instructions.json
+	cargo build --release --locked
+	python3 benches/instructions.py --write
 
 openapi: ## write docs/openapi.yaml from the code
 	cargo run --locked --quiet -- openapi > docs/openapi.yaml
