@@ -3,8 +3,9 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
-# A member of the workspace: cargo wants to see it, and builds nothing of it.
+# A member of the workspace and a benchmark: cargo wants to see them, and builds nothing of them.
 COPY clients/rust clients/rust
+COPY benches/micro.rs benches/micro.rs
 RUN cargo build --release --locked --bin leitstand && mkdir /data
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -81,13 +81,25 @@ $(VENV)/.ready: tests/system/requirements.txt
 check: ## format, lints, documentation, licences, drift of generated files
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-features --all-targets --quiet -- --deny warnings
+	cargo clippy --locked --package leitstand --no-default-features --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" cargo doc --locked --workspace --all-features --no-deps --document-private-items --quiet
 	python3 .ci/licences.py
 	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
 		|| { echo "docs/openapi.yaml is stale: run 'make openapi' and commit it" >&2; exit 1; }
 	cargo fmt --check --manifest-path benches/limits/Cargo.toml
 	@python3 benches/selftest.py
+	@$(MAKE) --no-print-directory instructions-check
 	@echo "check: ok"
+
+# The release binary is the one that `make test` needs too.
+.PHONY: instructions instructions-check
+instructions-check: ## what an event costs in instructions, held against benches/instructions.json (valgrind)
+	cargo build --release --locked --quiet
+	python3 benches/instructions.py
+
+instructions: ## count anew and write benches/instructions.json
+	cargo build --release --locked
+	python3 benches/instructions.py --write
 
 openapi: ## write docs/openapi.yaml from the code
 	cargo run --locked --quiet -- openapi > docs/openapi.yaml

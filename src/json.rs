@@ -8,6 +8,8 @@
 //!   surrogates): [`Scanner::lenient`] becomes true, so the caller can still report what the
 //!   original reported first (compat: a domain mismatch beside a NaN is a domain mismatch).
 
+use std::ops::Range;
+
 /// Deepest nesting below the outermost value of an event.
 ///
 /// compat: Python's recursion limit made the original fail with 500 from 977 levels on.
@@ -20,10 +22,35 @@ pub(crate) struct Malformed;
 /// A string token: where its content lies in the source, without the quotes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StrToken {
-    pub start: usize,
-    pub end: usize,
+    start: usize,
+    /// Twice the end, and 1 if there are escapes. A `bool` of its own makes the compiler copy tokens
+    /// in odd pieces, which costs a fifth of the whole pass.
+    end_escaped: usize,
+}
+
+impl StrToken {
+    #[inline(always)]
+    fn new(range: Range<usize>, escaped: bool) -> StrToken {
+        StrToken { start: range.start, end_escaped: range.end << 1 | usize::from(escaped) }
+    }
+
+    /// Where the content lies.
+    #[inline(always)]
+    pub(crate) fn range(self) -> Range<usize> {
+        self.start..self.end_escaped >> 1
+    }
+
     /// The content holds escapes, so the raw bytes are not its value.
-    pub escaped: bool,
+    #[inline(always)]
+    pub(crate) fn is_escaped(self) -> bool {
+        self.end_escaped & 1 == 1
+    }
+
+    /// Where the closing quote ends.
+    #[inline(always)]
+    fn after(self) -> usize {
+        (self.end_escaped >> 1) + 1
+    }
 }
 
 /// Reads `src` once from the front and copies what it has passed to `out`.
@@ -58,20 +85,35 @@ impl<'a> Scanner<'a> {
     /// Passes white space, leaving it out of the copy.
     #[inline]
     pub(crate) fn space(&mut self) {
-        if !matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
-            return;
+        self.pos = self.space_at(self.pos);
+    }
+
+    /// [`Scanner::space`] from `pos` on; where it ends.
+    #[inline(always)]
+    fn space_at(&mut self, pos: usize) -> usize {
+        match self.src.get(pos) {
+            Some(0..=b' ') => self.leave_out_space(pos),
+            _ => pos,
         }
-        self.flush();
-        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
-            self.pos += 1;
+    }
+
+    fn leave_out_space(&mut self, start: usize) -> usize {
+        let src = self.src;
+        let mut pos = start;
+        while matches!(src.get(pos), Some(b' ' | b'\n' | b'\r' | b'\t')) {
+            pos += 1;
         }
-        self.copied = self.pos;
+        if pos > start {
+            copy_run(src, self.copied..start, self.out);
+            self.copied = pos;
+        }
+        pos
     }
 
     /// Copies everything passed so far.
     #[inline]
     pub(crate) fn flush(&mut self) {
-        self.out.extend_from_slice(&self.src[self.copied..self.pos]);
+        copy_run(self.src, self.copied..self.pos, self.out);
         self.copied = self.pos;
     }
 
@@ -102,97 +144,171 @@ impl<'a> Scanner<'a> {
         Err(Malformed)
     }
 
+    /// Where the scanner is, to come back to.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { pos: self.pos, copied: self.copied, out_len: self.out.len() }
+    }
+
+    /// Goes back to `mark`, as if nothing after it had been passed.
+    pub(crate) fn rewind(&mut self, mark: Mark) {
+        self.pos = mark.pos;
+        self.copied = mark.copied;
+        self.out.truncate(mark.out_len);
+    }
+
+    /// Passes an object whose `{` is next, and tells `member` each key and, where it is a string,
+    /// each value. Gives up (false) at a key with escapes, or when `member` says so.
+    #[inline(always)]
+    pub(crate) fn plain_object(
+        &mut self,
+        mut member: impl FnMut(StrToken, Option<StrToken>) -> bool,
+    ) -> Result<bool, Malformed> {
+        let mut pos = self.space_at(self.pos + 1);
+        if self.src.get(pos) == Some(&b'}') {
+            self.pos = pos + 1;
+            return Ok(true);
+        }
+        loop {
+            let key = self.string_at(pos)?;
+            pos = self.colon_at(key.after())?;
+            let value = if self.src.get(pos) == Some(&b'"') {
+                let token = self.string_at(pos)?;
+                pos = token.after();
+                Some(token)
+            } else {
+                pos = self.value_at(pos, 1)?;
+                None
+            };
+            if key.is_escaped() || !member(key, value) {
+                return Ok(false);
+            }
+            pos = self.space_at(pos);
+            match self.src.get(pos) {
+                Some(b',') => pos = self.space_at(pos + 1),
+                Some(b'}') => {
+                    self.pos = pos + 1;
+                    return Ok(true);
+                }
+                _ => return Err(Malformed),
+            }
+        }
+    }
+
     /// Passes one whole value of any kind. White space before it must have been passed.
     ///
     /// `outer` is how many containers of the same event are open around it.
     pub(crate) fn value(&mut self, outer: usize) -> Result<(), Malformed> {
+        self.pos =
+            if self.peek() == Some(b'"') { self.string_at(self.pos)?.after() } else { self.value_at(self.pos, outer)? };
+        Ok(())
+    }
+
+    /// A value that is no string.
+    #[inline(always)]
+    fn value_at(&mut self, pos: usize, outer: usize) -> Result<usize, Malformed> {
+        match self.src.get(pos) {
+            Some(b'{' | b'[') => self.container_at(pos, outer),
+            _ => self.scalar_at(pos),
+        }
+    }
+
+    /// An object or array with all that is in it.
+    fn container_at(&mut self, mut pos: usize, outer: usize) -> Result<usize, Malformed> {
         let open_max = NESTING_MAX + 1 - outer;
         let mut open = OpenContainers::default();
         loop {
-            match self.peek().ok_or(Malformed)? {
-                b'"' => {
-                    self.string()?;
-                }
-                b'{' => {
-                    self.pos += 1;
+            match self.src.get(pos) {
+                Some(b'"') => pos = self.string_at(pos)?.after(),
+                Some(b'{') => {
                     open.push(true, open_max)?;
-                    self.space();
-                    if self.peek() != Some(b'}') {
-                        self.key()?;
+                    pos = self.space_at(pos + 1);
+                    if self.src.get(pos) != Some(&b'}') {
+                        pos = self.key_at(pos)?;
                         continue;
                     }
-                    self.pos += 1;
+                    pos += 1;
                     open.pop();
                 }
-                b'[' => {
-                    self.pos += 1;
+                Some(b'[') => {
                     open.push(false, open_max)?;
-                    self.space();
-                    if self.peek() != Some(b']') {
+                    pos = self.space_at(pos + 1);
+                    if self.src.get(pos) != Some(&b']') {
                         continue;
                     }
-                    self.pos += 1;
+                    pos += 1;
                     open.pop();
                 }
-                _ => self.scalar()?,
+                _ => pos = self.scalar_at(pos)?,
             }
-            if self.close(&mut open)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// After a value: passes closing brackets and one comma. True when the outermost value ended.
-    fn close(&mut self, open: &mut OpenContainers) -> Result<bool, Malformed> {
-        while let Some(in_object) = open.innermost() {
-            self.space();
-            match self.peek() {
-                Some(b',') => {
-                    self.pos += 1;
-                    self.space();
-                    if in_object {
-                        self.key()?;
+            // After a value: closing brackets, and one comma.
+            loop {
+                let Some(in_object) = open.innermost() else { return Ok(pos) };
+                pos = self.space_at(pos);
+                match self.src.get(pos) {
+                    Some(b',') => {
+                        pos = self.space_at(pos + 1);
+                        if in_object {
+                            pos = self.key_at(pos)?;
+                        }
+                        break;
                     }
-                    return Ok(false);
+                    Some(b'}') if in_object => pos += 1,
+                    Some(b']') if !in_object => pos += 1,
+                    _ => return Err(Malformed),
                 }
-                Some(b'}') if in_object => self.pos += 1,
-                Some(b']') if !in_object => self.pos += 1,
-                _ => return Err(Malformed),
+                open.pop();
             }
-            open.pop();
         }
-        Ok(true)
     }
 
-    /// Passes a key, the colon and the white space around it.
-    #[inline]
-    pub(crate) fn key(&mut self) -> Result<StrToken, Malformed> {
-        let key = self.string()?;
-        self.space();
-        self.expect(b':')?;
-        self.space();
-        Ok(key)
+    /// A key, the colon and the white space around it.
+    #[inline(always)]
+    fn key_at(&mut self, pos: usize) -> Result<usize, Malformed> {
+        let key = self.string_at(pos)?;
+        self.colon_at(key.after())
+    }
+
+    /// A colon and the white space around it.
+    #[inline(always)]
+    fn colon_at(&mut self, pos: usize) -> Result<usize, Malformed> {
+        let pos = self.space_at(pos);
+        if self.src.get(pos) != Some(&b':') {
+            return Err(Malformed);
+        }
+        Ok(self.space_at(pos + 1))
     }
 
     /// Passes a string token.
     #[inline]
     pub(crate) fn string(&mut self) -> Result<StrToken, Malformed> {
-        self.expect(b'"')?;
-        let start = self.pos;
-        let mut escaped = false;
+        let token = self.string_at(self.pos)?;
+        self.pos = token.after();
+        Ok(token)
+    }
+
+    #[inline(always)]
+    fn string_at(&mut self, pos: usize) -> Result<StrToken, Malformed> {
+        if self.src.get(pos) != Some(&b'"') {
+            return Err(Malformed);
+        }
+        let start = pos + 1;
+        let end = next_special(self.src, start);
+        if self.src.get(end) == Some(&b'"') {
+            return Ok(StrToken::new(start..end, false));
+        }
+        self.escaped_string(start, end)
+    }
+
+    /// A string that goes on at `pos` with an escape, or with something that it may not hold.
+    fn escaped_string(&mut self, start: usize, pos: usize) -> Result<StrToken, Malformed> {
+        self.pos = pos;
         loop {
-            self.pos = next_special(self.src, self.pos);
-            match self.peek().ok_or(Malformed)? {
-                b'"' => {
-                    self.pos += 1;
-                    return Ok(StrToken { start, end: self.pos - 1, escaped });
-                }
-                b'\\' => {
-                    escaped = true;
-                    self.escape()?;
-                }
+            match self.peek() {
+                Some(b'"') => return Ok(StrToken::new(start..self.pos, true)),
+                Some(b'\\') => self.escape()?,
                 _ => return Err(Malformed),
             }
+            self.pos = next_special(self.src, self.pos);
         }
     }
 
@@ -228,128 +344,166 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    fn scalar(&mut self) -> Result<(), Malformed> {
-        match self.src[self.pos] {
-            b'0'..=b'9' => self.number(),
-            b'-' if self.src[self.pos..].starts_with(b"-Infinity") => self.not_a_number(9),
-            b'-' => self.number(),
-            b't' => self.literal(b"true"),
-            b'f' => self.literal(b"false"),
-            b'n' => self.literal(b"null"),
-            b'N' if self.src[self.pos..].starts_with(b"NaN") => self.not_a_number(3),
-            b'I' if self.src[self.pos..].starts_with(b"Infinity") => self.not_a_number(8),
+    /// A number or a word.
+    #[inline]
+    fn scalar_at(&mut self, pos: usize) -> Result<usize, Malformed> {
+        let rest = self.src.get(pos..).ok_or(Malformed)?;
+        let word = |word: &[u8]| if rest.starts_with(word) { Ok(pos + word.len()) } else { Err(Malformed) };
+        match rest.first() {
+            Some(b'0'..=b'9') => self.number_at(pos, pos),
+            Some(b'-') if rest.starts_with(b"-Infinity") => self.not_a_number(pos + 9),
+            Some(b'-') => self.number_at(pos, pos + 1),
+            Some(b't') => word(b"true"),
+            Some(b'f') => word(b"false"),
+            Some(b'n') => word(b"null"),
+            Some(b'N') if rest.starts_with(b"NaN") => self.not_a_number(pos + 3),
+            Some(b'I') if rest.starts_with(b"Infinity") => self.not_a_number(pos + 8),
             _ => Err(Malformed),
         }
     }
 
-    fn literal(&mut self, word: &[u8]) -> Result<(), Malformed> {
-        if !self.src[self.pos..].starts_with(word) {
+    fn not_a_number(&mut self, end: usize) -> Result<usize, Malformed> {
+        self.lenient = true;
+        Ok(end)
+    }
+
+    /// A number from `start` on, whose integer part begins at `int_start`.
+    #[inline]
+    fn number_at(&mut self, start: usize, int_start: usize) -> Result<usize, Malformed> {
+        let src = self.src;
+        let mut pos = digits_end(src, int_start);
+        let int_digits = pos - int_start;
+        if int_digits == 0 || (int_digits > 1 && src[int_start] == b'0') {
             return Err(Malformed);
         }
-        self.pos += word.len();
-        Ok(())
-    }
-
-    fn not_a_number(&mut self, len: usize) -> Result<(), Malformed> {
-        self.lenient = true;
-        self.pos += len;
-        Ok(())
-    }
-
-    fn number(&mut self) -> Result<(), Malformed> {
-        let start = self.pos;
-        if self.src[self.pos] == b'-' {
-            self.pos += 1;
-        }
-        let int_start = self.pos;
-        match self.peek() {
-            Some(b'0') => self.pos += 1,
-            Some(b'1'..=b'9') => self.digits(),
-            _ => return Err(Malformed),
-        }
-        let int_digits = self.pos - int_start;
         let mut real = false;
-        if self.peek() == Some(b'.') {
+        if src.get(pos) == Some(&b'.') {
             real = true;
-            self.pos += 1;
-            self.some_digits()?;
+            pos = some_digits_end(src, pos + 1)?;
         }
         let mut exponent = false;
-        if matches!(self.peek(), Some(b'e' | b'E')) {
+        if matches!(src.get(pos), Some(b'e' | b'E')) {
             exponent = true;
-            self.pos += 1;
-            if matches!(self.peek(), Some(b'+' | b'-')) {
-                self.pos += 1;
+            pos += 1;
+            if matches!(src.get(pos), Some(b'+' | b'-')) {
+                pos += 1;
             }
-            self.some_digits()?;
+            pos = some_digits_end(src, pos)?;
         }
         // Integers of any length stay. A real number must fit a double; without an exponent
         // 308 integer digits always do.
         if exponent || (real && int_digits > 308) {
-            let text = std::str::from_utf8(&self.src[start..self.pos]).map_err(|_| Malformed)?;
+            let text = std::str::from_utf8(&src[start..pos]).map_err(|_| Malformed)?;
             if !text.parse::<f64>().map_err(|_| Malformed)?.is_finite() {
                 self.lenient = true;
             }
         }
-        Ok(())
-    }
-
-    fn digits(&mut self) {
-        while matches!(self.peek(), Some(b'0'..=b'9')) {
-            self.pos += 1;
-        }
-    }
-
-    fn some_digits(&mut self) -> Result<(), Malformed> {
-        let start = self.pos;
-        self.digits();
-        if self.pos == start { Err(Malformed) } else { Ok(()) }
+        Ok(pos)
     }
 }
 
-/// Which containers are open: one bit each, 1 for an object.
+/// A place that [`Scanner::rewind`] goes back to.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark {
+    pos: usize,
+    copied: usize,
+    out_len: usize,
+}
+
+/// Which containers are open: one bit each, 1 for an object, the innermost lowest.
 #[derive(Default)]
 struct OpenContainers {
-    bits: [u64; NESTING_MAX.div_ceil(64) + 1],
+    /// The innermost 64.
+    inner: u64,
+    /// Those around them, 64 each.
+    outer: [u64; NESTING_MAX.div_ceil(64)],
     depth: usize,
 }
 
 impl OpenContainers {
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, object: bool, max: usize) -> Result<(), Malformed> {
         if self.depth >= max {
             return Err(Malformed);
         }
-        let (word, bit) = (self.depth / 64, 1 << (self.depth % 64));
-        if object {
-            self.bits[word] |= bit;
-        } else {
-            self.bits[word] &= !bit;
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.outer[self.depth / 64 - 1] = self.inner;
         }
+        self.inner = self.inner << 1 | u64::from(object);
         self.depth += 1;
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self) {
         self.depth -= 1;
+        self.inner >>= 1;
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.inner = self.outer[self.depth / 64 - 1];
+        }
     }
 
-    #[inline]
+    #[inline(always)]
     fn innermost(&self) -> Option<bool> {
-        let top = self.depth.checked_sub(1)?;
-        Some(self.bits[top / 64] >> (top % 64) & 1 == 1)
+        (self.depth > 0).then_some(self.inner & 1 == 1)
     }
+}
+
+/// Copies a part of `src`. Most are short, so those need no call.
+#[inline(always)]
+fn copy_run(src: &[u8], run: Range<usize>, out: &mut Vec<u8>) {
+    const BLOCK: usize = 16;
+    let len = run.end - run.start;
+    if len <= BLOCK
+        && let Some(block) = src[run.start..].first_chunk::<BLOCK>()
+    {
+        let end = out.len() + len;
+        out.extend_from_slice(block);
+        out.truncate(end);
+    } else {
+        out.extend_from_slice(&src[run]);
+    }
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGHS: u64 = 0x8080_8080_8080_8080;
+
+/// Eight bytes from `pos` on, if there are as many.
+#[inline(always)]
+fn word_at(src: &[u8], pos: usize) -> Option<u64> {
+    src.get(pos..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
+
+/// The first position from `pos` on that holds no digit, or the end. Eight bytes a step.
+#[inline(always)]
+fn digits_end(src: &[u8], mut pos: usize) -> usize {
+    while let Some(word) = word_at(src, pos) {
+        // A digit is 0x30 to 0x39: high half 3 with and without 6 added. Bytes below a byte that is
+        // none carry nothing into it, so the lowest difference is exact.
+        let other =
+            ((word & (ONES * 0xf0)) ^ (ONES * 0x30)) | ((word.wrapping_add(ONES * 6) & (ONES * 0xf0)) ^ (ONES * 0x30));
+        if other != 0 {
+            return pos + (other.trailing_zeros() / 8) as usize;
+        }
+        pos += 8;
+    }
+    while matches!(src.get(pos), Some(b'0'..=b'9')) {
+        pos += 1;
+    }
+    pos
+}
+
+#[inline(always)]
+fn some_digits_end(src: &[u8], pos: usize) -> Result<usize, Malformed> {
+    let end = digits_end(src, pos);
+    if end == pos { Err(Malformed) } else { Ok(end) }
 }
 
 /// The first position from `pos` on that holds a quote, a backslash or a control character, or
 /// the end. Eight bytes a step.
-#[inline]
+#[inline(always)]
 fn next_special(src: &[u8], mut pos: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
-    while let Some(chunk) = src.get(pos..pos + 8) {
-        let word = u64::from_le_bytes(chunk.try_into().expect("eight bytes were taken"));
+    while let Some(word) = word_at(src, pos) {
         let zero_if = |byte: u8| {
             let x = word ^ (ONES * u64::from(byte));
             x.wrapping_sub(ONES) & !x
@@ -367,6 +521,20 @@ fn next_special(src: &[u8], mut pos: usize) -> usize {
         pos += 1;
     }
     pos
+}
+
+/// A number that names with the same bytes share, and others nearly always do not.
+#[inline(always)]
+pub(crate) fn name_hash(src: &[u8], name: Range<usize>) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let len = name.end - name.start;
+    let word = match (len, word_at(src, name.start)) {
+        (0, _) => 0,
+        (1..=8, Some(word)) => word << (64 - 8 * len),
+        (9.., Some(word)) => word ^ word_at(src, name.end - 8).unwrap_or(0).rotate_left(29),
+        (_, None) => src[name].iter().rev().fold(0, |word, &b| word << 8 | u64::from(b)) << (64 - 8 * len),
+    };
+    (word ^ len as u64).wrapping_mul(ODD)
 }
 
 /// The value of a string token as UTF-8. A lone surrogate becomes U+FFFD.
@@ -557,6 +725,29 @@ mod tests {
         assert!(compact(&nested(NESTING_MAX)).is_some());
         assert!(compact(&nested(NESTING_MAX + 1)).is_none());
         assert!(compact(&"[".repeat(100_000)).is_none());
+    }
+
+    /// Broken, an object could be closed as an array where another 64 levels begin.
+    #[test]
+    fn brackets_match_at_every_depth() {
+        let mut seed = 20_261_121_u32;
+        for depth in (1..200).chain([511, 512, 513, 975, 976]) {
+            let kinds: Vec<bool> = (0..depth)
+                .map(|_| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    seed >> 31 == 1
+                })
+                .collect();
+            let open: String = kinds.iter().map(|object| if *object { "{\"a\":" } else { "[1," }).collect();
+            let close: Vec<u8> = kinds.iter().rev().map(|object| if *object { b'}' } else { b']' }).collect();
+            let text = |close: &[u8]| format!("{open}0{}", std::str::from_utf8(close).unwrap());
+            assert_eq!(compact(&text(&close)), Some((text(&close), false)), "{depth}");
+            for at in [0, depth / 2, depth - 1] {
+                let mut wrong = close.clone();
+                wrong[at] ^= b'}' ^ b']';
+                assert_eq!(compact(&text(&wrong)), None, "{depth}, {at}");
+            }
+        }
     }
 
     #[test]

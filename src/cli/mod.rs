@@ -51,6 +51,7 @@ enum Command {
     /// Exit code 0: nothing (left) to do, 1: something to do or not to be done, 2: could not look.
     Repair(repair::RepairArgs),
     /// Print the description of the HTTP interface
+    #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
         /// JSON instead of YAML
         #[arg(long)]
@@ -87,7 +88,9 @@ pub fn run() -> ExitCode {
         Command::Healthcheck(bind) => healthcheck::run(&bind),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
-        Command::Openapi { json } => openapi::run(json),
+        Command::Openapi { json } => {
+            return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
+        }
     };
     ended(result.map(|()| ExitCode::SUCCESS), 1)
 }

@@ -49,7 +49,7 @@ pub(crate) struct Subject {
 ///
 /// One event, an array of events, or NDJSON. The whole request is stored or nothing of it. A 202
 /// means: every event is in the file `<domain>.jsonl`, whole, and synced to disk.
-#[utoipa::path(
+#[cfg_attr(feature = "docs", utoipa::path(
     post,
     path = "/v1/ingest",
     tag = "ingest",
@@ -70,7 +70,7 @@ pub(crate) struct Subject {
         super::openapi::IngestErrors,
     ),
     security(("x-auth" = [])),
-)]
+))]
 pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> Response {
     through_router(&state, Route::V1, request).await
 }
@@ -79,7 +79,7 @@ pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> 
 ///
 /// As `/v1/ingest`, with the domain in the path and 200 as the good answer. A body that is not one
 /// of the NDJSON types is one JSON document, whatever its content type says.
-#[utoipa::path(
+#[cfg_attr(feature = "docs", utoipa::path(
     post,
     path = "/ingest/{domain}",
     tag = "ingest",
@@ -96,7 +96,7 @@ pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> 
         super::openapi::IngestErrors,
     ),
     security(("x-auth" = [])),
-)]
+))]
 #[deprecated]
 pub(crate) async fn old(State(state): State<Arc<AppState>>, request: Request) -> Response {
     through_router(&state, Route::Old, request).await

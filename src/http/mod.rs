@@ -12,6 +12,7 @@ mod edge;
 mod error;
 mod ingest;
 mod limits;
+#[cfg(feature = "docs")]
 mod openapi;
 mod ops;
 mod server;
@@ -20,60 +21,45 @@ mod state;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
-use http::header::{CONTENT_SECURITY_POLICY, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::OpenApi as _;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
+use axum::routing::{get, post};
 
 // Public for the fuzz target of X-Forwarded-For, which no answer shows.
 #[doc(hidden)]
 pub use client::{Client, Peer};
 pub use error::ApiError;
 pub use limits::{Limiter, Standing};
+#[cfg(feature = "docs")]
+pub use openapi::openapi;
 pub use server::{BoundListener, ServerOptions, serve};
 pub use state::AppState;
 
-/// Every route.
-fn routes() -> OpenApiRouter<Arc<AppState>> {
+/// Every route but the pages.
+fn routes() -> Router<Arc<AppState>> {
     #[expect(deprecated, reason = "the old path is served for as long as clients use it")]
-    OpenApiRouter::with_openapi(openapi::ApiDoc::openapi())
-        .routes(routes!(ingest::v1))
-        .routes(routes!(ingest::old))
-        .routes(routes!(ops::health))
-        .routes(routes!(ops::live))
-        .routes(routes!(ops::ready))
-        .routes(routes!(ops::version))
-        .routes(routes!(ops::metrics))
-        .merge(pages())
-}
-
-/// Pages for people, with what a browser should know about them.
-fn pages() -> OpenApiRouter<Arc<AppState>> {
-    let header = |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
-    OpenApiRouter::new()
-        .route("/docs", get(openapi::page))
-        .route("/docs/{file}", get(openapi::asset))
-        .route("/openapi.json", get(openapi::json))
-        .route("/redoc", get(openapi::redoc))
-        .layer(header(CONTENT_SECURITY_POLICY, openapi::PAGE_POLICY))
-        .layer(header(X_CONTENT_TYPE_OPTIONS, "nosniff"))
+    let old = ingest::old;
+    Router::new()
+        .route("/v1/ingest", post(ingest::v1))
+        .route("/ingest/{domain}", post(old))
+        .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::ready))
+        .route("/version", get(ops::version))
+        .route("/metrics", get(ops::metrics))
 }
 
 /// The routes with their fallbacks, in front of `state`.
 fn router(state: Arc<AppState>) -> Router {
-    let (router, _) = routes().split_for_parts();
+    let router = routes();
+    #[cfg(feature = "docs")]
+    let router = router.merge(openapi::pages());
     router
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(state)
 }
 
-/// The description of the interface.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
-}
+/// Are the pages part of this build?
+const PAGES: bool = cfg!(feature = "docs");
 
 /// The route template a path falls under, for logs and metrics; `none` if there is none.
 fn route_template(path: &str) -> &'static str {
@@ -84,11 +70,11 @@ fn route_template(path: &str) -> &'static str {
         "/health/ready" => "/health/ready",
         "/version" => "/version",
         "/metrics" => "/metrics",
-        "/openapi.json" => "/openapi.json",
-        "/docs" | "/redoc" => "/docs",
+        "/openapi.json" if PAGES => "/openapi.json",
+        "/docs" | "/redoc" if PAGES => "/docs",
         _ => match path.strip_prefix("/ingest/") {
             Some(domain) if !domain.is_empty() && !domain.contains('/') => "/ingest/{domain}",
-            _ if path.starts_with("/docs/") => "/docs",
+            _ if PAGES && path.starts_with("/docs/") => "/docs",
             _ => "none",
         },
     }
@@ -100,14 +86,25 @@ mod tests {
 
     /// Broken, the `handler` label of a described route would be `none`.
     #[test]
+    #[cfg(feature = "docs")]
     fn every_described_route_has_its_template() {
         for path in openapi().paths.paths.keys() {
             let example = path.replace("{domain}", "a.b");
             assert_eq!(route_template(&example), path);
             assert!(crate::metrics::HANDLERS.contains(&path.as_str()));
         }
+    }
+
+    /// Broken, paths of strangers would fill the `handler` label, or pages that are not there would have one.
+    #[test]
+    fn other_paths_have_no_template() {
         for path in ["/", "/nope", "/ingest", "/ingest/", "/ingest/a/b", "/v1/ingest/x", "//v1/ingest"] {
             assert_eq!(route_template(path), "none");
+        }
+        for (path, template) in
+            [("/docs", "/docs"), ("/docs/x", "/docs"), ("/redoc", "/docs"), ("/openapi.json", "/openapi.json")]
+        {
+            assert_eq!(route_template(path), if PAGES { template } else { "none" });
         }
     }
 }

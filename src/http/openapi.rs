@@ -3,15 +3,20 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
+use axum::Router;
 use axum::extract::Path;
 use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use serde::Serialize;
+use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
+use super::state::AppState;
+use super::{ingest, ops};
 
 /// Errors of all answers: the shape of FastAPI.
 #[derive(Serialize, ToSchema)]
@@ -95,7 +100,7 @@ pub(crate) enum IngestErrors {
     Full(Detail),
 }
 
-/// Everything but the paths, which come from the routes.
+/// The whole description. That each path is served is tested, not generated.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -103,11 +108,12 @@ pub(crate) enum IngestErrors {
         description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced.",
         license(name = "MIT", identifier = "MIT")
     ),
+    paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics),
     components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service")),
     modifiers(&XAuth)
 )]
-pub(crate) struct ApiDoc;
+struct ApiDoc;
 
 struct XAuth;
 
@@ -118,25 +124,42 @@ impl Modify for XAuth {
     }
 }
 
+/// The description of the interface.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    ApiDoc::openapi()
+}
+
+/// Pages for people, with what a browser should know about them.
+pub(crate) fn pages() -> Router<Arc<AppState>> {
+    let header = |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
+    Router::new()
+        .route("/docs", get(page))
+        .route("/docs/{file}", get(asset))
+        .route("/openapi.json", get(json))
+        .route("/redoc", get(redoc))
+        .layer(header(CONTENT_SECURITY_POLICY, PAGE_POLICY))
+        .layer(header(X_CONTENT_TYPE_OPTIONS, "nosniff"))
+}
+
 const PAGE: &str = include_str!("docs.html");
 /// The page runs nothing but its own scripts and talks to nobody but this service.
-pub(crate) const PAGE_POLICY: &str =
+const PAGE_POLICY: &str =
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
 
-static JSON: LazyLock<String> = LazyLock::new(|| super::openapi().to_json().unwrap_or_default());
+static JSON: LazyLock<String> = LazyLock::new(|| openapi().to_json().unwrap_or_default());
 
 /// `GET /openapi.json`
-pub(crate) async fn json() -> Response {
+async fn json() -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], JSON.as_str()).into_response()
 }
 
 /// `GET /docs`: the page itself, not a redirect.
-pub(crate) async fn page() -> Response {
+async fn page() -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"))], PAGE).into_response()
 }
 
 /// `GET /docs/{file}`: assets of Swagger UI, from inside the binary.
-pub(crate) async fn asset(Path(file): Path<String>) -> Result<Response, ApiError> {
+async fn asset(Path(file): Path<String>) -> Result<Response, ApiError> {
     if file == "init.js" {
         return Ok(
             ([(CONTENT_TYPE, HeaderValue::from_static("text/javascript"))], include_str!("docs.js")).into_response()
@@ -155,6 +178,6 @@ pub(crate) async fn asset(Path(file): Path<String>) -> Result<Response, ApiError
 }
 
 /// `GET /redoc`: compat, the original had a second page.
-pub(crate) async fn redoc() -> Redirect {
+async fn redoc() -> Redirect {
     Redirect::temporary("/docs")
 }

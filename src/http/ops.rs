@@ -7,7 +7,6 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::edge::Caller;
 use super::error::ApiError;
@@ -15,43 +14,48 @@ use super::state::AppState;
 use crate::storage::StoreHealth;
 
 /// `GET /health`
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct Health {
     /// Always `ok`.
-    #[schema(example = "ok")]
+    #[cfg_attr(feature = "docs", schema(example = "ok"))]
     status: &'static str,
 }
 
 /// `GET /version`
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct VersionInfo {
-    #[schema(example = "0.1.0")]
+    #[cfg_attr(feature = "docs", schema(example = "0.1.0"))]
     version: String,
 }
 
 /// `GET /health/live`
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct Live {
-    #[schema(example = "ok")]
+    #[cfg_attr(feature = "docs", schema(example = "ok"))]
     status: &'static str,
     version: String,
 }
 
 /// `GET /health/ready`
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct Ready {
     /// `ok` or `unavailable`.
-    #[schema(example = "ok")]
+    #[cfg_attr(feature = "docs", schema(example = "ok"))]
     status: &'static str,
     version: String,
     /// When an acknowledged event is on the disk: `always` (before the answer), `everysec`, `never`.
-    #[schema(example = "always")]
+    #[cfg_attr(feature = "docs", schema(example = "always"))]
     fsync: &'static str,
     checks: Checks,
 }
 
 /// Every check; all must be true.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct Checks {
     /// The data directory is there and may be written to.
     data_dir_writable: bool,
@@ -64,22 +68,22 @@ pub(crate) struct Checks {
 }
 
 /// Is the token right and the service up?
-#[utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = [])),
-    responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = [])),
+    responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail))))]
 pub(crate) async fn health(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request)?;
     Ok(json(StatusCode::OK, &Health { status: "ok" }))
 }
 
 /// Does the process answer? Needs no token and says nothing about the disk.
-#[utoipa::path(get, path = "/health/live", tag = "ops", responses((status = 200, body = Live)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health/live", tag = "ops", responses((status = 200, body = Live))))]
 pub(crate) async fn live(State(state): State<Arc<AppState>>) -> Response {
     json(StatusCode::OK, &Live { status: "ok", version: state.version.clone() })
 }
 
 /// Would an event be accepted now? Needs no token.
-#[utoipa::path(get, path = "/health/ready", tag = "ops",
-    responses((status = 200, body = Ready), (status = 503, body = Ready)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health/ready", tag = "ops",
+    responses((status = 200, body = Ready), (status = 503, body = Ready))))]
 pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
     let checks = Checks {
@@ -97,16 +101,16 @@ pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response
 }
 
 /// Which version is this?
-#[utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = [])),
-    responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = [])),
+    responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail))))]
 pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request)?;
     Ok(json(StatusCode::OK, &VersionInfo { version: state.version.clone() }))
 }
 
 /// Figures for Prometheus, text format 0.0.4. Needs no token.
-#[utoipa::path(get, path = "/metrics", tag = "ops",
-    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8")))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/metrics", tag = "ops",
+    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))))]
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
     state.metrics.observe(&health, state.connections_open(), state.connections_max, state.limiter.keys());

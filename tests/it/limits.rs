@@ -291,13 +291,13 @@ fn a_huge_head_is_refused() {
 fn slow_connections_end_after_ten_seconds_and_hurt_nobody() {
     let server = TestServer::new();
     let soon = Duration::from_secs(30);
-    let asset = Request::get("/docs/swagger-ui-bundle.js");
+    let many = crate::support::more_than_buffers_hold();
     std::thread::scope(|scope| {
-        // Many answers of a megabyte each, none of them read, to the end of the test.
+        // Megabytes of answers, none of them read, to the end of the test.
         let stuck: Vec<_> = (0..20)
             .map(|_| {
                 let mut client = server.connect();
-                client.send(asset.bytes().repeat(20));
+                client.send(&many);
                 client
             })
             .collect();

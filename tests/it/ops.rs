@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use crate::support::{Request, TOKEN, TestServer, run, skip};
+use crate::support::{PAGES, Request, TOKEN, TestServer, run, skip};
 
 /// A server that has seen a bit of everything.
 fn busy_server() -> TestServer {
@@ -20,7 +20,7 @@ fn busy_server() -> TestServer {
     server.send(&stranger.with_method("metric-domain-10")).assert_text(400, "Invalid HTTP request received.");
     server.get("/metric-domain-11").assert_error(404, "Not Found");
     server.get("/v1/ingest").assert_error(405, "Method Not Allowed");
-    for path in ["/health", "/health/live", "/health/ready", "/version", "/docs", "/openapi.json", "/metrics"] {
+    for path in ["/health", "/health/live", "/health/ready", "/version", "/metrics"].iter().chain(PAGES) {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
     server
@@ -150,12 +150,34 @@ fn promtool_likes_the_metrics() {
 }
 
 /// The values of `name="…"` in a text.
+#[cfg(feature = "docs")]
 fn attributes<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
     html.split(&format!("{name}=\"")).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }
 
+/// Broken, a binary that was built to be small would have half of the pages, or none of the rest.
+#[test]
+#[cfg(not(feature = "docs"))]
+fn without_the_feature_the_pages_are_unknown_paths() {
+    let server = TestServer::new();
+    for path in ["/docs", "/docs/", "/docs/swagger-ui-bundle.js", "/docs/init.js", "/openapi.json", "/redoc"] {
+        for method in ["GET", "POST"] {
+            server.send(&Request::new(method, path)).assert_error(404, "Not Found");
+        }
+    }
+    let unknown = server.metric("http_requests_total", "handler=\"none\",method=\"GET\",status=\"4xx\"");
+    assert_eq!(unknown, 6.0, "they have no handler");
+    for args in [&["openapi"][..], &["openapi", "--json"]] {
+        let finished = run(&mut crate::support::command(server.dir(), args));
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""));
+        assert!(finished.stderr.contains("feature `docs`"), "{finished:?}");
+    }
+    assert!(!run(&mut crate::support::command(server.dir(), &["--help"])).stdout.contains("openapi"));
+}
+
 /// Broken, the API page would be empty on a machine without internet, or call somebody else.
 #[test]
+#[cfg(feature = "docs")]
 fn the_docs_page_needs_nobody_but_us() {
     let server = TestServer::new();
     let page = server.send(&Request::new("GET", "/docs"));
@@ -184,12 +206,14 @@ fn the_docs_page_needs_nobody_but_us() {
     }
     server.get("/docs/nope.js").assert_error(404, "Not Found");
     server.get("/docs/..%2f..%2fCargo.toml").assert_error(404, "Not Found");
+    server.send(&Request::new("POST", "/redoc")).assert_error(405, "Method Not Allowed");
     let redoc = server.get("/redoc");
     assert_eq!((redoc.status, redoc.header("location")), (307, Some("/docs")));
 }
 
 /// Broken, generated clients would be made from something else than what is served.
 #[test]
+#[cfg(feature = "docs")]
 fn the_description_parses_and_is_the_one_of_the_command() {
     let server = TestServer::new();
     let served = server.send(&Request::new("GET", "/openapi.json"));
@@ -202,6 +226,13 @@ fn the_description_parses_and_is_the_one_of_the_command() {
     assert_eq!(served["paths"]["/ingest/{domain}"]["post"]["deprecated"], true);
     for status in ["202", "400", "401", "408", "411", "413", "415", "422", "429", "500", "503", "507"] {
         assert!(served["paths"]["/v1/ingest"]["post"]["responses"][status].is_object(), "{status} is not described");
+    }
+    for (path, operations) in served["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let path = path.replace("{domain}", "example.com");
+            let status = server.send(&Request::new(&method.to_uppercase(), &path)).status;
+            assert!(![404, 405].contains(&status), "{method} {path} is described and not served");
+        }
     }
     let printed = run(&mut crate::support::command(server.dir(), &["openapi", "--json"]));
     assert_eq!(serde_json::from_str::<serde_json::Value>(&printed.stdout).unwrap(), served);
@@ -261,8 +292,7 @@ fn unknown_paths_are_404_and_wrong_methods_405_with_allow() {
             assert_eq!(answer.header("allow"), Some("POST"), "{method} {path}");
         }
     }
-    for path in ["/health", "/health/live", "/health/ready", "/version", "/metrics", "/docs", "/openapi.json", "/redoc"]
-    {
+    for path in ["/health", "/health/live", "/health/ready", "/version", "/metrics"].iter().chain(PAGES) {
         for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
             let answer = server.send(&Request::new(method, path).header("X-Auth", TOKEN).body("{}"));
             answer.assert_error(405, "Method Not Allowed");

@@ -23,6 +23,15 @@ pub const TOKEN: &str = "golden-token";
 /// Longest wait for something that should happen at once. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The pages for people, if the binary has them.
+pub const PAGES: &[&str] = if cfg!(feature = "docs") { &["/docs", "/openapi.json"] } else { &[] };
+
+/// Requests with more to answer than the socket buffers hold, for clients that do not read.
+pub fn more_than_buffers_hold() -> Vec<u8> {
+    let (path, times) = if cfg!(feature = "docs") { ("/docs/swagger-ui-bundle.js", 20) } else { ("/metrics", 1000) };
+    Request::get(path).bytes().repeat(times)
+}
+
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_leitstand");
 
