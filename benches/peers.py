@@ -105,5 +105,5 @@ class Running:
             except subprocess.TimeoutExpired: pass
 
 
-def diskbench(scratch, size, seconds):
-    return [os.path.join(LIMITS, "diskbench"), scratch, str(size), str(seconds)]
+def diskbench(scratch, size, seconds, threads=1):
+    return [os.path.join(LIMITS, "diskbench"), scratch, str(size), str(seconds), str(threads)]
