@@ -288,7 +288,9 @@ fn what_cannot_be_read_is_said() {
     let copy = data_dir();
     fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = copy.path().join("leitstand");
-    fs::copy(crate::support::BINARY, &binary).unwrap();
+    // By another process: a child of another test could hold our file open for writing, and what is
+    // open for writing cannot be run.
+    assert!(std::process::Command::new("cp").arg(crate::support::BINARY).arg(&binary).status().unwrap().success());
     let look = || {
         let mut command = std::process::Command::new(&binary);
         run(command.args(["verify", "--data-dir"]).arg(dir.path()).current_dir("/").uid(65534).gid(65534))
