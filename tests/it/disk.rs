@@ -44,6 +44,19 @@ fn every_file_is_opened_as_carefully_as_promised() {
     assert_eq!(disk.create_side(".side", "x").unwrap_err().kind(), ErrorKind::AlreadyExists);
 }
 
+/// Broken, what is cut from a file would be written wherever a link leads.
+#[test]
+fn a_side_directory_that_is_a_link_is_not_followed() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = RealDisk::open(dir.path()).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), dir.path().join(".side")).unwrap();
+    fs::write(elsewhere.path().join("x"), "").unwrap();
+    assert!(disk.create_side(".side", "y").is_err());
+    assert!(disk.remove_side(".side", "x").is_err());
+    assert!(disk.sync_side(".side").is_err());
+    assert!(elsewhere.path().join("x").exists() && !elsewhere.path().join("y").exists());
+}
+
 /// Broken, a new data directory would be open to others, or a file in its place taken for one.
 #[test]
 fn a_data_directory_is_made_with_its_parents_for_nobody_else() {

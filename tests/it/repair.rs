@@ -312,6 +312,21 @@ fn a_rewrite_ends_the_last_line() {
     assert_eq!(fs::read_to_string(&path).unwrap(), [SOUND, last, "\n"].concat());
 }
 
+/// Broken, a file somewhere else could have a data file written anew.
+#[test]
+fn a_mark_that_is_a_link_is_not_followed() {
+    let dir = data_dir();
+    let path = dir.path().join("a.jsonl");
+    fs::write(&path, SOUND).unwrap();
+    fs::write(dir.path().join("mark"), "reason=sync\n").unwrap();
+    fs::create_dir(dir.path().join(TORN_DIR)).unwrap();
+    std::os::unix::fs::symlink("../mark", dir.path().join(".torn/a.jsonl.poisoned")).unwrap();
+    let ino = fs::metadata(&path).unwrap().ino();
+    let done = leitstand_repair(dir.path(), &["--apply"]);
+    assert!(done.code != Some(0) && done.stdout.contains("not repaired: a.jsonl: "), "{done:?}");
+    assert_eq!(fs::metadata(&path).unwrap().ino(), ino);
+}
+
 /// Broken, a mark that stays would be told as gone, and the next repair would be a surprise.
 #[test]
 fn a_mark_that_cannot_be_removed_is_said() {

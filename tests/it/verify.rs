@@ -260,6 +260,8 @@ fn exit_codes_and_the_document_keep_their_shape() {
     let (report, _) = document(dir.path(), &[]);
     let keys: Vec<&str> = report["findings"][0].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["advice", "bytes", "file", "kind", "line", "offset", "what"]);
+    assert_eq!(report["findings"][0]["what"], "not JSON");
+    assert!(report["findings"][0]["advice"].as_str().unwrap().contains("RUNBOOK"));
 
     // The directory comes from the environment and from .env too, and no token is needed.
     let outer = data_dir();
