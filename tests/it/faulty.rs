@@ -38,6 +38,8 @@ pub struct Plan {
     wrote_on: Mutex<Option<ThreadId>>,
     space: Mutex<Option<DiskSpace>>,
     space_looks: AtomicUsize,
+    /// 0: as many as are asked for.
+    read_bytes_max: AtomicUsize,
 }
 
 impl Plan {
@@ -90,6 +92,11 @@ impl Plan {
     /// From now on the file system has that much space.
     pub fn set_space(&self, free_bytes: u64, total_bytes: u64) {
         *self.space.lock().unwrap() = Some(DiskSpace { free_bytes, total_bytes });
+    }
+
+    /// From now on a read gives at most so many bytes.
+    pub fn read_at_most(&self, bytes: usize) {
+        self.read_bytes_max.store(bytes, Ordering::SeqCst);
     }
 
     /// How often somebody asked for the space.
@@ -195,7 +202,9 @@ impl Disk for FaultyDisk {
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.plan.step("read_at")?;
-        self.real.read_at(file, buf, offset)
+        let max = self.plan.read_bytes_max.load(Ordering::SeqCst);
+        let len = if max == 0 { buf.len() } else { buf.len().min(max) };
+        self.real.read_at(file, &mut buf[..len], offset)
     }
 
     fn append(&self, file: &File, bufs: &[IoSlice<'_>]) -> io::Result<usize> {

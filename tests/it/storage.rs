@@ -400,6 +400,20 @@ fn odd_tails_are_moved_aside_whole() {
     }
 }
 
+/// Broken: a file system that gives a read in pieces would have torn bytes kept that were never there.
+#[test]
+fn short_reads_are_put_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let torn = b"{\"id\":2,\"text\":\"half a line";
+    std::fs::write(dir.path().join("a.jsonl"), [b"{\"id\":1,\"domain\":\"a\"}\n", &torn[..]].concat()).unwrap();
+    let (store, plan) = faulty(dir.path());
+    plan.read_at_most(7);
+    runtime().block_on(append(&store, "a", &[3])).unwrap();
+    assert_eq!(ids(dir.path(), "a"), [1, 3]);
+    let kept = std::fs::read_dir(dir.path().join(TORN_DIR)).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(std::fs::read(kept).unwrap(), torn);
+}
+
 /// Broken: the last event of a large file would be moved aside although only its newline is missing.
 #[test]
 fn a_whole_last_line_far_from_the_start_is_kept() {
