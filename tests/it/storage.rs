@@ -568,6 +568,17 @@ fn a_default_reserve_is_a_hundredth_and_at_most_64_mebibytes() {
     });
 }
 
+/// Broken: a budget that was set too small would refuse every request.
+#[test]
+fn the_budget_is_never_less_than_a_mebibyte() {
+    let dir = tempfile::tempdir().unwrap();
+    for (set, got) in [(0, 1 << 20), ((1 << 20) + 1, (1 << 20) + 1)] {
+        let options = StoreOptions { in_flight_bytes_max: set, ..options(Fsync::Always) };
+        let store = Store::new(RealDisk::open(dir.path()).unwrap(), options, StoreMetrics::new());
+        assert_eq!(store.health().in_flight_bytes_max, got);
+    }
+}
+
 /// Broken: each append would ask for the free space, or none would after the first.
 #[test]
 fn free_space_is_looked_at_a_few_times_a_second() {

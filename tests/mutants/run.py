@@ -188,6 +188,7 @@ class Tests:
 def by_cargo_mutants(mutants):
     """For what has no switch: a build for each."""
     names = [arg for mutant in mutants for arg in ("--re", "^" + re.escape(mutant["name"]) + "$")]
+    names += [arg for file in sorted({mutant["file"] for mutant in mutants}) for arg in ("--file", file)]
     skips = [word for name in SLOW for word in ("--skip", name)]
     tests = ["--locked", "--lib", "--test", "it", "--", "domain::", "event::", "storage::", "verify::", "repair::", *skips]
     subprocess.run(["cargo", "mutants", "--baseline", "skip", "--timeout", "120", "--output", OUT, *names, "--", *tests],
