@@ -822,6 +822,44 @@ mod tests {
         }
     }
 
+    /// Broken, every event would be written anew, or only hashes of names would be compared.
+    #[test]
+    fn only_a_name_that_stands_twice_is_repeated() {
+        let repeated = |names: &[&str]| {
+            let members: Vec<_> = names.iter().map(|name| format!("\"{name}\":1")).collect();
+            let (text, mut out) = (format!("{{{}}}", members.join(",")), Vec::new());
+            Parser::new(None).object(&mut Scanner::new(&text, &mut out), &text).is_ok_and(|facts| facts.repeated)
+        };
+        assert_eq!([name_hash(b""), name_hash(b"a"), name_hash(b"foobar")], [0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968]);
+        assert_eq!(name_hash(b"costarring"), name_hash(b"liquid"));
+        let mut names = vec!["costarring", "liquid"];
+        for _ in 0..2 {
+            assert!(!repeated(&names), "{names:?}");
+            names.push("liquid");
+            assert!(repeated(&names), "{names:?}");
+            // More names than are compared pair by pair.
+            let more = (0..40).map(|i| &*format!("{i}").leak());
+            names = ["costarring", "liquid"].into_iter().chain(more).collect();
+        }
+    }
+
+    /// Broken, one body of many names would keep a thread busy for minutes.
+    #[test]
+    fn many_names_cost_no_quadratic_time() {
+        let members: Vec<_> = (0..32_000).map(|i| format!("\"{i}\":1")).collect();
+        let text = format!("{{{}}}", members.join(","));
+        // Time on a processor, whatever else the machine does.
+        let cpu_ns = || -> u64 {
+            let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+            stat.split(' ').next().unwrap().parse().unwrap()
+        };
+        let before = cpu_ns();
+        assert!(doc(&text, example()).is_ok());
+        let ms = (cpu_ns() - before) / 1_000_000;
+        // Without optimisation it takes a hundred, and pair by pair ten thousand.
+        assert!(ms < 2000, "{ms} ms");
+    }
+
     #[test]
     fn a_written_line_is_recognised_and_others_are_not() {
         let domain = example().unwrap();

@@ -139,6 +139,21 @@ mod tests {
         assert_eq!(check(&auth, &[b"guess"], "192.0.2.2"), Err(401), "another client has its own count");
     }
 
+    /// Broken, every client that ever showed a token would be remembered for ever.
+    #[test]
+    fn quiet_clients_are_forgotten() {
+        let auth = auth();
+        for ip in ["192.0.2.1", "192.0.2.2"] {
+            assert_eq!(check(&auth, &[b"one"], ip), Ok(()));
+            assert_eq!(check(&auth, &[b"guess"], ip), Err(401));
+        }
+        let now = Instant::now();
+        for (later_s, failures, established) in [(30, 2, 2), (61, 0, 2), (3601, 0, 0)] {
+            auth.sweep(now + std::time::Duration::from_secs(later_s));
+            assert_eq!((auth.failures.keys(), auth.established.keys()), (failures, established), "{later_s} s");
+        }
+    }
+
     /// Welch's t between two sets of times, without the slowest tenth of both: those are interrupts.
     fn welch_t(first: &[u32], second: &[u32]) -> f64 {
         let mut all: Vec<u32> = first.iter().chain(second).copied().collect();

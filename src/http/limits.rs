@@ -288,7 +288,7 @@ mod tests {
     fn the_map_is_bounded_and_swept() {
         let limiter = limiter("1/second");
         let now = Instant::now();
-        for key in 0..10 * KEYS_MAX {
+        for key in 0..3 * KEYS_MAX {
             assert!(limiter.hit(key, now).is_ok());
         }
         assert!(limiter.keys() <= KEYS_MAX && limiter.keys() > KEYS_MAX / 2);
@@ -296,6 +296,92 @@ mod tests {
         assert!(places < 2 * KEYS_MAX, "{places} places for {KEYS_MAX} keys: the map grows for ever");
         limiter.sweep(now + Duration::from_secs(2));
         assert_eq!(limiter.keys(), 0);
+    }
+
+    /// Broken, a window would end a moment too late for somebody.
+    #[test]
+    fn a_window_is_over_in_the_very_moment_it_ends() {
+        let limiter = limiter("1/second");
+        let end = limiter.started + Duration::from_secs(1);
+        let before = end - Duration::from_millis(1);
+        assert!(limiter.hit("a", limiter.started).is_ok());
+        assert!(limiter.knows("a", before) && limiter.hit("a", before).is_err());
+        limiter.sweep(before);
+        assert_eq!(limiter.keys(), 1);
+        assert!(!limiter.knows("a", end));
+        limiter.sweep(end);
+        assert_eq!(limiter.keys(), 0);
+    }
+
+    /// Broken, the room for a hundred thousand clients would be doubled while it is filled.
+    #[test]
+    fn the_first_key_takes_room_for_all_of_its_shard() {
+        let limiter = limiter("1/second");
+        assert!(limiter.hit("a", Instant::now()).is_ok());
+        let places: usize = limiter.shards.iter().map(|shard| shard.lock().unwrap().capacity()).sum();
+        assert!((KEYS_MAX / SHARDS..2 * KEYS_MAX / SHARDS).contains(&places), "{places}");
+    }
+
+    fn shard(ends_ms: impl IntoIterator<Item = u64>) -> Shard {
+        let windows = |ends_ms| [Window { ends_ms, used: 1 }, Window::default(), Window::default(), Window::default()];
+        (0..).zip(ends_ms).map(|(key, ends_ms)| (key, windows(ends_ms))).collect()
+    }
+
+    /// Broken, clients that are still limited would be forgotten without need, or the wrong ones.
+    #[test]
+    fn room_is_made_by_what_has_ended_and_else_by_what_ends_first() {
+        for (name, first_ms, len, kept) in [
+            ("half has ended", 93, 8, 8..16),
+            ("as much has ended as is needed", 99, 14, 2..16),
+            ("less has ended", 100, 13, 4..16),
+            ("nothing has ended", 101, 14, 3..16),
+        ] {
+            let mut shard = shard(first_ms..first_ms + 16);
+            make_room(&mut shard, 100);
+            assert_eq!(shard.len(), len, "{name}");
+            assert!(kept.into_iter().all(|key| shard.contains_key(&key)), "{name}");
+        }
+        let mut same = shard([200; 16]);
+        make_room(&mut same, 100);
+        assert_eq!(same.len(), 14, "all end together");
+    }
+
+    /// Broken, a shard would hold more than its share, or make room before it is full.
+    #[test]
+    fn room_is_made_only_in_a_full_shard() {
+        let full = KEYS_MAX / SHARDS;
+        for (held, kept) in [(full - 1, full - 1), (full, full - full / 8), (full + 1, full + 1 - (full + 1) / 8)] {
+            let mut shard = shard((200..).take(held));
+            provide(&mut shard, 100);
+            assert_eq!(shard.len(), kept, "{held}");
+        }
+    }
+
+    /// Broken, clients that read the headers would come back at the wrong time.
+    #[test]
+    fn the_headers_say_when_the_window_ends() {
+        let now_s = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let mut headers = HeaderMap::new();
+        let before = now_s();
+        Standing { limit: 9, remaining: 4, reset_ms: 30_500 }.add_headers(&mut headers);
+        let [limit, remaining, reset] =
+            [LIMIT, REMAINING, RESET].map(|name| headers[name].to_str().unwrap().parse::<u64>().unwrap());
+        assert_eq!((limit, remaining), (9, 4));
+        assert!((before + 31..=now_s() + 32).contains(&reset), "{before} {reset}");
+    }
+
+    /// Broken, keys of another type would all be one.
+    #[test]
+    fn any_key_has_a_hash_of_its_own() {
+        let hash = |bytes: &[u8]| {
+            let mut hasher = Hashed::default();
+            hasher.write(bytes);
+            hasher.finish()
+        };
+        let mut hasher = Hashed::default();
+        hasher.write_u64(7);
+        assert_eq!(hasher.finish(), 7);
+        assert_eq!([hash(&[1]), hash(&[1, 2]), hash(&[1, 0, 0, 0, 0, 0, 0, 0, 3])], [1, 0x102, 2]);
     }
 
     #[test]

@@ -141,3 +141,16 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, the log would not say what the operating system said.
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let error = StoreError::io("open data file", io::Error::other("no luck"));
+        assert_eq!(chain(&error), "storage error: open data file: no luck");
+        assert_eq!(chain(&StoreError::ShuttingDown), "shutting down");
+    }
+}

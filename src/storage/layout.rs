@@ -123,12 +123,16 @@ mod tests {
             let want = if len <= 249 { Owner::Domain(domain) } else { Owner::Shortened };
             assert_eq!(Owner::of(&names.data), Some(want), "{len}");
             assert!(is_lock_name(&names.lock), "{len}");
-            assert!(side_name(&names.data, POISONED_SUFFIX).len() <= NAME_BYTES_MAX, "{len}");
+            let side = side_name(&names.data, POISONED_SUFFIX);
+            assert_eq!(side.starts_with(&names.data), len <= 240, "{len}");
+            assert!(side.len() <= NAME_BYTES_MAX, "{len}");
         }
         for none in ["", ".jsonl", "A.jsonl", "a b.jsonl", "-a.jsonl", "a.json", "a.jsonl.lock", "\u{fc}.jsonl"] {
             assert_eq!(Owner::of(none), None, "{none:?}");
         }
-        assert!(!is_lock_name("x.lock") && !is_lock_name(".x.lock") && !is_lock_name("a.jsonl"));
+        for none in ["x.lock", ".x.lock", ".ab.lock", "a.jsonl", &format!(".{}.lock", "g".repeat(64))] {
+            assert!(!is_lock_name(none), "{none}");
+        }
     }
 
     #[test]

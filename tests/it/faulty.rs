@@ -5,8 +5,9 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
-use leitstand::storage::{Disk, DiskSpace, FileStat, RealDisk};
+use leitstand::storage::{Disk, DiskSpace, FileStat, RealDisk, Wanted};
 
 /// What happens at the chosen call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,12 @@ pub struct Plan {
     names: Mutex<Vec<&'static str>>,
     fault: Mutex<Option<(usize, Fault)>>,
     by_name: Mutex<Option<(&'static str, Fault)>>,
+    asked: Mutex<Vec<String>>,
+    wrote_on: Mutex<Option<ThreadId>>,
+    space: Mutex<Option<DiskSpace>>,
+    space_looks: AtomicUsize,
+    /// 0: as many as are asked for.
+    read_bytes_max: AtomicUsize,
 }
 
 impl Plan {
@@ -70,6 +77,31 @@ impl Plan {
     /// Name of the call number `at`, if it happened.
     pub fn name(&self, at: usize) -> Option<&'static str> {
         self.names.lock().unwrap().get(at - 1).copied()
+    }
+
+    /// The locks of which somebody asked whether they are wanted.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// The thread of the last write.
+    pub fn wrote_on(&self) -> Option<ThreadId> {
+        *self.wrote_on.lock().unwrap()
+    }
+
+    /// From now on the file system has that much space.
+    pub fn set_space(&self, free_bytes: u64, total_bytes: u64) {
+        *self.space.lock().unwrap() = Some(DiskSpace { free_bytes, total_bytes });
+    }
+
+    /// From now on a read gives at most so many bytes.
+    pub fn read_at_most(&self, bytes: usize) {
+        self.read_bytes_max.store(bytes, Ordering::SeqCst);
+    }
+
+    /// How often somebody asked for the space.
+    pub fn space_looks(&self) -> usize {
+        self.space_looks.load(Ordering::SeqCst)
     }
 
     /// `Err`: the call fails. `Ok(true)`: a write is to be cut short.
@@ -147,6 +179,12 @@ impl Disk for FaultyDisk {
         self.real.unlock(file)
     }
 
+    fn lock_wanted(&self, name: &str) -> Wanted {
+        // Not a call of an append: it is asked when its time has come.
+        self.plan.asked.lock().unwrap().push(name.to_owned());
+        self.real.lock_wanted(name)
+    }
+
     fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {
         self.plan.step("stat_by_path")?;
         self.real.stat_by_path(name)
@@ -164,10 +202,13 @@ impl Disk for FaultyDisk {
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.plan.step("read_at")?;
-        self.real.read_at(file, buf, offset)
+        let max = self.plan.read_bytes_max.load(Ordering::SeqCst);
+        let len = if max == 0 { buf.len() } else { buf.len().min(max) };
+        self.real.read_at(file, &mut buf[..len], offset)
     }
 
     fn append(&self, file: &File, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        *self.plan.wrote_on.lock().unwrap() = Some(std::thread::current().id());
         let cut = self.plan.step("append")?;
         if !cut {
             return self.real.append(file, bufs);
@@ -204,7 +245,9 @@ impl Disk for FaultyDisk {
 
     fn space(&self) -> io::Result<DiskSpace> {
         // Not part of an append: not counted, so that call numbers are stable.
-        self.real.space()
+        self.plan.space_looks.fetch_add(1, Ordering::SeqCst);
+        let told = *self.plan.space.lock().unwrap();
+        told.map_or_else(|| self.real.space(), Ok)
     }
 
     fn writable(&self) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod auth;
 mod cli;
 mod clients;
 mod crashdisk;
+mod disk;
 mod errors;
 mod faulty;
 mod framing;

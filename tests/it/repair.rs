@@ -231,8 +231,10 @@ fn a_mark_goes_when_the_poison_goes() {
     plan.clear();
     let store = Store::new(disk, options(Fsync::Always), StoreMetrics::new());
     runtime.block_on(append(&store, 1)).unwrap();
+    plan.clear();
     plan.fail_next("sync_data", Fault::Errno(EIO));
     runtime.block_on(append(&store, 2)).unwrap_err();
+    assert!(plan.count("sync_data") == 2 && plan.saw("sync_side"), "the mark is synced, and so is its name");
     let (path, mark) = (dir.path().join("a.jsonl"), dir.path().join(".torn/a.jsonl.poisoned"));
     assert!(mark.exists());
     fs::copy(&path, dir.path().join(".new")).unwrap();
@@ -283,6 +285,59 @@ fn a_mark_that_cannot_be_left_changes_nothing_else() {
     runtime.block_on(append(&store, 6)).unwrap();
 }
 
+/// Broken, a repair would leave a lock file beside each file that it only looked at.
+#[test]
+fn a_file_that_needs_nothing_gets_no_lock() {
+    let dir = data_dir();
+    fs::write(dir.path().join("a.jsonl"), SOUND).unwrap();
+    for args in [&[][..], &["--apply"]] {
+        assert_eq!(leitstand_repair(dir.path(), args).code, Some(0));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
+
+/// Broken, a file that is written anew would lose the newline that its last line needs.
+#[test]
+fn a_rewrite_ends_the_last_line() {
+    let dir = data_dir();
+    let path = dir.path().join("a.jsonl");
+    let last = "{\"id\":2,\"domain\":\"a\"}";
+    fs::write(&path, [SOUND, last].concat()).unwrap();
+    let done = leitstand_repair(dir.path(), &["--apply", "--json", "--domain", "a", "--rewrite"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let document: Value = serde_json::from_str(&done.stdout).unwrap();
+    let step = &document["steps"][0];
+    assert_eq!((step["act"].as_str(), step["offset"].as_u64()), (Some("end_line"), Some(SOUND.len() as u64)), "{step}");
+    assert_eq!(step["bytes"].as_u64(), Some(last.len() as u64), "{step}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), [SOUND, last, "\n"].concat());
+}
+
+/// Broken, a file somewhere else could have a data file written anew.
+#[test]
+fn a_mark_that_is_a_link_is_not_followed() {
+    let dir = data_dir();
+    let path = dir.path().join("a.jsonl");
+    fs::write(&path, SOUND).unwrap();
+    fs::write(dir.path().join("mark"), "reason=sync\n").unwrap();
+    fs::create_dir(dir.path().join(TORN_DIR)).unwrap();
+    std::os::unix::fs::symlink("../mark", dir.path().join(".torn/a.jsonl.poisoned")).unwrap();
+    let ino = fs::metadata(&path).unwrap().ino();
+    let done = leitstand_repair(dir.path(), &["--apply"]);
+    assert!(done.code != Some(0) && done.stdout.contains("not repaired: a.jsonl: "), "{done:?}");
+    assert_eq!(fs::metadata(&path).unwrap().ino(), ino);
+}
+
+/// Broken, a mark that stays would be told as gone, and the next repair would be a surprise.
+#[test]
+fn a_mark_that_cannot_be_removed_is_said() {
+    let dir = data_dir();
+    fs::write(dir.path().join("a.jsonl"), SOUND).unwrap();
+    // A directory: it reads as a mark that was not written to its end, and no file can be removed there.
+    fs::create_dir_all(dir.path().join(".torn/a.jsonl.poisoned")).unwrap();
+    let done = leitstand_repair(dir.path(), &["--apply"]);
+    assert!(done.code == Some(1) && done.stdout.contains("written anew, but its mark stays"), "{done:?}");
+}
+
 /// Broken, a repair that runs by itself would lift a poison over damage that nobody has seen, or
 /// an operator who has seen it could not.
 #[test]
@@ -327,6 +382,13 @@ fn a_repair_by_root_leaves_the_files_to_the_service() {
         assert_eq!(fs::metadata(dir.path().join(name)).unwrap().uid(), NOBODY, "{name}");
     }
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+
+    // The group stays too, and what belongs to a third is left to him.
+    std::os::unix::fs::chown(&path, Some(0), Some(NOBODY)).unwrap();
+    std::os::unix::fs::chown(dir.path().join("a.jsonl.lock"), Some(1), Some(1)).unwrap();
+    assert_eq!(leitstand_repair(dir.path(), &["--apply", "--domain", "a", "--rewrite"]).code, Some(0));
+    let owner = |name: &str| fs::metadata(dir.path().join(name)).map(|file| (file.uid(), file.gid())).unwrap();
+    assert_eq!((owner("a.jsonl"), owner("a.jsonl.lock").0), ((0, NOBODY), 1));
 }
 
 /// Broken, a file that is written anew beside the running service would lose what is appended

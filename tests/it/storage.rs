@@ -1,7 +1,7 @@
 //! The store against a disk that fails: for every call that an append makes, and every way it can
 //! fail, acknowledged lines are there, nothing is half there, and nothing else is claimed.
 
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use leitstand::metrics::StoreMetrics;
 use leitstand::storage::{Disk, Fsync, RealDisk, Store, StoreError, StoreOptions, TORN_DIR, Written};
 
 use crate::faulty::{Fault, FaultyDisk, Plan};
+use crate::support::{PATIENCE, wait_for};
 
 const EIO: i32 = 5;
 const EACCES: i32 = 13;
@@ -399,6 +400,203 @@ fn odd_tails_are_moved_aside_whole() {
     }
 }
 
+/// Broken: a file system that gives a read in pieces would have torn bytes kept that were never there.
+#[test]
+fn short_reads_are_put_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let torn = b"{\"id\":2,\"text\":\"half a line";
+    std::fs::write(dir.path().join("a.jsonl"), [b"{\"id\":1,\"domain\":\"a\"}\n", &torn[..]].concat()).unwrap();
+    let (store, plan) = faulty(dir.path());
+    plan.read_at_most(7);
+    runtime().block_on(append(&store, "a", &[3])).unwrap();
+    assert_eq!(ids(dir.path(), "a"), [1, 3]);
+    let kept = std::fs::read_dir(dir.path().join(TORN_DIR)).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(std::fs::read(kept).unwrap(), torn);
+}
+
+/// Broken: the last event of a large file would be moved aside although only its newline is missing.
+#[test]
+fn a_whole_last_line_far_from_the_start_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    // Longer than any tail that is looked at, but sparse.
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.seek(SeekFrom::Start(70 << 20)).unwrap();
+    file.write_all(b"\n{\"id\":1,\"domain\":\"a\"}").unwrap();
+    let store = Store::new(RealDisk::open(dir.path()).unwrap(), options(Fsync::Always), StoreMetrics::new());
+    runtime().block_on(append(&store, "a", &[2])).unwrap();
+    let mut end = String::new();
+    let mut file = std::fs::File::open(&path).unwrap();
+    file.seek(SeekFrom::Start(70 << 20)).unwrap();
+    file.read_to_string(&mut end).unwrap();
+    assert_eq!(end, "\n{\"id\":1,\"domain\":\"a\"}\n{\"id\":2,\"domain\":\"a\"}\n");
+    assert!(!dir.path().join(TORN_DIR).exists());
+}
+
+/// Broken: a service with many domains would run out of descriptors.
+#[test]
+fn files_of_no_more_domains_than_said_stay_open() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { open_domains_max: 3, ..options(Fsync::Always) };
+        let store = Store::new(RealDisk::open(dir.path()).unwrap(), options, StoreMetrics::new());
+        let root = dir.path().canonicalize().unwrap();
+        let open_files = || {
+            let links = std::fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+            links.filter(|path| path.starts_with(&root) && *path != root).count()
+        };
+        for (n, domain) in ["a", "b", "c", "d", "e", "f"].into_iter().enumerate() {
+            append(&store, domain, &[1]).await.unwrap();
+            let want = 3.min(n + 1);
+            // The writer closes its files, two for each domain, when it comes to rest just after the answer.
+            wait_for("files are closed", PATIENCE, || {
+                (store.health().open_domains == want && open_files() == 2 * want).then_some(())
+            });
+        }
+        assert_eq!(store.health().known_domains, 6);
+    });
+}
+
+/// Broken: nobody would notice a Python writer that waits for the lock of a busy domain.
+#[test]
+fn a_busy_writer_asks_who_wants_its_lock() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        let began = Instant::now();
+        while plan.asked().is_empty() {
+            assert!(began.elapsed() < PATIENCE);
+            append(&store, "a", &[1]).await.unwrap();
+        }
+        assert_eq!(plan.asked(), ["a.jsonl.lock"]);
+    });
+}
+
+/// Broken: a sync, or a long write, would stop every connection of its thread; or each small write
+/// would wake another thread.
+#[test]
+fn syncs_and_large_groups_are_written_elsewhere() {
+    let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // What stands around the payload in its line.
+    let around = "{\"p\":\"\",\"domain\":\"a\"}\n".len();
+    for (fsync, bytes, here) in [
+        (Fsync::Always, 100, false),
+        (Fsync::Never, 100, true),
+        (Fsync::Never, 64 << 10, true),
+        (Fsync::Never, (64 << 10) + 1, false),
+        (Fsync::EverySecond, 100, true),
+        (Fsync::EverySecond, 1 << 20, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, plan) = FaultyDisk::open(dir.path());
+        let store = Store::new(disk, options(fsync), StoreMetrics::new());
+        let text = format!("{{\"p\":\"{}\"}}", "x".repeat(bytes - around));
+        let batch = Batch::parse(&text, Format::Document, Some(Domain::parse("a").unwrap())).unwrap().unwrap();
+        assert_eq!(batch.lines().len(), bytes);
+        one_thread.block_on(async { store.append(batch, store.reserve(1).unwrap()).await }).unwrap();
+        assert_eq!(plan.wrote_on() == Some(std::thread::current().id()), here, "{fsync:?}, {bytes} bytes");
+    }
+}
+
+/// Broken: one write would carry everything that has queued, whatever its length.
+#[test]
+fn a_group_has_at_most_four_mebibytes_and_at_least_one_batch() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, plan) = FaultyDisk::open(dir.path());
+        let options = StoreOptions { lock_timeout: PATIENCE, ..options(Fsync::Always) };
+        let store = Store::new(disk, options, StoreMetrics::new());
+        append(&store, "a", &[1]).await.unwrap();
+        let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let text = format!("{{\"p\":\"{}\"}}", "x".repeat(3 << 19));
+        let waiting: Vec<_> = [1, 1, 1, 4]
+            .map(|times| {
+                let text = format!("[{}]", vec![text.as_str(); times].join(","));
+                let batch = Batch::parse(&text, Format::Document, Some(Domain::parse("a").unwrap())).unwrap().unwrap();
+                let store = store.clone();
+                tokio::spawn(async move { store.append(batch, store.reserve(1)?).await })
+            })
+            .into();
+        wait_for("all wait", PATIENCE, || (store.health().queued_requests == 4).then_some(()));
+        plan.clear();
+        drop(lock);
+        for task in waiting {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(plan.count("append"), 3, "two and one of 1.5 MiB, one of 6 MiB");
+    });
+}
+
+/// Broken: a batch that does not fit would be written and taken back twice.
+#[test]
+fn a_lone_batch_that_does_not_fit_is_tried_once() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        let at = call_of_append(&store, &plan, "append").await;
+        plan.set(at, Fault::Errno(ENOSPC));
+        let error = append(&store, "a", &[3]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        assert_eq!(plan.count("append"), 1);
+    });
+}
+
+/// Broken: the last bytes of a disk would be used up, or appends refused with space left.
+#[test]
+fn a_default_reserve_is_a_hundredth_and_at_most_64_mebibytes() {
+    const MIB: u64 = 1 << 20;
+    runtime().block_on(async {
+        for (total, reserve) in [(1000 * MIB, 10 * MIB), (6400 * MIB, 64 * MIB), (1 << 40, 64 * MIB)] {
+            for (free, enough) in [(reserve, true), (reserve - 1, false)] {
+                let dir = tempfile::tempdir().unwrap();
+                let (disk, plan) = FaultyDisk::open(dir.path());
+                plan.clear();
+                plan.set_space(free, total);
+                let options = StoreOptions { reserve_bytes: None, ..options(Fsync::Always) };
+                let store = Store::new(disk, options, StoreMetrics::new());
+                assert_eq!(store.health().above_reserve, enough, "{free} of {total}");
+                let result = append(&store, "a", &[1]).await;
+                assert_eq!(result.is_ok(), enough, "{free} of {total}: {result:?}");
+                // As soon as there is room again it goes on.
+                plan.set_space(reserve, total);
+                append(&store, "a", &[2]).await.unwrap();
+            }
+        }
+    });
+}
+
+/// Broken: a budget that was set too small would refuse every request.
+#[test]
+fn the_budget_is_never_less_than_a_mebibyte() {
+    let dir = tempfile::tempdir().unwrap();
+    for (set, got) in [(0, 1 << 20), ((1 << 20) + 1, (1 << 20) + 1)] {
+        let options = StoreOptions { in_flight_bytes_max: set, ..options(Fsync::Always) };
+        let store = Store::new(RealDisk::open(dir.path()).unwrap(), options, StoreMetrics::new());
+        assert_eq!(store.health().in_flight_bytes_max, got);
+    }
+}
+
+/// Broken: each append would ask for the free space, or none would after the first.
+#[test]
+fn free_space_is_looked_at_a_few_times_a_second() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        let began = Instant::now();
+        for id in 0..20 {
+            append(&store, "a", &[id]).await.unwrap();
+        }
+        let looks = plan.space_looks();
+        assert!(looks as u128 <= 1 + began.elapsed().as_millis() / 250, "{looks} looks, {:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(260)).await;
+        append(&store, "a", &[20]).await.unwrap();
+        assert_eq!(plan.space_looks(), looks + 1);
+    });
+}
+
 /// Broken: events of concurrent requests would be lost, doubled or reordered within a client.
 #[test]
 fn concurrent_appends_are_all_there_in_each_clients_order() {
@@ -470,6 +668,9 @@ fn a_panic_stays_in_its_domain_and_acks_find_the_way_home() {
         let (a, b) = tokio::join!(append(&store, "a", &[1]), append(&store, "b", &[2]));
         assert!(matches!(a, Err(StoreError::Panicked)), "{a:?}");
         b.unwrap();
+        let again = tokio::time::timeout(PATIENCE, append(&store, "a", &[3])).await.expect("an answer");
+        assert!(matches!(again, Err(StoreError::Poisoned { reason: "panicked" })), "{again:?}");
+        assert_eq!(store.health().poisoned_domains, 1);
     });
     assert_eq!((ids(dir.path(), "a"), ids(dir.path(), "b")), (vec![], vec![2]));
     std::thread::scope(|scope| {
@@ -518,8 +719,9 @@ fn a_dropped_caller_cancels_nothing() {
 fn a_foreign_lock_is_waited_for_as_long_as_said() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = faulty(dir.path());
+        let (store, plan) = faulty(dir.path());
         append(&store, "a", &[1]).await.unwrap();
+        plan.clear();
         let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let started = Instant::now();
@@ -529,6 +731,7 @@ fn a_foreign_lock_is_waited_for_as_long_as_said() {
         });
         let waited = started.elapsed();
         assert!(matches!(held, Err(StoreError::LockTimeout { .. })), "{held:?}");
+        assert!(plan.count("try_lock") < 40, "it looks again after 1, 2, 4, … and at last every 50 ms");
         assert!(waited >= Duration::from_millis(300) && waited < Duration::from_millis(900), "{waited:?}");
         assert!(free < Duration::from_millis(250), "{free:?}");
         drop(lock);

@@ -12,7 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use leitstand::domain::Domain;
-use leitstand::storage::FileNames;
+use leitstand::storage::verify::VerifyOptions;
+use leitstand::storage::{FileNames, RealDisk};
 
 use crate::support::{Finished, PATIENCE, Request, TestServer, command, run, skip, wait_exit, wait_for};
 
@@ -79,6 +80,9 @@ fn each_kind_of_damage_is_found_where_it_is() {
         assert_eq!((code, &report["clean"]), (Some(1), &Value::Bool(false)), "{case}");
         assert_eq!(told(&report["findings"]), one(kind, 2, sound + offset), "{case}");
         assert_eq!(report["lines"], if after.is_empty() { 2 } else { 3 }, "{case}");
+        if after.is_empty() {
+            assert_eq!(report["findings"][0]["bytes"], line.len(), "{case}");
+        }
         let text = verify(dir.path(), &[]);
         let place = format!("finding: a.jsonl, line 2, offset {}", sound + offset);
         assert!(text.code == Some(1) && text.stdout.contains(&place) && text.stdout.contains(kind), "{text:?}");
@@ -145,6 +149,8 @@ fn names_that_break_the_rules_are_told() {
     let notes = [("a.1", "stray_name"), ("c.jsonl.lock", "lock_not_empty"), ("sub", "stray_name")];
     assert_eq!(names(&report["notes"]), notes.map(pair));
     assert_eq!(report["files"], 1, "only the real data file is read");
+    assert_eq!(report["not_checked"], serde_json::json!([]));
+    assert_eq!(verify(dir.path(), &["--domain", "dir"]).code, Some(2), "its data file is a directory");
 }
 
 /// Broken, what a repair or a poison left behind would be forgotten, also under a shortened name.
@@ -177,11 +183,29 @@ fn the_side_directory_is_looked_at_too() {
     assert_eq!((code, kinds(&report["findings"])), (Some(1), vec!["poisoned".into(), "orphan_marker".into()]));
     assert_eq!(report["findings"][0]["file"], names.data);
     assert_eq!(kinds(&report["notes"]), ["stale_marker", "unfinished_rewrite", "stray_name"]);
+    fs::write(torn.join("b.jsonl.22.1700000000000000000"), CANARY).unwrap();
     // One domain: only what belongs to it.
     let (report, code) = document(dir.path(), &["--domain", "a"]);
     assert_eq!((code, &report["torn"]["files"], &report["notes_total"]), (Some(0), &1.into(), &2.into()), "{report:#}");
     let (report, code) = document(dir.path(), &["--domain", &domain]);
     assert_eq!((code, kinds(&report["findings"])), (Some(1), vec!["poisoned".into()]), "{report:#}");
+}
+
+/// Broken, somebody who waits would be told a wrong share.
+#[test]
+fn progress_goes_up_to_all_bytes() {
+    let dir = data_dir();
+    for domain in ["a", "b", "c"] {
+        fs::write(dir.path().join(format!("{domain}.jsonl")), format!("{{\"domain\":\"{domain}\"}}\n").repeat(3))
+            .unwrap();
+    }
+    let disk = RealDisk::open_existing(dir.path()).unwrap();
+    let mut seen = Vec::new();
+    let options = VerifyOptions { only: None, lock_timeout: Duration::ZERO };
+    leitstand::storage::verify::verify(&disk, &options, &mut |at| seen.push((at.bytes_done, at.bytes))).unwrap();
+    let all = 9 * "{\"domain\":\"a\"}\n".len() as u64;
+    assert!(seen.is_sorted() && seen.iter().all(|&(_, bytes)| bytes == all), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(all, all)));
 }
 
 /// Broken, the file of a long domain would be taken for a stray, or for another domain's.
@@ -260,6 +284,8 @@ fn exit_codes_and_the_document_keep_their_shape() {
     let (report, _) = document(dir.path(), &[]);
     let keys: Vec<&str> = report["findings"][0].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["advice", "bytes", "file", "kind", "line", "offset", "what"]);
+    assert_eq!(report["findings"][0]["what"], "not JSON");
+    assert!(report["findings"][0]["advice"].as_str().unwrap().contains("RUNBOOK"));
 
     // The directory comes from the environment and from .env too, and no token is needed.
     let outer = data_dir();
@@ -288,7 +314,9 @@ fn what_cannot_be_read_is_said() {
     let copy = data_dir();
     fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = copy.path().join("leitstand");
-    fs::copy(crate::support::BINARY, &binary).unwrap();
+    // By another process: a child of another test could hold our file open for writing, and what is
+    // open for writing cannot be run.
+    assert!(std::process::Command::new("cp").arg(crate::support::BINARY).arg(&binary).status().unwrap().success());
     let look = || {
         let mut command = std::process::Command::new(&binary);
         run(command.args(["verify", "--data-dir"]).arg(dir.path()).current_dir("/").uid(65534).gid(65534))
