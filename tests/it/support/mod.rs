@@ -356,7 +356,12 @@ impl TestServer {
 
     /// The sum of all samples of a metric whose labels contain `labels`.
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
-        let page = self.get("/metrics").text();
+        let page = self.get("/metrics");
+        if page.status != 200 {
+            // Refused, as a connection too many: nothing is known.
+            return f64::NAN;
+        }
+        let page = page.text();
         page.lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.rsplit_once(' '))
