@@ -236,6 +236,8 @@ pub(crate) struct ConnIo<S> {
     /// Heads that have come so far.
     heads: u64,
     stall: Option<Pin<Box<Sleep>>>,
+    /// What is not yet out of a `100 Continue`.
+    interim_left: usize,
     /// What is written instead of hyper's own answer, and how much of it is out.
     instead: Option<(Vec<u8>, usize)>,
     /// The head of an answer of ours was offered to the stream and not taken yet.
@@ -260,7 +262,16 @@ enum Phase {
 
 impl<S> ConnIo<S> {
     pub(crate) fn new(stream: S, state: Arc<ConnState>) -> Self {
-        ConnIo { stream, state, phase: Phase::head(), heads: 0, stall: None, instead: None, head_waits: false }
+        ConnIo {
+            stream,
+            state,
+            phase: Phase::head(),
+            heads: 0,
+            stall: None,
+            interim_left: 0,
+            instead: None,
+            head_waits: false,
+        }
     }
 
     pub(crate) fn into_inner(self) -> S {
@@ -465,12 +476,28 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
 }
 
 impl<S: AsyncWrite + Unpin> ConnIo<S> {
+    /// `100 Continue` goes out alone, because hyper puts what it answers next behind it, and an answer
+    /// is known by its first bytes. `None`: there is none.
+    fn write_interim(&mut self, cx: &mut Context<'_>, first: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if self.interim_left == 0 && self.instead.is_none() && is_interim(first) {
+            self.interim_left = memchr::memmem::find(first, b"\r\n\r\n").map_or(first.len(), |at| at + 4);
+        }
+        if self.interim_left == 0 {
+            return None;
+        }
+        let polled = Pin::new(&mut self.stream).poll_write(cx, &first[..self.interim_left.min(first.len())]);
+        if let Poll::Ready(Ok(n)) = polled {
+            self.interim_left -= n;
+        }
+        Some(polled)
+    }
+
     /// If hyper answers by itself, writes our form of that answer, and says that all of hyper's was
     /// taken. `None`: the bytes are ours and go out as they are.
     fn write_instead(&mut self, cx: &mut Context<'_>, first: &[u8], len: usize) -> Option<Poll<io::Result<usize>>> {
         if self.instead.is_none() {
             // Only the head of an answer begins like this: our bodies are JSON, pages and figures.
-            let head = first.starts_with(b"HTTP/1.") && !first.get(8..).is_some_and(|rest| rest.starts_with(b" 100 "));
+            let head = first.starts_with(b"HTTP/1.");
             // A head that found no room comes again, and is counted once.
             if !head || self.head_waits || self.state.takes_due_answer() {
                 self.head_waits |= head;
@@ -493,6 +520,10 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
     }
 }
 
+fn is_interim(head: &[u8]) -> bool {
+    head.starts_with(b"HTTP/1.") && head.get(8..).is_some_and(|rest| rest.starts_with(b" 100 "))
+}
+
 /// compat: the text of the original, with hyper's status.
 fn own_refusal(head: &[u8], id: &[u8]) -> Vec<u8> {
     let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
@@ -512,7 +543,7 @@ fn write_hex(into: &mut [u8], mut number: u64) {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = match self.write_instead(cx, buf, buf.len()) {
+        let polled = match self.write_interim(cx, buf).or_else(|| self.write_instead(cx, buf, buf.len())) {
             Some(polled) => polled,
             None => Pin::new(&mut self.stream).poll_write(cx, buf),
         };
@@ -526,7 +557,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
     ) -> Poll<io::Result<usize>> {
         let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
         let len = bufs.iter().map(|buf| buf.len()).sum();
-        let polled = match self.write_instead(cx, first, len) {
+        let polled = match self.write_interim(cx, first).or_else(|| self.write_instead(cx, first, len)) {
             Some(polled) => polled,
             None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
         };
@@ -622,8 +653,10 @@ mod tests {
                 state.answer_begins();
                 io.write_all(ours).await.unwrap();
             }
-            io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
-            io.write_all(theirs).await.unwrap();
+            // As hyper does it with a body that is there at once: in one piece.
+            state.answer_begins();
+            io.write_all(&[&b"HTTP/1.1 100 Continue\r\n\r\n"[..], ours].concat()).await.unwrap();
+            io.write_all(&[&b"HTTP/1.1 100 Continue\r\n\r\n"[..], theirs].concat()).await.unwrap();
             drop(io);
         };
         let read = async {
@@ -634,7 +667,7 @@ mod tests {
             String::from_utf8(all).unwrap()
         };
         let ((), all) = tokio::join!(write, read);
-        assert_eq!(all.matches("HTTP/1.1 202 Accepted").count(), 3, "{all}");
+        assert_eq!(all.matches("HTTP/1.1 202 Accepted").count(), 4, "{all}");
         assert_eq!(all.matches("x-request-id").count(), 1, "{all}");
         assert!(all.contains("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 Bad Request\r\n"), "{all}");
         assert!(all.ends_with("Invalid HTTP request received."), "{all}");

@@ -308,4 +308,12 @@ fn a_request_that_cannot_be_parsed_gets_an_id_and_the_text_too() {
     let second = client.read_answer("POST");
     assert_eq!((first.status, second.status), (202, 400));
     assert!(second.header("x-request-id").is_some_and(|id| Some(id) != first.header("x-request-id")), "{second:?}");
+    // And where an answer that needs no disk goes out in one piece with the `100 Continue` before it.
+    let mut client = server.connect();
+    let request = Request::post("frame", "nothing").header("Expect", "100-continue");
+    client.send([request.bytes(), b"GARBAGE\r\n\r\n".to_vec()].concat());
+    let [interim, first, second] = [(); 3].map(|()| client.read_answer("POST"));
+    assert_eq!([interim.status, first.status, second.status], [100, 400, 400]);
+    assert_eq!(second.text(), "Invalid HTTP request received.");
+    assert!(second.header("x-request-id").is_some_and(|id| Some(id) != first.header("x-request-id")), "{second:?}");
 }
