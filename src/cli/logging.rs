@@ -22,6 +22,9 @@ use crate::config::{LogFormat, LogLevel};
 const QUEUED_LINES_MAX: usize = 8192;
 /// Lines written in one go.
 const BATCH_BYTES: usize = 64 << 10;
+/// How long lines gather after a write. A lone line goes out at once; under load nobody has to wake the
+/// thread for each of his lines.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long the end waits for the last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -75,6 +78,7 @@ fn write_lines(mut stdout: File, lines: &Receiver<Message>) {
             // Whoever asked may have stopped waiting.
             let _ = done.send(());
         }
+        std::thread::sleep(GATHER);
     }
 }
 
