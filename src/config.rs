@@ -36,7 +36,7 @@ pub enum Bind {
 }
 
 /// Shared secrets. `Debug` shows how many, never what.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tokens(Vec<String>);
 
 /// `LEITSTAND_LOG_FORMAT`.
@@ -63,6 +63,9 @@ pub struct Config {
     /// `LEITSTAND_TOKEN` (required), secrets split at comma and newline, or `LEITSTAND_TOKEN_FILE`,
     /// the name of a file with them. compat, but the original had one secret only.
     pub tokens: Tokens,
+    /// `LEITSTAND_ADMIN_TOKEN` or `LEITSTAND_ADMIN_TOKEN_FILE`, of the same form; they may do everything.
+    /// Default none. New.
+    pub admin_tokens: Tokens,
     /// `LEITSTAND_DATA_DIR`, default `data`. compat.
     pub data_dir: PathBuf,
     /// `LEITSTAND_MAX_BODY`, default 1048576 bytes; the limit of a body, decompressed. compat.
@@ -112,9 +115,11 @@ pub struct ConfigError(pub Vec<Problem>);
 
 /// The settings every value of which is read from the environment, with their defaults, in the
 /// order of the documents. `.env.example` is compared with it.
-pub const SETTINGS: [(&str, &str); 19] = [
+pub const SETTINGS: [(&str, &str); 21] = [
     ("LEITSTAND_TOKEN", ""),
     ("LEITSTAND_TOKEN_FILE", ""),
+    ("LEITSTAND_ADMIN_TOKEN", ""),
+    ("LEITSTAND_ADMIN_TOKEN_FILE", ""),
     ("LEITSTAND_DATA_DIR", "data"),
     ("LEITSTAND_MAX_BODY", "1048576"),
     ("LEITSTAND_LOCK_TIMEOUT", "30"),
@@ -141,13 +146,21 @@ impl Config {
     /// [`ConfigError`] with all problems, not only the first. Never quotes a secret.
     pub fn from_source(source: &Source<'_>) -> Result<Config, ConfigError> {
         let mut reader = Reader { source, problems: Vec::new(), warnings: Vec::new() };
-        let tokens = reader.tokens();
+        let tokens = reader.tokens("LEITSTAND_TOKEN");
+        if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty()) {
+            reader.problem(
+                "LEITSTAND_TOKEN",
+                "is not set: every request must carry a shared secret, e.g. LEITSTAND_TOKEN=$(openssl rand -hex 24)",
+            );
+        }
+        let admin_tokens = reader.tokens("LEITSTAND_ADMIN_TOKEN");
         let max_body_bytes = reader.get("LEITSTAND_MAX_BODY", |text| match bytes(text)? {
             n if n > MAX_BODY_LIMIT_BYTES => Err(format!("must be at most {MAX_BODY_LIMIT_BYTES}")),
             n => Ok(n as usize),
         });
         let config = Config {
-            tokens,
+            tokens: tokens.unwrap_or_default(),
+            admin_tokens: admin_tokens.unwrap_or_default(),
             data_dir: reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text))),
             max_body_bytes,
             lock_timeout: reader.get("LEITSTAND_LOCK_TIMEOUT", |text| seconds(text, 0..=86_400)),
@@ -193,6 +206,7 @@ impl Config {
         let proxies: Vec<_> = self.trusted_proxies.iter().map(ToString::to_string).collect();
         vec![
             ("LEITSTAND_TOKEN", format!("{} (masked)", self.tokens.0.len())),
+            ("LEITSTAND_ADMIN_TOKEN", format!("{} (masked)", self.admin_tokens.0.len())),
             ("LEITSTAND_DATA_DIR", self.data_dir.display().to_string()),
             ("LEITSTAND_MAX_BODY", self.max_body_bytes.to_string()),
             ("LEITSTAND_LOCK_TIMEOUT", self.lock_timeout.as_secs().to_string()),
@@ -261,40 +275,36 @@ impl Reader<'_> {
         parse(default).expect("every default in SETTINGS can be read, see the test")
     }
 
-    fn tokens(&mut self) -> Tokens {
-        let inline = self.raw("LEITSTAND_TOKEN");
-        let file = self.raw("LEITSTAND_TOKEN_FILE");
-        let text = match (inline, file) {
+    /// The secrets of `name` or of the file that `<name>_FILE` names; `None` after a problem.
+    fn tokens(&mut self, name: &str) -> Option<Tokens> {
+        let file_name = format!("{name}_FILE");
+        let text = match (self.raw(name), self.raw(&file_name)) {
             (Some(_), Some(_)) => {
-                self.problem("LEITSTAND_TOKEN", "and LEITSTAND_TOKEN_FILE are both set: keep one of them");
-                return Tokens(Vec::new());
+                self.problem(name, &format!("and {file_name} are both set: keep one of them"));
+                return None;
             }
             (Some(text), None) => text,
             (None, Some(path)) => match (self.source.read)(Path::new(&path)).map(String::from_utf8) {
                 Ok(Ok(text)) => text,
                 Ok(Err(_)) => {
-                    self.problem("LEITSTAND_TOKEN_FILE", "names a file that is not UTF-8");
-                    return Tokens(Vec::new());
+                    self.problem(&file_name, "names a file that is not UTF-8");
+                    return None;
                 }
                 Err(e) => {
                     // The value is not quoted: people put the secret itself there by mistake.
-                    self.problem("LEITSTAND_TOKEN_FILE", &format!("must name a file that can be read: {e}"));
-                    return Tokens(Vec::new());
+                    self.problem(&file_name, &format!("must name a file that can be read: {e}"));
+                    return None;
                 }
             },
             (None, None) => String::new(),
         };
         let tokens: Vec<String> =
             text.split([',', '\n']).map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect();
-        if tokens.is_empty() {
-            self.problem(
-                "LEITSTAND_TOKEN",
-                "is not set: every request must carry a shared secret, e.g. LEITSTAND_TOKEN=$(openssl rand -hex 24)",
-            );
-        } else if tokens.iter().any(|t| t.chars().any(char::is_control)) {
-            self.problem("LEITSTAND_TOKEN", "holds a control character, which no HTTP header can carry");
+        if tokens.iter().any(|t| t.chars().any(char::is_control)) {
+            self.problem(name, "holds a control character, which no HTTP header can carry");
+            return None;
         }
-        Tokens(tokens)
+        Some(Tokens(tokens))
     }
 
     fn problem(&mut self, name: &str, text: &str) {

@@ -6,7 +6,7 @@
 //! * [`domain`] makes a checked name of a text;
 //! * [`event`] makes a checked batch of a body, as the exact bytes to append;
 //! * [`storage`] makes them durable, and only then the request is answered;
-//! * [`config`], [`rate`] and [`metrics`] say how, how often, and how much;
+//! * [`config`], [`rate`], [`token`] and [`metrics`] say how, how often, who, and how much;
 //! * [`cli`] wires it all to a command line.
 //!
 //! Who may import whom is in `docs/architecture.md`; `tests/it/tidy.rs` watches it.
@@ -24,3 +24,4 @@ pub mod metrics;
 pub mod rate;
 mod rng;
 pub mod storage;
+pub mod token;

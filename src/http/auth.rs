@@ -1,7 +1,8 @@
-//! X-Auth: is this one of our secrets? And: is this client guessing?
+//! X-Auth: is this one of our secrets, and may it do this? And: is this client guessing?
 
 use std::time::Instant;
 
+use axum::extract::Request;
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
@@ -9,8 +10,10 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use super::edge::Caller;
 use super::error::ApiError;
 use super::limits::Limiter;
+use super::state::AppState;
 use crate::config::Tokens;
 use crate::rate::RateLimits;
+use crate::token::{Scope, Scopes};
 
 const X_AUTH: HeaderName = HeaderName::from_static("x-auth");
 /// How long a client that showed a right token is known for it.
@@ -18,22 +21,43 @@ const ESTABLISHED_FOR: &str = "1/hour";
 
 /// Checks tokens.
 pub struct Auth {
-    digests: Vec<[u8; 32]>,
+    known: Vec<Known>,
     /// Wrong tokens per client.
     failures: Limiter,
     /// Which client has shown which right token lately.
     established: Limiter,
 }
 
+/// A token that is accepted.
+struct Known {
+    digest: [u8; 32],
+    scopes: Scopes,
+}
+
+/// Passes a request to a handler behind the router whose token may do what `need` says.
+///
+/// # Errors
+/// As [`Auth::check`].
+pub(crate) fn authorise(state: &AppState, request: &Request, need: Scope) -> Result<(), ApiError> {
+    state.auth.check(request.headers(), Caller::of(request.extensions()), need)
+}
+
 impl Auth {
-    /// Accepts any of `tokens`; each client may be wrong as often as `failures` allows.
-    pub fn new(tokens: &Tokens, failures: RateLimits) -> Auth {
-        let digests = tokens.expose().iter().map(|token| Sha256::digest(token.as_bytes()).into()).collect();
+    /// Accepts any of `tokens` and, for everything, any of `admin`; each client may be wrong as often
+    /// as `failures` allows.
+    pub fn new(tokens: &Tokens, admin: &Tokens, failures: RateLimits) -> Auth {
+        let of = |tokens: &Tokens, scopes: Scopes| -> Vec<Known> {
+            let known = |token: &String| Known { digest: Sha256::digest(token.as_bytes()).into(), scopes };
+            tokens.expose().iter().map(known).collect()
+        };
+        // Of a secret that is in both the last place counts.
+        let known = of(tokens, Scopes::SERVICE).into_iter().chain(of(admin, Scopes::ALL)).collect();
         let established = RateLimits::parse(ESTABLISHED_FOR).expect("a constant of the grammar");
-        Auth { digests, failures: Limiter::new(failures), established: Limiter::new(established) }
+        Auth { known, failures: Limiter::new(failures), established: Limiter::new(established) }
     }
 
-    /// Passes a request that carries exactly one X-Auth with a right token.
+    /// Passes a request that carries exactly one X-Auth with a right token that may do what `need`
+    /// says.
     ///
     /// A client with too many wrong tokens is refused before its token is looked at, so that
     /// guessing costs time; but a token that this client used before is let through all the same,
@@ -41,8 +65,14 @@ impl Auth {
     ///
     /// # Errors
     /// [`ApiError::Unauthorized`], or [`ApiError::TokenGuessing`] when the client was wrong too
-    /// often.
-    pub(crate) fn check(&self, headers: &HeaderMap, caller: &Caller) -> Result<(), ApiError> {
+    /// often; [`ApiError::Forbidden`] for a right token that may not do this.
+    pub(crate) fn check(&self, headers: &HeaderMap, caller: &Caller, need: Scope) -> Result<(), ApiError> {
+        let index = self.token(headers, caller)?;
+        if self.known[index as usize].scopes.has(need) { Ok(()) } else { Err(ApiError::Forbidden) }
+    }
+
+    /// Whose token it is.
+    fn token(&self, headers: &HeaderMap, caller: &Caller) -> Result<u32, ApiError> {
         let (key, now) = (caller.client.key(), caller.started);
         let suspect = self.failures.peek(key, now).err();
         match (self.token_index(headers), suspect) {
@@ -50,11 +80,11 @@ impl Auth {
                 if caller.conn.shows_token_anew(key, index) {
                     self.established.remember((key, index), now);
                 }
-                Ok(())
+                Ok(index)
             }
             (Some(index), Some(_)) if self.established.knows((key, index), now) => {
                 self.established.remember((key, index), now);
-                Ok(())
+                Ok(index)
             }
             (_, Some(standing)) => Err(ApiError::TokenGuessing { retry_after_s: standing.retry_after_s() }),
             (None, None) => {
@@ -79,8 +109,8 @@ impl Auth {
         let digest: [u8; 32] = Sha256::digest(value.as_bytes()).into();
         let mut found = Choice::from(0);
         let mut index = 0;
-        for (i, known) in self.digests.iter().enumerate() {
-            let equal = known.ct_eq(&digest);
+        for (i, known) in self.known.iter().enumerate() {
+            let equal = known.digest.ct_eq(&digest);
             index.conditional_assign(&(i as u32), equal);
             found |= equal;
         }
@@ -95,17 +125,22 @@ mod tests {
     use crate::http::conn::Connections;
 
     fn auth() -> Auth {
-        Auth::new(&Tokens::new(vec!["one".into(), "tökén".into()]), RateLimits::parse("3/minute").unwrap())
+        let tokens = Tokens::new(vec!["one".into(), "tökén".into()]);
+        Auth::new(&tokens, &Tokens::new(vec!["root".into()]), RateLimits::parse("3/minute").unwrap())
     }
 
     fn check(auth: &Auth, tokens: &[&[u8]], ip: &str) -> Result<(), u16> {
+        check_for(auth, tokens, ip, Scope::Ingest)
+    }
+
+    fn check_for(auth: &Auth, tokens: &[&[u8]], ip: &str, need: Scope) -> Result<(), u16> {
         let mut headers = HeaderMap::new();
         for token in tokens {
             headers.append(X_AUTH, http::HeaderValue::from_bytes(token).unwrap());
         }
         let (_, conn) = Connections::default().add();
         let caller = Caller { client: Client(Peer::from_ip(ip.parse().unwrap())), conn, started: Instant::now() };
-        auth.check(&headers, &caller).map_err(|e| e.status().as_u16())
+        auth.check(&headers, &caller, need).map_err(|e| e.status().as_u16())
     }
 
     #[test]
@@ -123,6 +158,18 @@ mod tests {
             (&[b"one,tok"], Err(401)),
         ] {
             assert_eq!(check(&auth(), tokens, "192.0.2.1"), want, "{tokens:?}");
+        }
+    }
+
+    /// Broken, every producer could change how the service runs, or an admin could not.
+    #[test]
+    fn a_token_may_do_what_its_scopes_say() {
+        let auth = auth();
+        for need in [Scope::Ingest, Scope::Read, Scope::Admin] {
+            assert_eq!(check_for(&auth, &[b"root"], "192.0.2.1", need), Ok(()), "{need:?}");
+            let service = if need == Scope::Admin { Err(403) } else { Ok(()) };
+            assert_eq!(check_for(&auth, &[b"one"], "192.0.2.1", need), service, "{need:?}");
+            assert_eq!(check_for(&auth, &[b"wrong"], "192.0.2.2", need), Err(401), "{need:?}");
         }
     }
 
@@ -172,9 +219,11 @@ mod tests {
     /// Times `samples` comparisons of two kinds in random order; a kind is a guess and the token that
     /// is configured. All of them use the same memory, so that only the comparison can differ.
     fn timed(kinds: [(&[u8], &str); 2], samples: usize, rng: &mut u64) -> f64 {
-        let mut auth = Auth::new(&Tokens::new(vec!["x".into()]), RateLimits::parse("off").unwrap());
-        let built =
-            kinds.map(|(_, token)| Auth::new(&Tokens::new(vec![token.into()]), RateLimits::default()).digests[0]);
+        let none = Tokens::new(Vec::new());
+        let mut auth = Auth::new(&Tokens::new(vec!["x".into()]), &none, RateLimits::parse("off").unwrap());
+        let built = kinds.map(|(_, token)| {
+            Auth::new(&Tokens::new(vec![token.into()]), &none, RateLimits::default()).known[0].digest
+        });
         let mut times = [const { Vec::<u32>::new() }; 2];
         while times.iter().map(Vec::len).sum::<usize>() < samples {
             // xorshift: which kind is next must not follow any pattern.
@@ -182,7 +231,7 @@ mod tests {
             *rng ^= *rng >> 7;
             *rng ^= *rng << 17;
             let kind = (*rng >> 40) as usize & 1;
-            auth.digests[0] = built[kind];
+            auth.known[0].digest = built[kind];
             let mut headers = HeaderMap::with_capacity(1);
             headers.insert(X_AUTH, http::HeaderValue::from_bytes(kinds[kind].0).unwrap());
             let started = Instant::now();

@@ -92,7 +92,8 @@ pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
     coding: Coding,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let bytes = in_time(state.body_timeout, collect(state, body, coding, reservation)).await?;
+    let limit = state.live().body_timeout;
+    let bytes = in_time(limit, collect(state, body, coding, reservation)).await?;
     conn.body_read();
     match coding {
         Coding::Identity => Ok(bytes),

@@ -236,6 +236,7 @@ impl Edge {
         match error {
             ApiError::RateLimited(_) => metrics.refused(Refusal::RateLimited),
             ApiError::Unauthorized => metrics.refused(Refusal::Unauthorized),
+            ApiError::Forbidden => metrics.refused(Refusal::Forbidden),
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),

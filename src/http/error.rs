@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | bad content, domain, framing | 400, 411, 413, 415, 422, 501 | mends the request | nothing |
 //! | token | 401 | sets the token | compares both sides |
+//! | right token, not for this | 403 | takes another token | gives the scope |
 //! | too often | 429 | waits `Retry-After` | raises the limit, or finds the loop |
 //! | body too slow | 408 | sends again | looks at the network |
 //! | lock, queue, connections, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
@@ -35,6 +36,8 @@ pub enum ApiError {
     NotFound,
     MethodNotAllowed,
     Unauthorized,
+    /// A right token that may not do this.
+    Forbidden,
     /// Too many wrong tokens from this client.
     TokenGuessing {
         retry_after_s: u64,
@@ -86,6 +89,7 @@ impl ApiError {
             ApiError::NotFound => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ApiError::Forbidden => StatusCode::FORBIDDEN,
             ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
             ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -125,6 +129,7 @@ impl ApiError {
             ApiError::NotFound => "Not Found",
             ApiError::MethodNotAllowed => "Method Not Allowed",
             ApiError::Unauthorized => "unauthorized",
+            ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => "too many requests",
             ApiError::LengthRequired => "length required",
             ApiError::TooLarge { .. } => "payload too large",
@@ -159,6 +164,7 @@ impl ApiError {
             ApiError::NotFound => "not_found",
             ApiError::MethodNotAllowed => "method_not_allowed",
             ApiError::Unauthorized => "unauthorized",
+            ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
             ApiError::LengthRequired => "length_required",

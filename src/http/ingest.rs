@@ -19,6 +19,7 @@ use super::limits::Standing;
 use super::state::AppState;
 use crate::domain::Domain;
 use crate::event::{Batch, EventError, Format, Reason};
+use crate::token::Scope;
 
 /// Path before the domain on the deprecated route.
 const OLD_PREFIX: &str = "/ingest/";
@@ -151,10 +152,10 @@ pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
 
 /// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.
 fn admit(state: &AppState, caller: &Caller, parts: &Parts, body: &impl HttpBody) -> Result<Option<Standing>, ApiError> {
-    state.auth.check(&parts.headers, caller)?;
+    state.auth.check(&parts.headers, caller, Scope::Ingest)?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    state.limiter.hit((caller.client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
+    state.live().limiter.hit((caller.client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
 }
 
 /// One request, from admitted to acknowledged.

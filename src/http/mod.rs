@@ -12,6 +12,7 @@ mod edge;
 mod error;
 mod ingest;
 mod limits;
+mod live;
 #[cfg(feature = "docs")]
 mod openapi;
 mod ops;

@@ -8,10 +8,11 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
 
-use super::edge::Caller;
+use super::auth::authorise;
 use super::error::ApiError;
 use super::state::AppState;
 use crate::storage::StoreHealth;
+use crate::token::Scope;
 
 /// `GET /health`
 #[derive(Serialize)]
@@ -71,7 +72,7 @@ pub(crate) struct Checks {
 #[cfg_attr(feature = "docs", utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = [])),
     responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail))))]
 pub(crate) async fn health(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    authorise(&state, &request)?;
+    authorise(&state, &request, Scope::Read)?;
     Ok(json(StatusCode::OK, &Health { status: "ok" }))
 }
 
@@ -104,7 +105,7 @@ pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response
 #[cfg_attr(feature = "docs", utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = [])),
     responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail))))]
 pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    authorise(&state, &request)?;
+    authorise(&state, &request, Scope::Read)?;
     Ok(json(StatusCode::OK, &VersionInfo { version: state.version.clone() }))
 }
 
@@ -113,7 +114,7 @@ pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request
     responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))))]
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
-    state.metrics.observe(&health, state.connections_open(), state.connections_max, state.limiter.keys());
+    state.metrics.observe(&health, state.connections_open(), state.connections_max, state.live().limiter.keys());
     let mut response = state.metrics.render().into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     Ok(response)
@@ -125,11 +126,7 @@ async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
     tokio::task::spawn_blocking(move || store.health()).await.map_err(|_| ApiError::Panicked)
 }
 
-fn authorise(state: &AppState, request: &Request) -> Result<(), ApiError> {
-    state.auth.check(request.headers(), Caller::of(request.extensions()))
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     let body = serde_json::to_string(value).unwrap_or_default();
     (status, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use arc_swap::{ArcSwap, Guard};
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::auth::Auth;
 use super::decode::Decoders;
-use super::limits::Limiter;
+use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::storage::Store;
@@ -22,10 +23,9 @@ pub struct AppState {
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) auth: Auth,
-    pub(crate) limiter: Limiter,
+    live: ArcSwap<Live>,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) max_body_bytes: usize,
-    pub(crate) body_timeout: Duration,
     pub(crate) version: String,
     pub(crate) decoders: Decoders,
     pub(crate) parsers: Arc<Semaphore>,
@@ -41,11 +41,10 @@ impl AppState {
         AppState {
             store,
             metrics,
-            auth: Auth::new(&config.tokens, config.auth_rate_limit.clone()),
-            limiter: Limiter::new(config.rate_limit.clone()),
+            auth: Auth::new(&config.tokens, &config.admin_tokens, config.auth_rate_limit.clone()),
+            live: ArcSwap::from_pointee(Live::new(config)),
             trusted_proxies: config.trusted_proxies.clone(),
             max_body_bytes: config.max_body_bytes,
-            body_timeout: config.body_timeout,
             version: config.version.clone(),
             decoders: Decoders::new(),
             parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
@@ -53,6 +52,11 @@ impl AppState {
             connections_max,
             closing: AtomicBool::new(false),
         }
+    }
+
+    /// The settings as they are now. Not to be kept over an `await`.
+    pub(crate) fn live(&self) -> Guard<Arc<Live>> {
+        self.live.load()
     }
 
     /// How many connections are open.
@@ -63,7 +67,7 @@ impl AppState {
     /// Forgets clients that have been quiet. Call it every few seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.limiter.sweep(now);
+        self.live().limiter.sweep(now);
         self.auth.sweep(now);
     }
 }

@@ -106,6 +106,7 @@ pub struct RequestSample<'a> {
 pub enum Refusal {
     RateLimited,
     Unauthorized,
+    Forbidden,
     TokenGuessing,
     MalformedRequest,
     ConnectionLimit,
@@ -118,6 +119,7 @@ impl Refusal {
         match self {
             Refusal::RateLimited => "rate_limited",
             Refusal::Unauthorized => "unauthorized",
+            Refusal::Forbidden => "forbidden",
             Refusal::TokenGuessing => "token_guessing",
             Refusal::MalformedRequest => "malformed_request",
             Refusal::ConnectionLimit => "connection_limit",

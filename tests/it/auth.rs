@@ -1,6 +1,6 @@
 //! X-Auth: who gets in, and what everybody else learns.
 
-use crate::support::{PAGES, Request, TOKEN, TestServer};
+use crate::support::{ADMIN_TOKEN, PAGES, Request, TOKEN, TestServer};
 
 /// Broken, a stranger could find out limits, domains or how busy the service is.
 #[test]
@@ -64,6 +64,15 @@ fn any_of_several_tokens_passes() {
     let send = |token: &str| server.send(&Request::post("tokens", "{}").header("X-Auth", token)).status;
     assert_eq!(["old", "new", "newest"].map(send), [202; 3]);
     assert_eq!(["old,new", " old , new", "ol", "old\tnew", "newes", TOKEN].map(send), [401; 6]);
+}
+
+/// Broken, whoever runs the service would need a second token to send an event.
+#[test]
+fn an_admin_token_may_also_send_and_read() {
+    let server = TestServer::new();
+    let status = |request: Request| server.send(&request.header("X-Auth", ADMIN_TOKEN)).status;
+    assert_eq!(status(Request::post("admin", "{}")), 202);
+    assert_eq!(["/health", "/version"].map(|path| status(Request::get(path))), [200, 200]);
 }
 
 /// Broken, a secret that a container mounts as a file would not work.

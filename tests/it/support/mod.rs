@@ -20,6 +20,8 @@ pub use http::{Client, Request, Response};
 
 /// The shared secret of every test server.
 pub const TOKEN: &str = "golden-token";
+/// The admin secret of every test server.
+pub const ADMIN_TOKEN: &str = "admin-token";
 /// Longest wait for something that should happen at once. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -254,6 +256,7 @@ impl TestServer {
         let data = builder.dir().join("data");
         builder
             .env("LEITSTAND_TOKEN", TOKEN)
+            .env("LEITSTAND_ADMIN_TOKEN", ADMIN_TOKEN)
             .env("LEITSTAND_HOST", "127.0.0.1")
             .env("LEITSTAND_PORT", "0")
             .env("LEITSTAND_DATA_DIR", data)
