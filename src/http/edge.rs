@@ -26,7 +26,7 @@ use super::conn::ConnState;
 use super::error::{ApiError, Refused};
 use super::ingest::{Route, Subject};
 use super::state::AppState;
-use super::{ingest, route_template};
+use super::{feature_of, ingest, route_template};
 use crate::metrics::{Refusal, RequestSample};
 use crate::storage::{StoreError, chain};
 
@@ -159,6 +159,11 @@ impl Edge {
         if let Some(route) = hot {
             let (parts, body) = request.into_parts();
             return ingest::respond(&self.state, route, &caller, &parts, body, &mut log.subject).await;
+        }
+        if let Some(feature) = feature_of(log.route)
+            && let Err(error) = self.state.live().need(feature)
+        {
+            return error.into_response();
         }
         // Boxed, as every branch off the hot path: the future of each request has room for all.
         Box::pin(self.through_router(request, caller, log)).await

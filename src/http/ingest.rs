@@ -16,7 +16,9 @@ use super::body::{self, Coding, format_of};
 use super::edge::Caller;
 use super::error::ApiError;
 use super::limits::Standing;
+use super::live::Terms;
 use super::state::AppState;
+use crate::config::Feature;
 use crate::domain::Domain;
 use crate::event::{Batch, EventError, Format, Reason};
 use crate::token::Scope;
@@ -123,10 +125,10 @@ pub(crate) async fn respond<B: HttpBody<Data = Bytes> + Unpin>(
     subject: &mut Subject,
 ) -> Response {
     let mut standing = None;
-    let result = match admit(state, caller, parts, &body) {
-        Ok(passed) => {
+    let result = match admit(state, route, caller, parts, &body) {
+        Ok((passed, terms)) => {
             standing = passed;
-            ingest(state, route, caller, parts, body, subject).await
+            ingest(state, route, caller, parts, body, &terms, subject).await
         }
         Err(error) => Err(error),
     };
@@ -151,11 +153,23 @@ pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
 }
 
 /// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.
-fn admit(state: &AppState, caller: &Caller, parts: &Parts, body: &impl HttpBody) -> Result<Option<Standing>, ApiError> {
+fn admit(
+    state: &AppState,
+    route: Route,
+    caller: &Caller,
+    parts: &Parts,
+    body: &impl HttpBody,
+) -> Result<(Option<Standing>, Terms), ApiError> {
+    let live = state.live();
+    if route == Route::Old {
+        live.need(Feature::OldPath)?;
+    }
     state.auth.check(&parts.headers, caller, Scope::Ingest)?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    state.live().limiter.hit((caller.client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
+    let key = (caller.client.key(), parts.uri.path());
+    let standing = live.limiter.hit(key, caller.started).map_err(ApiError::RateLimited)?;
+    Ok((standing, live.terms(caller.started)))
 }
 
 /// One request, from admitted to acknowledged.
@@ -165,6 +179,7 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     caller: &Caller,
     parts: &Parts,
     body: B,
+    terms: &Terms,
     subject: &mut Subject,
 ) -> Result<(), ApiError> {
     let domain = match route {
@@ -172,15 +187,22 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
         Route::Old => Some(domain_of_path(parts)?),
     };
     subject.domain.clone_from(&domain);
+    if let Some(domain) = &domain {
+        terms.check(domain)?;
+    }
+    let payload_names_domain = domain.is_none();
     let coding = Coding::of(&parts.headers)?;
     let mut reservation = state.store.reserve(expected_bytes(&body))?;
-    let body = body::read(state, &caller.conn, body, coding, &mut reservation).await?;
+    let body = body::read(state, &caller.conn, body, coding, terms.body_deadline, &mut reservation).await?;
     subject.body_bytes = body.len() as u64;
     let unparsed = Unparsed { route, named: format_of(&parts.headers), body, domain };
     let Some(batch) = unparsed.parse(state).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
-    Ok(state.store.append(batch, reservation).await?)
+    if payload_names_domain {
+        terms.check(batch.domain())?;
+    }
+    Ok(state.store.append_before(batch, reservation, Some(terms.deadline)).await?)
 }
 
 /// What a small request of announced length will hold in memory, lines included, so that its

@@ -24,6 +24,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{get, post};
 
+use crate::config::Feature;
+
 // Public for the fuzz target of X-Forwarded-For, which no answer shows.
 #[doc(hidden)]
 pub use client::{Client, Peer};
@@ -78,6 +80,20 @@ fn route_template(path: &str) -> &'static str {
             _ if PAGES && path.starts_with("/docs/") => "/docs",
             _ => "none",
         },
+    }
+}
+
+/// What must be switched on for a route, by its template. The edge asks; the ingest routes ask themselves.
+fn feature_of(route: &str) -> Option<Feature> {
+    match route {
+        "/version" => Some(Feature::Version),
+        "/stats" => Some(Feature::Stats),
+        "/metrics" => Some(Feature::Metrics),
+        "/config" => Some(Feature::Config),
+        "/docs" | "/openapi.json" => Some(Feature::Docs),
+        "/ingest/{domain}" => Some(Feature::OldPath),
+        _ if route.starts_with("/admin/") => Some(Feature::Admin),
+        _ => None,
     }
 }
 
