@@ -14,6 +14,7 @@ use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::storage::Store;
+use crate::token::TokenSet;
 
 /// Most large bodies being parsed at once.
 const PARSERS_MAX: usize = 4;
@@ -41,7 +42,10 @@ impl AppState {
         AppState {
             store,
             metrics,
-            auth: Auth::new(&config.tokens, &config.admin_tokens, config.auth_rate_limit.clone()),
+            auth: Auth::new(
+                TokenSet::shared(config.tokens.expose(), config.admin_tokens.expose()),
+                config.auth_rate_limit.clone(),
+            ),
             live: ArcSwap::from_pointee(Live::new(config)),
             trusted_proxies: config.trusted_proxies.clone(),
             max_body_bytes: config.max_body_bytes,

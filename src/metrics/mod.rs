@@ -106,6 +106,7 @@ pub struct RequestSample<'a> {
 pub enum Refusal {
     RateLimited,
     Unauthorized,
+    TokenExpired,
     Forbidden,
     TokenGuessing,
     MalformedRequest,
@@ -119,6 +120,7 @@ impl Refusal {
         match self {
             Refusal::RateLimited => "rate_limited",
             Refusal::Unauthorized => "unauthorized",
+            Refusal::TokenExpired => "token_expired",
             Refusal::Forbidden => "forbidden",
             Refusal::TokenGuessing => "token_guessing",
             Refusal::MalformedRequest => "malformed_request",
