@@ -24,7 +24,7 @@ use crate::patterns::{DomainRules, Patterns};
 use crate::rate::RateLimits;
 use crate::storage::Fsync;
 
-pub use document::{Values, edit_toml, patch, toml};
+pub use document::{Values, edit_toml, leaves, merge_patch, patch, toml};
 pub use features::{Feature, Features};
 pub use layers::{FileLayer, Found, Layers, Origin};
 pub use suggest::unknown_variables;

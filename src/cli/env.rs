@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
@@ -42,6 +43,8 @@ pub(super) struct Loader {
     flags: Values,
     socket: Option<PathBuf>,
     file: Option<PathBuf>,
+    /// The TOML file was not empty when it was read last.
+    had_content: AtomicBool,
 }
 
 impl Loader {
@@ -55,7 +58,13 @@ impl Loader {
             }
         }
         let environment = std::env::vars_os().filter_map(text).collect();
-        Loader { environment, flags, socket: args.uds.clone(), file: args.config.clone() }
+        Loader {
+            environment,
+            flags,
+            socket: args.uds.clone(),
+            file: args.config.clone(),
+            had_content: AtomicBool::new(false),
+        }
     }
 
     /// Reads everything anew, with `patch` on top.
@@ -144,6 +153,11 @@ impl Loader {
     fn file(&self, dot_env: &HashMap<String, OsString>) -> Result<Option<FileLayer>, String> {
         let Some(path) = self.config_path(dot_env) else { return Ok(None) };
         let text = read_text(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+        // Somebody has opened it to write it anew.
+        if text.is_empty() && self.had_content.load(Ordering::Relaxed) {
+            return Err(format!("{} is empty, and was not before; a comment is enough", path.display()));
+        }
+        self.had_content.fetch_or(!text.is_empty(), Ordering::Relaxed);
         layer(&path, &text).map(Some)
     }
 }

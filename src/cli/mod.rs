@@ -11,6 +11,7 @@ pub mod env;
 mod healthcheck;
 mod logging;
 mod openapi;
+mod reload;
 mod repair;
 mod serve;
 mod verify;

@@ -59,7 +59,10 @@ impl Feature {
 
 impl Features {
     /// Reads a list, separated by commas, of those that are off.
-    pub(super) fn parse(text: &str) -> Result<Features, String> {
+    ///
+    /// # Errors
+    /// A message for a name that is none.
+    pub fn parse(text: &str) -> Result<Features, String> {
         let mut features = Features::default();
         for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let feature = Feature::named(&name.to_ascii_lowercase());

@@ -66,6 +66,15 @@ pub(crate) fn authorise(state: &AppState, request: &Request, need: Scope) -> Res
     Ok(pass)
 }
 
+/// Who it is, for the audit log: the name of the token, else the beginning of its digest.
+pub(crate) fn actor(pass: &Pass, headers: &HeaderMap) -> String {
+    match (pass.name(), credential(headers)) {
+        (Some(name), _) => name.to_owned(),
+        (None, Some((secret, _))) => format!("sha256:{:?}", Digest::of(secret)),
+        (None, None) => "unknown".to_owned(),
+    }
+}
+
 impl Auth {
     /// Accepts the tokens of `shared`; each client may be wrong as often as `failures` allows.
     pub fn new(shared: TokenSet, failures: RateLimits) -> Auth {

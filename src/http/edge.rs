@@ -253,7 +253,7 @@ impl Edge {
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
-            ApiError::NotFound | ApiError::MethodNotAllowed => {}
+            ApiError::NotFound | ApiError::MethodNotAllowed | ApiError::BadInput(_) => {}
             ApiError::LengthRequired
             | ApiError::TooLarge { .. }
             | ApiError::InvalidDomain

@@ -6,6 +6,7 @@
 mod auth;
 mod body;
 mod client;
+mod config;
 mod conn;
 mod decode;
 mod edge;
@@ -29,6 +30,7 @@ use crate::config::Feature;
 // Public for the fuzz target of X-Forwarded-For, which no answer shows.
 #[doc(hidden)]
 pub use client::{Client, Peer};
+pub use config::Outside;
 pub use error::ApiError;
 pub use limits::{Limiter, Standing};
 #[cfg(feature = "docs")]
@@ -48,6 +50,7 @@ fn routes() -> Router<Arc<AppState>> {
         .route("/health/ready", get(ops::ready))
         .route("/version", get(ops::version))
         .route("/metrics", get(ops::metrics))
+        .route("/config", get(config::show).post(config::change))
 }
 
 /// The routes with their fallbacks, in front of `state`.
@@ -73,6 +76,7 @@ fn route_template(path: &str) -> &'static str {
         "/health/ready" => "/health/ready",
         "/version" => "/version",
         "/metrics" => "/metrics",
+        "/config" => "/config",
         "/openapi.json" if PAGES => "/openapi.json",
         "/docs" | "/redoc" if PAGES => "/docs",
         _ => match path.strip_prefix("/ingest/") {
