@@ -11,6 +11,7 @@ pub mod env;
 mod healthcheck;
 mod logging;
 mod openapi;
+mod reload;
 mod repair;
 mod serve;
 mod verify;
@@ -18,17 +19,23 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 /// HTTP ingest of JSON events into one append-only JSONL file per domain.
 ///
-/// Settings come from the environment (LEITSTAND_*, else CHRONIK_*) and from .env in the working
-/// directory; `leitstand config check` shows them.
+/// Settings come from options, the environment (LEITSTAND_*, else CHRONIK_*), .env in the working
+/// directory, and a TOML file, in this order; `leitstand config check` shows them.
 #[derive(Debug, Parser)]
-#[command(name = "leitstand", version, about, arg_required_else_help = true)]
+#[command(name = "leitstand", version, about, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    /// Same as `config check`
+    #[arg(long)]
+    validate: bool,
+    #[command(flatten)]
+    check: config_check::CheckArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,13 +68,18 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print every problem at once, or the effective values with secrets masked
-    Check(BindArgs),
+    /// Print every problem at once, or the effective values with secrets masked; starts nothing
+    ///
+    /// Exit code 0: the service would start with it, 1: problems.
+    Check(config_check::CheckArgs),
 }
 
-/// Where to listen; wins over the environment.
+/// Where settings come from, and where to listen; wins over the environment.
 #[derive(Debug, Default, Args)]
 pub struct BindArgs {
+    /// TOML file with settings [env: LEITSTAND_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Address or name to listen on [env: LEITSTAND_HOST] [default: 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
@@ -82,9 +94,17 @@ pub struct BindArgs {
 /// Runs the command that `args` names.
 pub fn run() -> ExitCode {
     // clap prints usage errors and exits with 2.
-    let result = match Cli::parse().command {
+    let Cli { command, validate, check } = Cli::parse();
+    let command = match command {
+        Some(command) => command,
+        None if validate => Command::Config { command: ConfigCommand::Check(check) },
+        None => Cli::command().error(ErrorKind::MissingSubcommand, "a command is required, or --validate").exit(),
+    };
+    let result = match command {
         Command::Serve(bind) => serve::run(&bind),
-        Command::Config { command: ConfigCommand::Check(bind) } => config_check::run(&bind),
+        Command::Config { command: ConfigCommand::Check(args) } => {
+            return ended(config_check::run(&args), 1);
+        }
         Command::Healthcheck(bind) => healthcheck::run(&bind),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
@@ -104,10 +124,10 @@ fn ended(result: Result<ExitCode, String>, failed: u8) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -82,7 +82,7 @@ pub(crate) fn check_length(headers: &HeaderMap, body: &impl HttpBody, limit_byte
     }
 }
 
-/// Reads a body to its end and takes its coding off.
+/// Reads a body to its end, which must come before `deadline`, and takes its coding off.
 ///
 /// # Errors
 /// [`ApiError::TooLarge`] above the limit (which counts bytes as sent, and decompressed),
@@ -94,10 +94,10 @@ pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
     conn: &ConnState,
     body: B,
     coding: Coding,
+    deadline: Instant,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let limit = state.live().body_timeout;
-    let bytes = in_time(limit, collect(state, body, coding, reservation)).await?;
+    let bytes = in_time(deadline, collect(state, body, coding, reservation)).await?;
     conn.body_read();
     match coding {
         Coding::Identity => Ok(bytes),
@@ -118,12 +118,17 @@ async fn decompress(
 }
 
 /// Bodies that have arrived with their head need no timer.
-async fn in_time<T>(limit: Duration, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+pub(crate) async fn in_time<T>(
+    deadline: Instant,
+    read: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
     let mut read = pin!(read);
     let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(result) => result,
-        Poll::Pending => Box::pin(tokio::time::timeout(limit, read)).await.map_err(|_| ApiError::BodyTimeout)?,
+        Poll::Pending => {
+            Box::pin(tokio::time::timeout_at(deadline.into(), read)).await.map_err(|_| ApiError::BodyTimeout)?
+        }
     }
 }
 

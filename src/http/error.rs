@@ -7,6 +7,7 @@
 //! | right token, not for this | 403 | takes another token | gives the scope |
 //! | too often | 429 | waits `Retry-After` | raises the limit, or finds the loop |
 //! | body too slow | 408 | sends again | looks at the network |
+//! | bad input for an admin route | 422 | reads the text | nothing |
 //! | lock, queue, connections, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
 //! | no room | 507 | keeps the event | makes room |
 //! | disk or bug | 500 | keeps the event, see `written` | RUNBOOK, log by request id |
@@ -36,6 +37,8 @@ pub enum ApiError {
     NotFound,
     MethodNotAllowed,
     Unauthorized,
+    /// A token that was right. The client is told what strangers are told.
+    TokenExpired,
     /// A right token that may not do this.
     Forbidden,
     /// Too many wrong tokens from this client.
@@ -57,6 +60,8 @@ pub enum ApiError {
     /// The connection ended within the body.
     BodyCut,
     Store(StoreError),
+    /// A request to an admin route says something that means nothing there; the text says what would.
+    BadInput(String),
     Panicked,
 }
 
@@ -88,7 +93,7 @@ impl ApiError {
             ApiError::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             ApiError::NotFound => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ApiError::Unauthorized | ApiError::TokenExpired => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden => StatusCode::FORBIDDEN,
             ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
@@ -104,6 +109,7 @@ impl ApiError {
                 | Reason::DomainMissing => StatusCode::BAD_REQUEST,
             },
             ApiError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            ApiError::BadInput(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::Store(error) => match error {
                 StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown => {
                     StatusCode::SERVICE_UNAVAILABLE
@@ -128,9 +134,10 @@ impl ApiError {
             ApiError::TransferCoding => "unsupported transfer-encoding",
             ApiError::NotFound => "Not Found",
             ApiError::MethodNotAllowed => "Method Not Allowed",
-            ApiError::Unauthorized => "unauthorized",
+            ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
             ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => "too many requests",
+            ApiError::BadInput(text) => return text.clone().into(),
             ApiError::LengthRequired => "length required",
             ApiError::TooLarge { .. } => "payload too large",
             ApiError::InvalidDomain | ApiError::Store(StoreError::Symlink) => "invalid domain",
@@ -163,10 +170,11 @@ impl ApiError {
             ApiError::TransferCoding => "unsupported_transfer_encoding",
             ApiError::NotFound => "not_found",
             ApiError::MethodNotAllowed => "method_not_allowed",
-            ApiError::Unauthorized => "unauthorized",
+            ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
             ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
+            ApiError::BadInput(_) => "invalid_input",
             ApiError::LengthRequired => "length_required",
             ApiError::TooLarge { .. } => "payload_too_large",
             ApiError::InvalidDomain | ApiError::Store(StoreError::Symlink) => "invalid_domain",
@@ -232,8 +240,10 @@ impl ApiError {
             ApiError::Malformed | ApiError::BodyCut | ApiError::RateLimited(_) | ApiError::TokenGuessing { .. }
         ) {
             ("text/plain; charset=utf-8", detail.into_owned())
+        } else if let ApiError::BadInput(_) = self {
+            ("application/json", serde_json::json!({ "detail": detail }).to_string())
         } else {
-            // The texts hold nothing that JSON would escape.
+            // These texts hold nothing that JSON would escape.
             ("application/json", format!("{{\"detail\":\"{detail}\"}}"))
         };
         let mut response = Response::new(Body::from(body));
@@ -253,8 +263,9 @@ impl ApiError {
         if matches!(self, ApiError::Malformed | ApiError::TransferCoding | ApiError::BodyCut | ApiError::BodyTimeout) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        if matches!(self, ApiError::Unauthorized) {
-            headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("X-Auth"));
+        if matches!(self, ApiError::Unauthorized | ApiError::TokenExpired) {
+            let challenges = HeaderValue::from_static("Bearer realm=\"leitstand\", X-Auth");
+            headers.insert(http::header::WWW_AUTHENTICATE, challenges);
         }
         if matches!(self, ApiError::ContentEncoding) {
             headers.insert(http::header::ACCEPT_ENCODING, HeaderValue::from_static("identity, gzip, zstd"));

@@ -8,6 +8,7 @@ mod support;
 mod auth;
 mod cli;
 mod clients;
+mod config;
 mod crashdisk;
 mod disk;
 mod errors;
