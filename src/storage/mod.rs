@@ -9,6 +9,7 @@ mod error;
 mod gather;
 mod inbox;
 mod layout;
+mod lock;
 mod log;
 mod marker;
 mod pace;
