@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::BindArgs;
-use crate::config::{Bind, Config, Source};
+use crate::config::{Bind, Config, Source, bytes};
 
 /// File in the working directory that is read for what the environment does not set.
 const DOT_ENV: &str = ".env";
@@ -22,10 +22,24 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
+    Ok(one("DATA_DIR")?.map_or_else(|| PathBuf::from("data"), PathBuf::from))
+}
+
+/// Only the disk reserve.
+pub(super) fn reserve_bytes() -> Result<Option<u64>, String> {
+    let text = one("DISK_RESERVE")?.unwrap_or_default();
+    let text = text.to_string_lossy();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    bytes(&text).map(Some).map_err(|why| format!("LEITSTAND_DISK_RESERVE is {text:?}: {why}"))
+}
+
+/// One setting, by either prefix.
+fn one(name: &str) -> Result<Option<OsString>, String> {
     let dot_env = dot_env()?;
-    let get = |name: &str| std::env::var_os(name).or_else(|| dot_env.get(name).cloned());
-    let dir = get("LEITSTAND_DATA_DIR").or_else(|| get("CHRONIK_DATA_DIR"));
-    Ok(dir.map_or_else(|| PathBuf::from("data"), PathBuf::from))
+    let get = |name: String| std::env::var_os(&name).or_else(|| dot_env.get(&name).cloned());
+    Ok(get(format!("LEITSTAND_{name}")).or_else(|| get(format!("CHRONIK_{name}"))))
 }
 
 fn apply(args: &BindArgs, bind: &mut Bind) {

@@ -1,7 +1,8 @@
 //! The command line: options to one library call to a line of output.
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
-//! `verify` and `repair` end with 1 when there is something to tell, with 2 when they could not look.
+//! `verify`, `repair`, `snapshot` and `restore` end with 1 when there is something to tell or the
+//! contents are wrong, with 2 when they could not look.
 
 mod config_check;
 mod data;
@@ -12,7 +13,9 @@ mod healthcheck;
 mod logging;
 mod openapi;
 mod repair;
+mod restore;
 mod serve;
+mod snapshot;
 mod verify;
 
 use std::path::PathBuf;
@@ -25,10 +28,30 @@ use clap::{Args, Parser, Subcommand};
 /// Settings come from the environment (LEITSTAND_*, else CHRONIK_*) and from .env in the working
 /// directory; `leitstand config check` shows them.
 #[derive(Debug, Parser)]
-#[command(name = "leitstand", version, about, arg_required_else_help = true)]
+#[command(name = "leitstand", version, about, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    /// As `restore --from SNAPSHOT`
+    #[arg(long, value_name = "SNAPSHOT", requires = "target")]
+    restore: Option<PathBuf>,
+    /// As `restore --to DIR`
+    #[arg(long, value_name = "DIR", requires = "restore")]
+    target: Option<PathBuf>,
+}
+
+impl Cli {
+    /// The command, or the one that the options stand for.
+    fn chosen(self) -> Command {
+        match (self.command, self.restore, self.target) {
+            (Some(command), _, _) => command,
+            (None, Some(from), Some(to)) => Command::Restore(restore::RestoreArgs { from, to, json: false }),
+            // Without a word it is the help, and each option requires the other.
+            _ => <Cli as clap::CommandFactory>::command()
+                .error(clap::error::ErrorKind::MissingSubcommand, "name a command")
+                .exit(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -45,11 +68,19 @@ enum Command {
     /// Look at every line of every file; changes nothing, may run beside the service
     ///
     /// Exit code 0: clean, 1: something was found, 2: something could not be looked at.
-    Verify(data::DataArgs),
+    Verify(verify::VerifyArgs),
     /// Mend unfinished last lines, and write files anew whose sync failed; may run beside the service
     ///
     /// Exit code 0: nothing (left) to do, 1: something to do or not to be done, 2: could not look.
     Repair(repair::RepairArgs),
+    /// Copy the data directory, consistent for each domain, while the service runs
+    ///
+    /// Exit code 0: done, 1: done but for what is told, or the base is damaged, 2: not done.
+    Snapshot(snapshot::SnapshotArgs),
+    /// Make a data directory of a snapshot, whole or not at all
+    ///
+    /// Exit code 0: done, 1: the snapshot is damaged, 2: not done.
+    Restore(restore::RestoreArgs),
     /// Print the description of the HTTP interface
     #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
@@ -82,12 +113,14 @@ pub struct BindArgs {
 /// Runs the command that `args` names.
 pub fn run() -> ExitCode {
     // clap prints usage errors and exits with 2.
-    let result = match Cli::parse().command {
+    let result = match Cli::parse().chosen() {
         Command::Serve(bind) => serve::run(&bind),
         Command::Config { command: ConfigCommand::Check(bind) } => config_check::run(&bind),
         Command::Healthcheck(bind) => healthcheck::run(&bind),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
+        Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),
+        Command::Restore(args) => return ended(restore::run(&args), data::COULD_NOT_LOOK),
         Command::Openapi { json } => {
             return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
         }

@@ -27,6 +27,14 @@ pub enum Kind {
     StrayName,
     StaleMarker,
     UnfinishedRewrite,
+    MissingPart,
+    WrongSize,
+    WrongHash,
+    NotInManifest,
+    WrongMark,
+    MissingFile,
+    Shorter,
+    NotContinued,
 }
 
 impl Kind {
@@ -69,12 +77,22 @@ impl Kind {
             | Kind::NotRegular
             | Kind::SideDirectory
             | Kind::Poisoned
-            | Kind::OrphanMarker => false,
+            | Kind::OrphanMarker
+            | Kind::MissingPart
+            | Kind::WrongSize
+            | Kind::WrongHash
+            | Kind::NotInManifest
+            | Kind::WrongMark
+            | Kind::MissingFile
+            | Kind::Shorter
+            | Kind::NotContinued => false,
         }
     }
 
     fn texts(self) -> (&'static str, &'static str, &'static str) {
         const BACKUP: &str = "compare with a backup, see RUNBOOK, \"Damaged lines\"";
+        const OTHER_COPY: &str = "take another copy of the snapshot, or another snapshot";
+        const COMPARE: &str = "compare both before anything is overwritten, see RUNBOOK, \"Back up and restore\"";
         match self {
             Kind::TornTail => (
                 "torn_tail",
@@ -144,6 +162,14 @@ impl Kind {
                 "the copy of a repair that runs or was interrupted",
                 "if no repair runs, remove it",
             ),
+            Kind::MissingPart => ("missing_part", "named by the manifest and not there", OTHER_COPY),
+            Kind::WrongSize => ("wrong_size", "not as long as the manifest says", OTHER_COPY),
+            Kind::WrongHash => ("wrong_hash", "not the bytes that the manifest says", OTHER_COPY),
+            Kind::NotInManifest => ("not_in_manifest", "no part of the snapshot", "move it away; nothing restores it"),
+            Kind::WrongMark => ("wrong_mark", "not the mark of a poison that the manifest says", OTHER_COPY),
+            Kind::MissingFile => ("missing_file", "held by the snapshot and not there", COMPARE),
+            Kind::Shorter => ("shorter", "shorter than what the snapshot holds of it", COMPARE),
+            Kind::NotContinued => ("not_continued", "does not begin with what the snapshot holds of it", COMPARE),
         }
     }
 }
@@ -172,14 +198,14 @@ pub struct NotChecked {
 /// What was found in one file: some of it, and how much in all.
 #[derive(Default)]
 pub(in crate::storage) struct Found {
-    pub(super) findings: Vec<Finding>,
-    pub(super) findings_total: u64,
-    pub(super) notes: Vec<Finding>,
-    pub(super) notes_total: u64,
+    pub(in crate::storage) findings: Vec<Finding>,
+    pub(in crate::storage) findings_total: u64,
+    pub(in crate::storage) notes: Vec<Finding>,
+    pub(in crate::storage) notes_total: u64,
 }
 
 impl Found {
-    pub(super) fn push(&mut self, finding: Finding) {
+    pub(in crate::storage) fn push(&mut self, finding: Finding) {
         let (list, total, max) = if finding.kind.is_note() {
             (&mut self.notes, &mut self.notes_total, NOTES_PER_FILE_MAX)
         } else {

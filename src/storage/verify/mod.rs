@@ -22,9 +22,9 @@ use crate::domain::Domain;
 
 pub use finding::{Finding, Kind, NotChecked};
 
-pub(super) use reading::look_at;
-
-use finding::Found;
+pub(super) use finding::Found;
+pub(super) use names::judge_name;
+pub(super) use reading::{FileLook, look_at, look_at_still};
 
 /// Longest line that is looked at as JSON; of a longer one only zero bytes and its end are seen.
 pub const LINE_BYTES_MAX: usize = TAIL_JSON_BYTES_MAX as usize;
@@ -63,6 +63,13 @@ impl VerifyReport {
     /// Nothing is wrong, and everything was seen.
     pub fn is_clean(&self) -> bool {
         self.findings_total == 0 && self.not_checked.is_empty()
+    }
+
+    pub(super) fn take(&mut self, found: Found) {
+        self.findings_total += found.findings_total;
+        self.notes_total += found.notes_total;
+        self.findings.extend(found.findings);
+        self.notes.extend(found.notes);
     }
 }
 
@@ -150,7 +157,7 @@ impl Look<'_> {
                 self.report.files += 1;
                 self.report.lines += looked.lines;
                 self.report.bytes += looked.bytes;
-                self.take(looked.found);
+                self.report.take(looked.found);
                 if let Some(reason) = looked.not_checked {
                     self.report.not_checked.push(NotChecked { file: file.names.data.clone(), reason });
                 }
@@ -160,12 +167,5 @@ impl Look<'_> {
                 self.report.not_checked.push(NotChecked { file: file.names.data.clone(), reason: e.to_string() });
             }
         }
-    }
-
-    fn take(&mut self, found: Found) {
-        self.report.findings_total += found.findings_total;
-        self.report.notes_total += found.notes_total;
-        self.report.findings.extend(found.findings);
-        self.report.notes.extend(found.notes);
     }
 }

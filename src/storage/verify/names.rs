@@ -5,7 +5,7 @@ use std::io;
 
 use super::finding::{Finding, Found, Kind, NotChecked};
 use super::{Look, data_files, shown};
-use crate::storage::disk::{Disk, FileKind, FileStat};
+use crate::storage::disk::{Disk, FileKind, FileStat, RealDisk};
 use crate::storage::layout::{
     DATA_SUFFIX, FileNames, Owner, POISONED_SUFFIX, REWRITE_SUFFIX, TORN_DIR, is_lock_name, side_name,
 };
@@ -18,28 +18,12 @@ impl Look<'_> {
         for name in self.disk.names()? {
             // It may be gone by now.
             let Some(stat) = self.disk.stat_name(&name)? else { continue };
-            if let Some(kind) = self.judge_name(&name, stat) {
+            if let Some(kind) = judge_name(self.disk, &name, stat) {
                 found.push(Finding { kind, file: shown(&name), line: None, offset: None, bytes: None });
             }
         }
-        self.take(found);
+        self.report.take(found);
         Ok(())
-    }
-
-    fn judge_name(&self, name: &OsStr, stat: FileStat) -> Option<Kind> {
-        let text = name.to_str().unwrap_or_default();
-        let is_data = text.ends_with(DATA_SUFFIX);
-        let is_lock = is_lock_name(text);
-        match stat.kind {
-            _ if text == TORN_DIR => (!self.disk.is_dir(name)).then_some(Kind::SideDirectory),
-            FileKind::Symlink => Some(Kind::Symlink),
-            FileKind::Other if is_data || is_lock => Some(Kind::NotRegular),
-            // Side files of any kind live under dot directories.
-            FileKind::Other if text.starts_with('.') && self.disk.is_dir(name) => None,
-            FileKind::Regular if is_data => Owner::of(text).is_none().then_some(Kind::NotADomain),
-            FileKind::Regular if is_lock => (stat.len > 0).then_some(Kind::LockNotEmpty),
-            FileKind::Regular | FileKind::Other => Some(Kind::StrayName),
-        }
     }
 
     pub(super) fn side_directory(&mut self) -> io::Result<()> {
@@ -66,7 +50,7 @@ impl Look<'_> {
                 self.report.not_checked.push(NotChecked { file, reason: e.to_string() });
             }
         }
-        self.take(found);
+        self.report.take(found);
         Ok(())
     }
 
@@ -109,6 +93,23 @@ impl Look<'_> {
             found.push(Finding { kind, file: data, line: None, offset: None, bytes: None });
         }
         Ok(())
+    }
+}
+
+/// What is not right with a name, whatever the file holds.
+pub(in crate::storage) fn judge_name(disk: &RealDisk, name: &OsStr, stat: FileStat) -> Option<Kind> {
+    let text = name.to_str().unwrap_or_default();
+    let is_data = text.ends_with(DATA_SUFFIX);
+    let is_lock = is_lock_name(text);
+    match stat.kind {
+        _ if text == TORN_DIR => (!disk.is_dir(name)).then_some(Kind::SideDirectory),
+        FileKind::Symlink => Some(Kind::Symlink),
+        FileKind::Other if is_data || is_lock => Some(Kind::NotRegular),
+        // Side files of any kind live under dot directories.
+        FileKind::Other if text.starts_with('.') && disk.is_dir(name) => None,
+        FileKind::Regular if is_data => Owner::of(text).is_none().then_some(Kind::NotADomain),
+        FileKind::Regular if is_lock => (stat.len > 0).then_some(Kind::LockNotEmpty),
+        FileKind::Regular | FileKind::Other => Some(Kind::StrayName),
     }
 }
 

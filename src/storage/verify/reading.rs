@@ -8,7 +8,9 @@ use super::DataFile;
 use super::FINDINGS_PER_FILE_MAX;
 use super::finding::{Finding, Found, Kind};
 use super::lines::{CHUNK_BYTES, Judge, Line, Lines};
+use crate::json;
 use crate::storage::disk::{Disk, FileKind, FileStat, RealDisk};
+use crate::storage::layout::Owner;
 use crate::storage::lock::lock;
 use crate::storage::tail::{self, Tail};
 
@@ -62,6 +64,38 @@ pub(in crate::storage) fn look_at(
         }
     }
     Err(io::Error::other("the file is changed by somebody in its middle, again and again"))
+}
+
+/// Looks at the lines of a file that nobody writes to. `read` is asked for its bytes from the front
+/// to `len`, for each once.
+pub(in crate::storage) fn look_at_still(
+    data: &str,
+    owner: &Owner,
+    len: u64,
+    read: &mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<FileLook> {
+    let mut look = FileLook::default();
+    let mut judge = Judge::new(data, owner);
+    let mut lines = Lines::new(0, len);
+    while let Some(line) = lines.next(read)? {
+        look.lines += 1;
+        look.bytes = line.start + line.len + u64::from(line.ended);
+        let found = match line.bytes {
+            _ if line.ended => judge.judge(&line),
+            Some(bytes) if json::is_whole_value(bytes) => Some((Kind::MissingNewline, line.start, Some(line.len))),
+            _ => Some((Kind::TornTail, line.start, Some(line.len))),
+        };
+        if let Some((kind, offset, bytes)) = found {
+            look.found.push(Finding {
+                kind,
+                file: data.to_owned(),
+                line: Some(look.lines),
+                offset: Some(offset),
+                bytes,
+            });
+        }
+    }
+    Ok(look)
 }
 
 struct Reading<'a> {
