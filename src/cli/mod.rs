@@ -10,6 +10,7 @@ mod data;
 #[doc(hidden)]
 pub mod env;
 mod healthcheck;
+mod http;
 mod logging;
 mod openapi;
 mod repair;
