@@ -1,11 +1,12 @@
 //! The command line: options to one library call to a line of output.
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
-//! `verify`, `repair`, `snapshot` and `restore` end with 1 when there is something to tell or the
-//! contents are wrong, with 2 when they could not look.
+//! `verify`, `repair`, `snapshot`, `restore` and `drill` end with 1 when there is something to tell or
+//! the contents are wrong, with 2 when they could not look.
 
 mod config_check;
 mod data;
+mod drill;
 // Public for the fuzz target of the `.env` reader, which only this module needs otherwise.
 #[doc(hidden)]
 pub mod env;
@@ -82,6 +83,10 @@ enum Command {
     ///
     /// Exit code 0: done, 1: the snapshot is damaged, 2: not done.
     Restore(restore::RestoreArgs),
+    /// Exercise total loss and recovery on a service of its own, and report RTO and RPO
+    ///
+    /// Exit code 0: recovered within the targets, 1: a target missed or something lost, 2: could not run.
+    Drill(drill::DrillArgs),
     /// Print the description of the HTTP interface
     #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
@@ -122,6 +127,7 @@ pub fn run() -> ExitCode {
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
         Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),
         Command::Restore(args) => return ended(restore::run(&args), data::COULD_NOT_LOOK),
+        Command::Drill(args) => return ended(drill::run(&args), drill::COULD_NOT_RUN),
         Command::Openapi { json } => {
             return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
         }

@@ -10,6 +10,7 @@ mod cli;
 mod clients;
 mod crashdisk;
 mod disk;
+mod drill;
 mod errors;
 mod faulty;
 mod framing;

@@ -15,7 +15,7 @@ mod manifest;
 mod pace;
 mod restore;
 mod target;
-mod time;
+pub(crate) mod time;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `2026-11-21T18:30:00.123456789Z`, or without a fraction. Before 1970 it is 1970.
-pub(super) fn rfc3339(at: SystemTime, fraction: bool) -> String {
+pub(crate) fn rfc3339(at: SystemTime, fraction: bool) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);
