@@ -589,7 +589,7 @@ fn seconds(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<Duration,
 }
 
 /// Whole bytes, or a whole number of KiB, MiB or GiB.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.bytes().take_while(u8::is_ascii_digit).count();
     let factor: u64 = match text[split..].trim_start().to_ascii_lowercase().as_str() {

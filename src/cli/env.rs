@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sha2::{Digest as _, Sha256};
 
 use super::BindArgs;
-use crate::config::{self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, unknown_variables};
+use crate::config::{self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, unknown_variables};
 
 /// File in the working directory that is read for what the environment does not set.
 const DOT_ENV: &str = ".env";
@@ -25,15 +25,32 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
+    let dir = one("LEITSTAND_DATA_DIR")?;
+    let default = Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS").default;
+    Ok(dir.map_or_else(|| PathBuf::from(default), PathBuf::from))
+}
+
+/// Only the disk reserve.
+pub(super) fn reserve_bytes() -> Result<Option<u64>, String> {
+    let text = one("LEITSTAND_DISK_RESERVE")?.unwrap_or_default();
+    let text = text.to_string_lossy();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    bytes(&text).map(Some).map_err(|why| format!("LEITSTAND_DISK_RESERVE is {text:?}: {why}"))
+}
+
+/// One setting, from wherever it is set.
+fn one(name: &str) -> Result<Option<OsString>, String> {
     let loader = Loader::new(&BindArgs::default());
     let dot_env = loader.dot_env()?;
     let get = |name: &str| loader.environment.get(name).or_else(|| dot_env.get(name)).cloned();
     let file = loader.file(&dot_env)?;
-    let setting = Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS");
-    let dir = get(setting.name)
-        .or_else(|| get("CHRONIK_DATA_DIR"))
-        .or_else(|| file.as_ref().and_then(|file| file.get(setting)).map(OsString::from));
-    Ok(dir.map_or_else(|| PathBuf::from(setting.default), PathBuf::from))
+    let setting = Setting::named(name).expect("it is in SETTINGS");
+    let older = name.replacen("LEITSTAND_", "CHRONIK_", 1);
+    Ok(get(name)
+        .or_else(|| get(&older))
+        .or_else(|| file.as_ref().and_then(|file| file.get(setting)).map(OsString::from)))
 }
 
 /// Where the configuration comes from; reads it as often as somebody wants to know.

@@ -1,19 +1,24 @@
 //! The command line: options to one library call to a line of output.
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
-//! `verify` and `repair` end with 1 when there is something to tell, with 2 when they could not look.
+//! `verify`, `repair`, `snapshot`, `restore` and `drill` end with 1 when there is something to tell or
+//! the contents are wrong, with 2 when they could not look.
 
 mod config_check;
 mod data;
+mod drill;
 // Public for the fuzz target of the `.env` reader, which only this module needs otherwise.
 #[doc(hidden)]
 pub mod env;
 mod healthcheck;
+mod http;
 mod logging;
 mod openapi;
 mod reload;
 mod repair;
+mod restore;
 mod serve;
+mod snapshot;
 mod verify;
 
 use std::path::PathBuf;
@@ -36,6 +41,27 @@ pub struct Cli {
     validate: bool,
     #[command(flatten)]
     check: config_check::CheckArgs,
+    /// As `restore --from SNAPSHOT`
+    #[arg(long, value_name = "SNAPSHOT", requires = "target", conflicts_with = "validate")]
+    restore: Option<PathBuf>,
+    /// As `restore --to DIR`
+    #[arg(long, value_name = "DIR", requires = "restore")]
+    target: Option<PathBuf>,
+}
+
+impl Cli {
+    /// The command, or the one that the options stand for.
+    fn chosen(self) -> Command {
+        match (self.command, self.validate, self.restore, self.target) {
+            (Some(command), ..) => command,
+            (None, true, ..) => Command::Config { command: ConfigCommand::Check(self.check) },
+            (None, false, Some(from), Some(to)) => Command::Restore(restore::RestoreArgs { from, to, json: false }),
+            // Each of the last two requires the other.
+            (None, false, ..) => Cli::command()
+                .error(ErrorKind::MissingSubcommand, "a command is required, or --validate, or --restore")
+                .exit(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,11 +78,23 @@ enum Command {
     /// Look at every line of every file; changes nothing, may run beside the service
     ///
     /// Exit code 0: clean, 1: something was found, 2: something could not be looked at.
-    Verify(data::DataArgs),
+    Verify(verify::VerifyArgs),
     /// Mend unfinished last lines, and write files anew whose sync failed; may run beside the service
     ///
     /// Exit code 0: nothing (left) to do, 1: something to do or not to be done, 2: could not look.
     Repair(repair::RepairArgs),
+    /// Copy the data directory, consistent for each domain, while the service runs
+    ///
+    /// Exit code 0: done, 1: done but for what is told, or the base is damaged, 2: not done.
+    Snapshot(snapshot::SnapshotArgs),
+    /// Make a data directory of a snapshot, whole or not at all
+    ///
+    /// Exit code 0: done, 1: the snapshot is damaged, 2: not done.
+    Restore(restore::RestoreArgs),
+    /// Exercise total loss and recovery on a service of its own, and report RTO and RPO
+    ///
+    /// Exit code 0: recovered within the targets, 1: a target missed or something lost, 2: could not run.
+    Drill(drill::DrillArgs),
     /// Print the description of the HTTP interface
     #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
@@ -94,13 +132,7 @@ pub struct BindArgs {
 /// Runs the command that `args` names.
 pub fn run() -> ExitCode {
     // clap prints usage errors and exits with 2.
-    let Cli { command, validate, check } = Cli::parse();
-    let command = match command {
-        Some(command) => command,
-        None if validate => Command::Config { command: ConfigCommand::Check(check) },
-        None => Cli::command().error(ErrorKind::MissingSubcommand, "a command is required, or --validate").exit(),
-    };
-    let result = match command {
+    let result = match Cli::parse().chosen() {
         Command::Serve(bind) => serve::run(&bind),
         Command::Config { command: ConfigCommand::Check(args) } => {
             return ended(config_check::run(&args), 1);
@@ -108,6 +140,9 @@ pub fn run() -> ExitCode {
         Command::Healthcheck(bind) => healthcheck::run(&bind),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
+        Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),
+        Command::Restore(args) => return ended(restore::run(&args), data::COULD_NOT_LOOK),
+        Command::Drill(args) => return ended(drill::run(&args), drill::COULD_NOT_RUN),
         Command::Openapi { json } => {
             return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
         }

@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -258,7 +258,7 @@ fn create_dirs(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn file_id(stat: &rustix::fs::Stat) -> FileId {
+pub(super) fn file_id(stat: &rustix::fs::Stat) -> FileId {
     FileId { dev: stat.st_dev, ino: stat.st_ino }
 }
 
@@ -383,8 +383,7 @@ impl Disk for RealDisk {
     }
 
     fn space(&self) -> io::Result<DiskSpace> {
-        let space = retry_on_intr(|| rustix::fs::fstatvfs(&self.dir().fd))?;
-        Ok(DiskSpace { free_bytes: space.f_bavail * space.f_frsize, total_bytes: space.f_blocks * space.f_frsize })
+        space(self.dir().fd.as_fd())
     }
 
     fn room(&self) -> Option<u64> {
@@ -400,7 +399,12 @@ impl Disk for RealDisk {
     }
 }
 
-fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<FileStat>> {
+pub(super) fn space(fd: BorrowedFd<'_>) -> io::Result<DiskSpace> {
+    let space = retry_on_intr(|| rustix::fs::fstatvfs(fd))?;
+    Ok(DiskSpace { free_bytes: space.f_bavail * space.f_frsize, total_bytes: space.f_blocks * space.f_frsize })
+}
+
+pub(super) fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<FileStat>> {
     match result {
         Ok(stat) => Ok(Some(file_stat(&stat))),
         Err(rustix::io::Errno::NOENT) => Ok(None),
@@ -408,7 +412,7 @@ fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<File
     }
 }
 
-fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+pub(super) fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
         let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();

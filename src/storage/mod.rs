@@ -9,11 +9,13 @@ mod error;
 mod gather;
 mod inbox;
 mod layout;
+mod lock;
 mod log;
 mod marker;
 mod pace;
 mod ready;
 pub mod repair;
+pub mod snapshot;
 mod tail;
 pub mod verify;
 mod watch;
@@ -434,9 +436,13 @@ impl<D: Disk> Shared<D> {
     }
 
     fn is_low(&self, space: DiskSpace) -> bool {
-        let default = (space.total_bytes / 100).min(64 << 20);
-        space.free_bytes < self.options.reserve_bytes.unwrap_or(default)
+        space.free_bytes < self.options.reserve_bytes.unwrap_or_else(|| default_reserve_bytes(space))
     }
+}
+
+/// What stays free unless somebody says otherwise.
+fn default_reserve_bytes(space: DiskSpace) -> u64 {
+    (space.total_bytes / 100).min(64 << 20)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

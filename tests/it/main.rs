@@ -11,6 +11,7 @@ mod clients;
 mod config;
 mod crashdisk;
 mod disk;
+mod drill;
 mod errors;
 mod faulty;
 mod framing;
