@@ -97,6 +97,7 @@ async fn start(
         reserve_bytes: config.reserve_bytes,
         open_domains_max: share.open_domains,
         runtime: Some(Handle::current()),
+        ..StoreOptions::default()
     };
     let store = Store::open(&config.data_dir, options, metrics.store()).map_err(|e| {
         format!("cannot use the data directory {:?}: {e}\n  LEITSTAND_DATA_DIR must name a directory that this user may write to", config.data_dir)

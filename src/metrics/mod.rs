@@ -349,7 +349,7 @@ impl StoreMetrics {
         cells.group_batches.record(lines.len() as u64);
         cells.group_bytes.record(lines.iter().map(|line| line.len() as u64).sum());
         cells.write.record(nanoseconds(appended.write));
-        if when == SyncWhen::Now {
+        if when != SyncWhen::Later {
             cells.sync.record(nanoseconds(appended.sync));
         }
         if appended.foreign {

@@ -3,7 +3,7 @@
 //! The caller takes the domain's lock with [`Log::try_lock`], appends, and releases it. Descriptors
 //! stay open between groups; every append first proves that they still stand for the names.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::disk::{Disk, FileId, FileKind};
 use super::error::StoreError;
 use super::layout::FileNames;
+use super::pieces::Pieces;
 use super::tail::{self, Tail};
 
 /// How often a lock file may vanish under us before that is an error.
@@ -78,7 +79,18 @@ impl Drop for OpenToken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SyncWhen {
     Now,
+    /// Now, and after each piece of so many bytes, so that others get their turn at the disk.
+    NowInPieces(usize),
     Later,
+}
+
+impl SyncWhen {
+    fn piece_bytes_max(self) -> usize {
+        match self {
+            SyncWhen::NowInPieces(bytes) => bytes,
+            SyncWhen::Now | SyncWhen::Later => usize::MAX,
+        }
+    }
 }
 
 /// What an append found and took.
@@ -163,8 +175,8 @@ impl<D: Disk> Log<D> {
         self.data.as_ref().map(|data| data.id)
     }
 
-    /// Appends whole lines with one write, under the lock. After `Ok` with [`SyncWhen::Now`] they
-    /// are on the disk, and so is the file's name.
+    /// Appends whole lines under the lock, with one write unless they go in pieces. After `Ok` they
+    /// are on the disk, and so is the file's name, but with [`SyncWhen::Later`].
     ///
     /// # Errors
     /// As [`StoreError::written`] says: either the file is as it was, or the domain must be
@@ -174,13 +186,13 @@ impl<D: Disk> Log<D> {
         let mut len = self.current_data(disk, &mut appended)?;
         let names = &self.names;
         let data = self.data.as_mut().expect("current_data opened it");
-        let mut bufs = Vec::with_capacity(lines.len() + 1);
+        let mut bufs: Vec<&[u8]> = Vec::with_capacity(lines.len() + 1);
         if data.known_len != Some(len) {
             appended.foreign |= data.known_len.is_some();
             data.known_len = None;
             match tail::inspect(disk, &data.file, len).map_err(|e| StoreError::io("read tail", e))? {
                 Tail::Clean => {}
-                Tail::Whole => bufs.push(IoSlice::new(b"\n")),
+                Tail::Whole => bufs.push(b"\n".as_slice()),
                 Tail::Torn { sound_len } => {
                     tail::keep_torn(disk, &data.file, &names.data, sound_len, len)
                         .map_err(|e| StoreError::io("keep torn tail", e))?;
@@ -190,34 +202,45 @@ impl<D: Disk> Log<D> {
                 }
             }
         }
-        bufs.extend(lines.iter().map(|line| IoSlice::new(line)));
+        bufs.extend(lines);
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
 
         if total > ROOM_ASKED_ABOVE && disk.room().is_some_and(|room| room < total as u64) {
             return Err(StoreError::io("look for room", io::ErrorKind::StorageFull.into()));
         }
-        let started = Instant::now();
         data.known_len = None;
-        match disk.append(&data.file, &bufs) {
-            Ok(n) if n == total => {}
-            // A short write is how a full disk shows first on ext4 and tmpfs.
-            Ok(_) => return Err(data.take_back(disk, len, total, when, io::ErrorKind::WriteZero.into())),
-            Err(e) => return Err(data.take_back(disk, len, total, when, e)),
-        }
-        let wrote = Instant::now();
-        appended.write = wrote - started;
-        if when == SyncWhen::Now {
-            if let Err(error) = data.sync(disk) {
-                // Which pages reached the disk is unknown (see durability.md). Cutting them off
-                // takes no doubt away, so its result does not matter; it only keeps readers from
-                // lines that nobody acknowledged.
-                let _ = disk.set_len(&data.file, len);
-                return Err(error);
+        let mut end = len;
+        let mut pieces = Pieces::new(&bufs, when.piece_bytes_max());
+        // A repair may have nothing to write, but its cut to sync.
+        let mut next = Some(pieces.next().unwrap_or_default());
+        while let Some(piece) = next {
+            let started = Instant::now();
+            let bytes: usize = piece.iter().map(|buf| buf.len()).sum();
+            end += bytes as u64;
+            match disk.append(&data.file, &piece) {
+                Ok(n) if n == bytes => {}
+                // A short write is how a full disk shows first on ext4 and tmpfs.
+                Ok(_) => return Err(data.take_back(disk, len, end, when, io::ErrorKind::WriteZero.into())),
+                Err(e) => return Err(data.take_back(disk, len, end, when, e)),
             }
-            appended.sync = wrote.elapsed();
+            let wrote = Instant::now();
+            appended.write += wrote - started;
+            if when != SyncWhen::Later {
+                if let Err(error) = data.sync(disk) {
+                    // Which pages reached the disk is unknown (see durability.md). Cutting them off
+                    // takes no doubt away, so its result does not matter; it only keeps readers from
+                    // lines that nobody acknowledged.
+                    let _ = disk.set_len(&data.file, len);
+                    return Err(error);
+                }
+                let sync = wrote.elapsed();
+                appended.sync += sync;
+                pieces.synced(sync);
+            }
+            next = pieces.next();
         }
         data.unsynced = when == SyncWhen::Later;
-        data.known_len = Some(len + total as u64);
+        data.known_len = Some(end);
         Ok(appended)
     }
 
@@ -272,12 +295,13 @@ impl<F> Data<F> {
         Ok(())
     }
 
-    /// After a failed or short write: cuts the file back to `len` and says why the write failed.
+    /// After a failed or short write up to `end`: cuts the file back to `len` and says why the write
+    /// failed.
     fn take_back<D: Disk<File = F>>(
         &self,
         disk: &D,
         len: u64,
-        total: usize,
+        end: u64,
         when: SyncWhen,
         cause: io::Error,
     ) -> StoreError {
@@ -286,13 +310,13 @@ impl<F> Data<F> {
             Err(e) => return StoreError::rollback("stat data file", e),
         };
         if now != len {
-            if now < len || now > len + total as u64 {
+            if now < len || now > end {
                 return StoreError::rollback("check length", io::Error::other("somebody wrote without the lock"));
             }
             if let Err(e) = disk.set_len(&self.file, len) {
                 return StoreError::rollback("cut data file", e);
             }
-            if when == SyncWhen::Now
+            if when != SyncWhen::Later
                 && let Err(e) = disk.sync_data(&self.file)
             {
                 return StoreError::sync("sync data file after roll-back", e);

@@ -13,6 +13,7 @@ mod lock;
 mod log;
 mod marker;
 mod pace;
+mod pieces;
 mod ready;
 pub mod repair;
 pub mod snapshot;
@@ -46,6 +47,7 @@ pub use watch::Wanted;
 use budget::Budget;
 use gather::Gather;
 use log::{Log, OpenCount};
+use pieces::{Neighbours, PIECE_BYTES};
 use ready::Ready;
 use writer::{DomainWriter, Job, Turns, TurnsThread};
 
@@ -103,6 +105,8 @@ pub struct StoreOptions {
     /// Appends are refused while less than this is free. `None`: 64 MiB or 1 % of the file system,
     /// whichever is less.
     pub reserve_bytes: Option<u64>,
+    /// Most bytes that [`Fsync::Always`] brings to the disk at once while others write less.
+    pub piece_bytes_max: usize,
     /// Most domains whose files stay open between groups; each takes two descriptors.
     pub open_domains_max: usize,
     /// Where turns run that sync or wait; it must outlive the store. `None`: the runtime of whoever
@@ -117,6 +121,7 @@ impl Default for StoreOptions {
             lock_timeout: Duration::from_secs(30),
             in_flight_bytes_max: 64 << 20,
             reserve_bytes: None,
+            piece_bytes_max: PIECE_BYTES,
             open_domains_max: 256,
             runtime: None,
         }
@@ -170,6 +175,7 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) metrics: StoreMetrics,
     /// Writers whose turns may block.
     ready: Ready<Turns<D>>,
+    neighbours: Neighbours,
     started: Instant,
     draining: AtomicBool,
     /// Milliseconds after `started` when waiting for locks ends; `u64::MAX` while not draining.
@@ -190,6 +196,7 @@ impl<D: Disk> Store<D> {
             options,
             metrics,
             ready: Ready::new(),
+            neighbours: Neighbours::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             lock_deadline_ms: AtomicU64::new(u64::MAX),

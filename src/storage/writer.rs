@@ -298,7 +298,7 @@ impl<D: Disk> DomainWriter<D> {
         if let Some(poison) = &desk.poison {
             return Err(StoreError::Poisoned { reason: poison.reason });
         }
-        let when = if self.shared.options.fsync == Fsync::Always { SyncWhen::Now } else { SyncWhen::Later };
+        let when = self.sync_when(lines.iter().map(|line| line.len()).sum());
         let result = desk.log.append(&self.shared.disk, lines, when);
         if let Some(bytes) = desk.log.take_torn_bytes() {
             self.shared.metrics.torn(bytes);
@@ -322,6 +322,20 @@ impl<D: Disk> DomainWriter<D> {
                 Err(error)
             }
         }
+    }
+
+    fn sync_when(&self, bytes: usize) -> SyncWhen {
+        let options = &self.shared.options;
+        if options.fsync != Fsync::Always {
+            return SyncWhen::Later;
+        }
+        let now = Instant::now();
+        if bytes <= options.piece_bytes_max {
+            self.shared.neighbours.wrote_little(now);
+        } else if self.shared.neighbours.near(now) {
+            return SyncWhen::NowInPieces(options.piece_bytes_max);
+        }
+        SyncWhen::Now
     }
 
     fn sync(&self, desk: &mut Desk<D>) {

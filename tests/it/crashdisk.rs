@@ -73,6 +73,8 @@ pub enum Fault {
     Errno(i32),
     /// A write takes that share of its bytes, in 256ths.
     Short(u8),
+    /// It succeeds: the next fault is for a later call.
+    Pass,
 }
 
 /// Asked before every change for what was answered meanwhile; the flag says that more is awaited.
@@ -271,7 +273,7 @@ impl Fs {
 
     fn fault(&mut self, call: &str) -> Option<Fault> {
         let at = self.faults.iter().position(|(wanted, _)| *wanted == call)?;
-        Some(self.faults.remove(at).1)
+        Some(self.faults.remove(at).1).filter(|fault| *fault != Fault::Pass)
     }
 
     fn create(&mut self, path: &str) -> Ino {
@@ -297,7 +299,7 @@ impl Fs {
 fn error(fault: Fault) -> io::Error {
     match fault {
         Fault::Errno(errno) => io::Error::from_raw_os_error(errno),
-        Fault::Short(_) => io::ErrorKind::InvalidInput.into(),
+        Fault::Short(_) | Fault::Pass => io::ErrorKind::InvalidInput.into(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use leitstand::storage::{Disk, DiskSpace, FileStat, RealDisk, Wanted};
 
@@ -40,6 +41,7 @@ pub struct Plan {
     space_looks: AtomicUsize,
     room: Mutex<Option<u64>>,
     room_looks: AtomicUsize,
+    slow_syncs: Mutex<Duration>,
     /// 0: as many as are asked for.
     read_bytes_max: AtomicUsize,
 }
@@ -104,6 +106,11 @@ impl Plan {
     /// How often somebody asked for room.
     pub fn room_looks(&self) -> usize {
         self.room_looks.load(Ordering::SeqCst)
+    }
+
+    /// From now on a sync takes at least so long.
+    pub fn slow_syncs(&self, time: Duration) {
+        *self.slow_syncs.lock().unwrap() = time;
     }
 
     /// From now on a read gives at most so many bytes.
@@ -242,6 +249,8 @@ impl Disk for FaultyDisk {
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
         self.plan.step("sync_data")?;
+        let time = *self.plan.slow_syncs.lock().unwrap();
+        std::thread::sleep(time);
         self.real.sync_data(file)
     }
 

@@ -230,7 +230,8 @@ fn open(dir: &Path, fsync: Fsync) -> (Store<FaultyDisk>, Arc<Plan>) {
     let (disk, plan) = FaultyDisk::open(dir);
     plan.clear();
     let lock_timeout = Duration::from_secs(5);
-    let options = StoreOptions { fsync, lock_timeout, reserve_bytes: Some(0), ..StoreOptions::default() };
+    let options =
+        StoreOptions { fsync, lock_timeout, reserve_bytes: Some(0), piece_bytes_max: 100, ..StoreOptions::default() };
     (Store::new(disk, options, StoreMetrics::new()), plan)
 }
 

@@ -346,7 +346,7 @@ struct Scenario {
     record: fn(&Runtime, u64) -> Recording,
 }
 
-const SCENARIOS: [Scenario; 12] = [
+const SCENARIOS: [Scenario; 13] = [
     Scenario { name: "one_by_one", record: one_by_one },
     Scenario { name: "group_commit", record: group_commit },
     Scenario { name: "several_domains", record: several_domains },
@@ -359,6 +359,7 @@ const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "every_second", record: every_second },
     Scenario { name: "moved_file", record: moved_file },
     Scenario { name: "cut_again", record: cut_again },
+    Scenario { name: "in_pieces", record: in_pieces },
 ];
 
 fn one_by_one(runtime: &Runtime, seed: u64) -> Recording {
@@ -412,6 +413,48 @@ fn new_files(runtime: &Runtime, seed: u64) -> Recording {
     let sizes = session.small();
     session.append(first, &sizes);
     session.finish("new_files", seed)
+}
+
+/// Large groups beside small ones, and what can go wrong at any of their pieces.
+fn in_pieces(runtime: &Runtime, seed: u64) -> Recording {
+    let mut session = Session::new(runtime, seed, Fsync::Always);
+    let bytes = session.rng.pick(100, 600);
+    session.store = Store::new(
+        session.disk.clone(),
+        StoreOptions { piece_bytes_max: bytes, ..options(Fsync::Always) },
+        StoreMetrics::new(),
+    );
+    let wrote_little = session.rng.pick(1, 20);
+    session.append(1, &[wrote_little]);
+    session.happened = false;
+    for _ in 0..session.rng.pick(2, 3) {
+        let call = if session.rng.one_in(8) { "sync_data" } else { "append" };
+        // The first pieces pass.
+        let passes = session.rng.pick(0, 3);
+        let fails = session.rng.one_in(2);
+        if fails {
+            for _ in 0..passes {
+                session.disk.fail_next(call, Fault::Pass);
+            }
+            let fault = match session.rng.pick(0, 2) {
+                _ if call == "sync_data" => Fault::Errno(EIO),
+                0 => Fault::Errno(ENOSPC),
+                _ => Fault::Short(session.rng.pick(0, 255) as u8),
+            };
+            session.disk.fail_next(call, fault);
+        }
+        if session.rng.one_in(2) {
+            let n = session.rng.pick(2, 8);
+            session.group(0, n, 400);
+            session.settle();
+        } else {
+            let before = session.writes();
+            let sizes: Vec<usize> = (0..session.rng.pick(3, 9)).map(|_| session.rng.pick(20, 300)).collect();
+            session.append(0, &sizes);
+            session.happened |= session.writes() > before + 1;
+        }
+    }
+    session.finish("in_pieces", seed)
 }
 
 fn failed_write(runtime: &Runtime, seed: u64) -> Recording {

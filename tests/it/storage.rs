@@ -31,9 +31,18 @@ fn options(fsync: Fsync) -> StoreOptions {
 }
 
 fn faulty(dir: &Path) -> (Store<FaultyDisk>, Arc<Plan>) {
+    faulty_with(dir, options(Fsync::Always))
+}
+
+fn faulty_with(dir: &Path, options: StoreOptions) -> (Store<FaultyDisk>, Arc<Plan>) {
     let (disk, plan) = FaultyDisk::open(dir);
     plan.clear();
-    (Store::new(disk, options(Fsync::Always), StoreMetrics::new()), plan)
+    (Store::new(disk, options, StoreMetrics::new()), plan)
+}
+
+/// One event is little, and two go in two pieces.
+fn options_for_pieces() -> StoreOptions {
+    StoreOptions { piece_bytes_max: 40, ..options(Fsync::Always) }
 }
 
 fn batch(domain: &str, ids: &[u32]) -> Batch {
@@ -79,11 +88,19 @@ fn for_every_call(
     faults: &[Fault],
     scenario: impl AsyncFn(&Path, &Store<FaultyDisk>, &Plan, Option<(usize, Fault)>, &str),
 ) {
+    for_every_call_with(&options(Fsync::Always), faults, scenario);
+}
+
+fn for_every_call_with(
+    options: &StoreOptions,
+    faults: &[Fault],
+    scenario: impl AsyncFn(&Path, &Store<FaultyDisk>, &Plan, Option<(usize, Fault)>, &str),
+) {
     let runtime = runtime();
     runtime.block_on(async {
         let count = {
             let dir = tempfile::tempdir().unwrap();
-            let (store, plan) = faulty(dir.path());
+            let (store, plan) = faulty_with(dir.path(), options.clone());
             scenario(dir.path(), &store, &plan, None, "no fault").await;
             plan.calls()
         };
@@ -91,7 +108,7 @@ fn for_every_call(
         for &fault in faults {
             for at in 1..=count {
                 let dir = tempfile::tempdir().unwrap();
-                let (store, plan) = faulty(dir.path());
+                let (store, plan) = faulty_with(dir.path(), options.clone());
                 scenario(dir.path(), &store, &plan, Some((at, fault)), &format!("{fault:?} at call {at} of {count}"))
                     .await;
             }
@@ -194,6 +211,88 @@ fn a_process_that_dies_at_any_call_keeps_its_promise() {
         append(&next, "a", &[20]).await.unwrap_or_else(|e| panic!("{case}: {e}"));
         acked.push(20);
         assert_promise(dir, "a", &acked, &unsure, case);
+    });
+}
+
+/// Broken: a group in pieces would be acknowledged or kept in part, or an error after the first piece
+/// would tell less than the truth.
+#[test]
+fn any_failing_call_of_an_append_in_pieces_leaves_the_file_sound() {
+    let errnos = [EIO, ENOSPC, EDQUOT].map(Fault::Errno);
+    let faults = [&errnos[..], &[Fault::ShortWrite, Fault::WriteThenResize(0)]].concat();
+    for_every_call_with(&options_for_pieces(), &faults, async |dir, store, plan, fault, case| {
+        let mut acked = vec![1];
+        append(store, "a", &[1]).await.unwrap();
+        arm(plan, fault);
+        let result = append(store, "a", &[10, 11]).await;
+        if fault.is_none() {
+            assert_eq!((plan.count("append"), plan.count("sync_data")), (2, 2));
+        }
+        if result.is_err() && !plan.saw("sync_data") {
+            assert_eq!(ids(dir, "a"), acked, "{case}");
+        }
+        check_after_fault(dir, store, plan, result, &mut acked, case).await;
+    });
+}
+
+/// Broken: a process that dies between two pieces would leave what the next one makes worse.
+#[test]
+fn a_process_that_dies_between_pieces_keeps_its_promise() {
+    for_every_call_with(
+        &options_for_pieces(),
+        &[Fault::Freeze, Fault::FreezeTorn],
+        async |dir, store, plan, fault, case| {
+            append(store, "a", &[1]).await.unwrap();
+            arm(plan, fault);
+            let mut acked = vec![1];
+            let unsure = match append(store, "a", &[10, 11]).await {
+                Ok(()) => {
+                    acked.extend([10, 11]);
+                    vec![]
+                }
+                Err(_) => vec![10, 11],
+            };
+            if fault.is_none() {
+                return;
+            }
+            let next = Store::new(RealDisk::open(dir).unwrap(), options(Fsync::Always), StoreMetrics::new());
+            append(&next, "a", &[20]).await.unwrap_or_else(|e| panic!("{case}: {e}"));
+            acked.push(20);
+            assert_promise(dir, "a", &acked, &unsure, case);
+        },
+    );
+}
+
+/// Broken: small syncs would wait behind a whole group of another domain; or a group would be synced
+/// often where nobody waits, where syncs are slow, or where none is due.
+#[test]
+fn a_group_goes_in_pieces_only_while_others_write_little() {
+    runtime().block_on(async {
+        let many: Vec<u32> = (10..17).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty_with(dir.path(), options_for_pieces());
+        for id in [1, 2] {
+            append(&store, "a", &[id, id]).await.unwrap();
+        }
+        plan.clear();
+        append(&store, "a", &many).await.unwrap();
+        assert_eq!((plan.count("append"), plan.count("sync_data")), (1, 1), "nobody wrote little");
+        append(&store, "b", &[1]).await.unwrap();
+        plan.slow_syncs(Duration::from_millis(3));
+        plan.clear();
+        append(&store, "a", &many).await.unwrap();
+        // One line, then two at once, then what is left.
+        assert_eq!((plan.count("append"), plan.count("sync_data")), (3, 3));
+        plan.clear();
+        append(&store, "a", &[3]).await.unwrap();
+        assert_eq!(plan.count("read_at"), 0, "the length after the last piece is known");
+
+        let options = StoreOptions { fsync: Fsync::EverySecond, ..options_for_pieces() };
+        let (store, plan) = faulty_with(dir.path(), options);
+        append(&store, "b", &[2]).await.unwrap();
+        plan.clear();
+        append(&store, "a", &many).await.unwrap();
+        assert_eq!((plan.count("append"), plan.count("sync_data")), (1, 0));
     });
 }
 
@@ -558,7 +657,7 @@ fn a_group_has_at_most_four_mebibytes_and_at_least_one_batch() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
         let (disk, plan) = FaultyDisk::open(dir.path());
-        let options = StoreOptions { lock_timeout: PATIENCE, ..options(Fsync::Always) };
+        let options = StoreOptions { lock_timeout: PATIENCE, piece_bytes_max: usize::MAX, ..options(Fsync::Always) };
         let store = Store::new(disk, options, StoreMetrics::new());
         append(&store, "a", &[1]).await.unwrap();
         let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();

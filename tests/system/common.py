@@ -159,8 +159,8 @@ def peak_from_here(pid):
 class Load:
     """Clients that post numbered events until stopped, and remember what was acknowledged."""
 
-    def __init__(self, port, rng, clients, domains, start_id=0):
-        self.port, self.domains = port, domains
+    def __init__(self, port, rng, clients, domains, start_id=0, batches=(1, 1, 1, 2, 5, 20, 100)):
+        self.port, self.domains, self.batches = port, domains, batches
         self.acked, self.sent = {}, {}
         self.lock, self.next_id = threading.Lock(), start_id
         self.stopping = threading.Event()
@@ -175,7 +175,7 @@ class Load:
     def client(self, rng):
         conn = None
         while not self.stopping.is_set():
-            domain, ids = rng.choice(self.domains), self.ids(rng.choice([1, 1, 1, 2, 5, 20, 100]))
+            domain, ids = rng.choice(self.domains), self.ids(rng.choice(self.batches))
             events = [json.dumps({"id": i, "pad": "x" * rng.choice([0, 10, 200, 1500])}) for i in ids]
             if len(events) == 1: body, ct = events[0], "application/json"
             elif rng.random() < 0.5: body, ct = "[" + ",".join(events) + "]", "application/json"

@@ -3,6 +3,8 @@ import os, shutil, tempfile, time
 from common import Load, Server, leitstand_verify, seed, setting, verify
 
 LOOK_EVERY = 10   # rounds; each look reads everything
+# The largest have about 180 KB: beside small ones they go to the disk in pieces.
+BATCHES = (1, 1, 1, 2, 5, 20, 100, 400)
 
 
 def run():
@@ -15,7 +17,7 @@ def run():
         for n in range(rounds):
             server = Server(env, datadir=directory)
             assert server.up, server.log_text()
-            load = Load(server.port, rng, 16, domains, next_id)
+            load = Load(server.port, rng, 16, domains, next_id, BATCHES)
             time.sleep(rng.uniform(0.05, 0.8))
             server.kill()
             load.stop()
