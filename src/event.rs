@@ -301,7 +301,11 @@ impl Parser {
         let body = domain::trim(text);
         let start = body.as_ptr() as usize - text.as_ptr() as usize;
         let first = 1 + text[..start].bytes().filter(|&b| b == b'\n').count() as u64;
-        for (number, line) in (first..).zip(body.split('\n')) {
+        let mut line_start = 0;
+        let ends = memchr::memchr_iter(b'\n', body.as_bytes()).chain([body.len()]);
+        for (number, line_end) in (first..).zip(ends) {
+            let line = &body[line_start..line_end];
+            line_start = line_end + 1;
             if !line.is_empty() {
                 self.line(line, number, out)
                     .map_err(|Malformed| EventError { reason: Reason::InvalidNdjson, line: Some(number) })?;
