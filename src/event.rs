@@ -688,6 +688,10 @@ mod tests {
                 "{\"v\" : 1.10, \"d\":\"\\u00e4 \\/\"}",
                 "{\"v\":1.10,\"d\":\"\\u00e4 \\/\",\"domain\":\"example.com\"}\n",
             ),
+            // What looks like the end of a member, in strings at the end of the text.
+            ("{\"a\":\",\"}", "{\"a\":\",\",\"domain\":\"example.com\"}\n"),
+            ("{\"a\":\":\"}", "{\"a\":\":\",\"domain\":\"example.com\"}\n"),
+            ("{\"a\":\"\\\",\\\"\"}", "{\"a\":\"\\\",\\\"\",\"domain\":\"example.com\"}\n"),
             ("{\"domain\":\" EXAMPLE.com\",\"a\":1}", "{\"domain\":\"example.com\",\"a\":1}\n"),
             ("{\"\\u0064omain\":\"example.com\",\"a\":1}", "{\"domain\":\"example.com\",\"a\":1}\n"),
             ("{\"domain\":\"example.com\",\"a\":1}", "{\"domain\":\"example.com\",\"a\":1}\n"),
