@@ -301,7 +301,11 @@ impl Parser {
         let body = domain::trim(text);
         let start = body.as_ptr() as usize - text.as_ptr() as usize;
         let first = 1 + text[..start].bytes().filter(|&b| b == b'\n').count() as u64;
-        for (number, line) in (first..).zip(body.split('\n')) {
+        let mut line_start = 0;
+        let ends = memchr::memchr_iter(b'\n', body.as_bytes()).chain([body.len()]);
+        for (number, line_end) in (first..).zip(ends) {
+            let line = &body[line_start..line_end];
+            line_start = line_end + 1;
             if !line.is_empty() {
                 self.line(line, number, out)
                     .map_err(|Malformed| EventError { reason: Reason::InvalidNdjson, line: Some(number) })?;
@@ -331,31 +335,28 @@ impl Parser {
         }
         let start = scanner.out_pos();
         let mark = scanner.mark();
-        let mut facts = match self.plain_object(scanner, text)? {
-            Some(facts) => facts,
-            None => {
-                scanner.rewind(mark);
-                self.object(scanner, text)?
-            }
-        };
+        let mut facts = Facts { plain: true, ..Facts::default() };
+        if !self.plain_object(scanner, &mut facts)? {
+            scanner.rewind(mark);
+            facts = self.object(scanner, text)?;
+        }
         if self.refused.is_none() {
             match self.judge(&facts, text) {
-                Ok(()) if facts.plain && !self.keeps_domain(&facts, text) => {
-                    scanner.rewind(mark);
-                    facts = self.object(scanner, text)?;
-                    self.write_domain(scanner.flushed(), start, &facts, text);
+                Ok(()) => {
+                    if facts.plain && !self.keeps_domain(&facts, text) {
+                        scanner.rewind(mark);
+                        facts = self.object(scanner, text)?;
+                    }
+                    let out = scanner.flushed();
+                    self.write_domain(out, start, &facts, text);
+                    out.push(b'\n');
+                    self.events += 1;
+                    return Ok(());
                 }
-                Ok(()) => self.write_domain(scanner.flushed(), start, &facts, text),
                 Err(reason) => self.refuse(reason, line),
             }
         }
-        let out = scanner.flushed();
-        if self.refused.is_some() {
-            out.truncate(start);
-        } else {
-            out.push(b'\n');
-            self.events += 1;
-        }
+        scanner.flushed().truncate(start);
         Ok(())
     }
 
@@ -363,33 +364,33 @@ impl Parser {
         self.refused.get_or_insert(EventError { reason, line });
     }
 
-    /// Passes an object and notes no members. `None`: it has a key with escapes, a name that perhaps
+    /// Passes an object and notes no members. `false`: it has a key with escapes, a name that perhaps
     /// comes twice, or very many members, so they have to be noted.
     #[inline]
-    fn plain_object(&mut self, scanner: &mut Scanner<'_>, text: &str) -> Result<Option<Facts>, Malformed> {
-        let text = text.as_bytes();
-        let mut facts = Facts { plain: true, ..Facts::default() };
+    fn plain_object(&mut self, scanner: &mut Scanner<'_>, facts: &mut Facts) -> Result<bool, Malformed> {
+        const DOMAIN: u64 = json::short_name_hash(b"domain");
+        const SUMMARY: u64 = json::short_name_hash(b"summary");
         let hashes = &mut self.hashes;
-        let mut bits = [0u64; 4];
-        let passed = scanner.plain_object(|key, value| {
-            let hash = json::name_hash(text, key.range());
-            // Names that differ mostly fall on different bits, and then nothing is compared.
-            let (word, bit) = ((hash >> 62) as usize, 1u64 << (hash >> 56 & 63));
-            if bits[word] & bit != 0 && hashes[..facts.members].contains(&hash) {
+        let mut seen = [false; 256];
+        scanner.plain_object(|text, key, value| {
+            let hash = json::name_hash(text, key.clone());
+            // Names that differ mostly have different places, and then nothing is compared.
+            let seen = &mut seen[(hash >> 56) as usize];
+            if *seen && hashes[..facts.members].contains(&hash) {
                 return false;
             }
-            bits[word] |= bit;
+            *seen = true;
             let Some(place) = hashes.get_mut(facts.members) else { return false };
             *place = hash;
             facts.members += 1;
-            match &text[key.range()] {
-                b"domain" => facts.domain = value.map_or(Field::NoString, Field::String),
-                b"summary" => facts.summary = value.map_or(Field::NoString, Field::String),
-                _ => {}
+            if hash == DOMAIN && &text[key.clone()] == b"domain" {
+                facts.domain = value.map_or(Field::NoString, Field::String);
+            }
+            if hash == SUMMARY && &text[key] == b"summary" {
+                facts.summary = value.map_or(Field::NoString, Field::String);
             }
             true
-        })?;
-        Ok(passed.then_some(facts))
+        })
     }
 
     /// Nothing but a missing `domain` has to be written. The facts are of a plain object.
@@ -687,6 +688,10 @@ mod tests {
                 "{\"v\" : 1.10, \"d\":\"\\u00e4 \\/\"}",
                 "{\"v\":1.10,\"d\":\"\\u00e4 \\/\",\"domain\":\"example.com\"}\n",
             ),
+            // What looks like the end of a member, in strings at the end of the text.
+            ("{\"a\":\",\"}", "{\"a\":\",\",\"domain\":\"example.com\"}\n"),
+            ("{\"a\":\":\"}", "{\"a\":\":\",\"domain\":\"example.com\"}\n"),
+            ("{\"a\":\"\\\",\\\"\"}", "{\"a\":\"\\\",\\\"\",\"domain\":\"example.com\"}\n"),
             ("{\"domain\":\" EXAMPLE.com\",\"a\":1}", "{\"domain\":\"example.com\",\"a\":1}\n"),
             ("{\"\\u0064omain\":\"example.com\",\"a\":1}", "{\"domain\":\"example.com\",\"a\":1}\n"),
             ("{\"domain\":\"example.com\",\"a\":1}", "{\"domain\":\"example.com\",\"a\":1}\n"),
@@ -701,6 +706,82 @@ mod tests {
             ),
         ] {
             assert_eq!(doc(text, example()).as_deref(), Ok(want), "{text}");
+        }
+    }
+
+    /// Broken, a name that comes twice would be stored twice. Texts of all lengths are read in blocks.
+    #[test]
+    fn a_repeated_name_is_found_wherever_it_stands() {
+        for (len, before) in (0..20).flat_map(|len| (0..80).map(move |before| (len, before))) {
+            let (name, long) = (&"name of a member, long"[..len], "x".repeat(before));
+            let text = format!("{{\"{name}\":1,\"-\":\"{long}\",\"{name}\":2}}");
+            let want = format!("{{\"{name}\":2,\"-\":\"{long}\",\"domain\":\"example.com\"}}\n");
+            assert_eq!(doc(&text, example()), Ok(want), "{text}");
+            let other = format!("{{\"{name}\":1,\"-\":\"{long}\",\"{name}2\":2}}");
+            let want = format!("{},\"domain\":\"example.com\"}}\n", other.strip_suffix('}').unwrap());
+            assert_eq!(doc(&other, example()), Ok(want), "{other}");
+        }
+    }
+
+    /// Broken, white space would be stored, or a bracket, comma or colon too few would be taken.
+    #[test]
+    fn white_space_and_damage_are_seen_at_every_place() {
+        let tokens = [
+            "{",
+            "\"a\"",
+            ":",
+            "\"b\"",
+            ",",
+            "\"a longer name\"",
+            ":",
+            "12",
+            ",",
+            "\"n\"",
+            ":",
+            "0.5",
+            ",",
+            "\"o\"",
+            ":",
+            "{",
+            "\"a\"",
+            ":",
+            "[",
+            "1",
+            ",",
+            "\"x\"",
+            "]",
+            "}",
+            ",",
+            "\"t\"",
+            ":",
+            "true",
+            ",",
+            "\"summary\"",
+            ":",
+            "\"long enough for more than one block of bytes, or for two\"",
+            "}",
+        ];
+        let compact = tokens.concat();
+        let want = format!("{},\"domain\":\"example.com\"}}\n", compact.strip_suffix('}').unwrap());
+        assert_eq!(doc(&compact, example()).as_ref(), Ok(&want));
+        for at in 0..=tokens.len() {
+            for space in [" ", "\n", "\t\r  \n"] {
+                let text = format!("{}{space}{}", tokens[..at].concat(), tokens[at..].concat());
+                assert_eq!(doc(&text, example()).as_ref(), Ok(&want), "{text}");
+            }
+            for wrong in ["\u{a0}", "\0", ",", ":", "}", "]", "1", "\""] {
+                let text = format!("{}{wrong}{}", tokens[..at].concat(), tokens[at..].concat());
+                let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+                assert_eq!(doc(&text, example()).is_ok(), is_json, "{text}");
+            }
+        }
+        for at in 0..tokens.len() {
+            let text = [&tokens[..at], &tokens[at + 1..]].concat().concat();
+            let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+            assert_eq!(doc(&text, example()).is_ok(), is_json, "{text}");
+        }
+        for at in 0..compact.len() {
+            assert_eq!(doc(&compact[..at], example()), Err(Reason::InvalidJson), "{at}");
         }
     }
 

@@ -10,6 +10,8 @@
 
 use std::ops::Range;
 
+use wide::u8x16;
+
 /// Deepest nesting below the outermost value of an event.
 ///
 /// compat: Python's recursion limit made the original fail with 500 from 977 levels on.
@@ -63,12 +65,15 @@ pub(crate) struct Scanner<'a> {
     copied: usize,
     out: &'a mut Vec<u8>,
     lenient: bool,
+    /// Of the 64 bytes that were looked at last.
+    specials: Specials,
 }
 
 impl<'a> Scanner<'a> {
     /// Starts at the front of `src`; copies go to the end of `out`.
     pub(crate) fn new(src: &'a str, out: &'a mut Vec<u8>) -> Self {
-        Scanner { src: src.as_bytes(), pos: 0, copied: 0, out, lenient: false }
+        let src = src.as_bytes();
+        Scanner { src, pos: 0, copied: 0, out, lenient: false, specials: Specials::at(src, 0) }
     }
 
     /// Something was passed that Python reads and RFC 8259 does not allow.
@@ -158,39 +163,124 @@ impl<'a> Scanner<'a> {
 
     /// Passes an object whose `{` is next, and tells `member` each key and, where it is a string,
     /// each value. Gives up (false) at a key with escapes, or when `member` says so.
+    ///
+    /// What stands between two strings is looked at in one piece, so that text without white space
+    /// costs few steps.
     #[inline(always)]
     pub(crate) fn plain_object(
         &mut self,
-        mut member: impl FnMut(StrToken, Option<StrToken>) -> bool,
+        mut member: impl FnMut(&[u8], Range<usize>, Option<StrToken>) -> bool,
     ) -> Result<bool, Malformed> {
+        const COLON: u32 = u32::from_le_bytes(*b"\":\0\0");
+        const COMMA: u32 = u32::from_le_bytes(*b",\"\0\0");
         let mut pos = self.space_at(self.pos + 1);
-        if self.src.get(pos) == Some(&b'}') {
-            self.pos = pos + 1;
-            return Ok(true);
+        match self.byte_at(pos) {
+            b'"' => {}
+            b'}' => {
+                self.pos = pos + 1;
+                return Ok(true);
+            }
+            _ => return Err(Malformed),
         }
+        // At the quote of a key.
         loop {
-            let key = self.string_at(pos)?;
-            pos = self.colon_at(key.after())?;
-            let value = if self.src.get(pos) == Some(&b'"') {
-                let token = self.string_at(pos)?;
-                pos = token.after();
-                Some(token)
+            let start = pos + 1;
+            let end = self.next_special(start);
+            let after = self.four_at(end);
+            let key = start..end;
+            let mut first = (after >> 16) as u8;
+            pos = end + 2;
+            if after & 0xffff != COLON {
+                if self.string_end(start, end)?.is_escaped() {
+                    return Ok(false);
+                }
+                pos = self.colon_at(end + 1)?;
+                first = self.byte_at(pos);
+            } else if first <= b' ' {
+                pos = self.space_at(pos);
+                first = self.byte_at(pos);
+            }
+            let mut value = None;
+            let next;
+            if first == b'"' {
+                let start = pos + 1;
+                let end = self.next_special(start);
+                let after = self.four_at(end);
+                if after & 0xff == u32::from(b'"') {
+                    value = Some(StrToken::new(start..end, false));
+                    pos = end + 1;
+                    next = after >> 8;
+                } else {
+                    let token = self.escaped_string(start, end)?;
+                    value = Some(token);
+                    pos = token.after();
+                    next = self.four_at(pos);
+                }
             } else {
-                pos = self.value_at(pos, 1)?;
-                None
-            };
-            if key.is_escaped() || !member(key, value) {
+                pos = match small_number_end(self.src, pos) {
+                    Some(end) => end,
+                    None => self.value_at(pos, 1)?,
+                };
+                next = self.four_at(pos);
+            }
+            if !member(self.src, key, value) {
                 return Ok(false);
             }
+            if next & 0xffff == COMMA {
+                pos += 1;
+                continue;
+            }
             pos = self.space_at(pos);
-            match self.src.get(pos) {
-                Some(b',') => pos = self.space_at(pos + 1),
-                Some(b'}') => {
+            match self.byte_at(pos) {
+                b',' => pos = self.space_at(pos + 1),
+                b'}' => {
                     self.pos = pos + 1;
                     return Ok(true);
                 }
                 _ => return Err(Malformed),
             }
+            if self.byte_at(pos) != b'"' {
+                return Err(Malformed);
+            }
+        }
+    }
+
+    /// The byte at `pos`; zero where the text has ended, which is nothing that JSON may hold.
+    #[inline(always)]
+    fn byte_at(&self, pos: usize) -> u8 {
+        self.src.get(pos).copied().unwrap_or(0)
+    }
+
+    /// Four bytes from `pos` on, the first lowest; zero where the text has ended, which is nothing
+    /// that JSON may hold.
+    #[inline(always)]
+    fn four_at(&self, pos: usize) -> u32 {
+        match self.src.get(pos..pos + 4) {
+            Some(bytes) => u32::from_le_bytes(bytes.try_into().unwrap_or_default()),
+            None => last_four(self.src, pos),
+        }
+    }
+
+    /// The first position from `pos` on that holds a quote, a backslash or a control character, or
+    /// the end.
+    #[inline(always)]
+    fn next_special(&mut self, pos: usize) -> usize {
+        match self.specials.next(pos) {
+            Some(at) => at,
+            None => self.next_special_behind(pos),
+        }
+    }
+
+    /// [`Scanner::next_special`] where the block that was looked at last has none.
+    #[inline(never)]
+    fn next_special_behind(&mut self, pos: usize) -> usize {
+        let mut start = if self.specials.covers(pos) { self.specials.end() } else { pos };
+        loop {
+            self.specials = Specials::at(self.src, start);
+            if self.specials.bits != 0 {
+                return start + self.specials.bits.trailing_zeros() as usize;
+            }
+            start = self.specials.end();
         }
     }
 
@@ -292,7 +382,13 @@ impl<'a> Scanner<'a> {
             return Err(Malformed);
         }
         let start = pos + 1;
-        let end = next_special(self.src, start);
+        let end = self.next_special(start);
+        self.string_end(start, end)
+    }
+
+    /// A string whose content begins at `start` and has its first special byte at `end`.
+    #[inline(always)]
+    fn string_end(&mut self, start: usize, end: usize) -> Result<StrToken, Malformed> {
         if self.src.get(end) == Some(&b'"') {
             return Ok(StrToken::new(start..end, false));
         }
@@ -308,7 +404,7 @@ impl<'a> Scanner<'a> {
                 Some(b'\\') => self.escape()?,
                 _ => return Err(Malformed),
             }
-            self.pos = next_special(self.src, self.pos);
+            self.pos = self.next_special(self.pos);
         }
     }
 
@@ -452,7 +548,7 @@ impl OpenContainers {
 /// Copies a part of `src`. Most are short, so those need no call.
 #[inline(always)]
 fn copy_run(src: &[u8], run: Range<usize>, out: &mut Vec<u8>) {
-    const BLOCK: usize = 16;
+    const BLOCK: usize = 32;
     let len = run.end - run.start;
     if len <= BLOCK
         && let Some(block) = src[run.start..].first_chunk::<BLOCK>()
@@ -471,19 +567,16 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 /// Eight bytes from `pos` on, if there are as many.
 #[inline(always)]
 fn word_at(src: &[u8], pos: usize) -> Option<u64> {
-    src.get(pos..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+    Some(u64::from_le_bytes(src.get(pos..pos + 8)?.try_into().unwrap_or_default()))
 }
 
 /// The first position from `pos` on that holds no digit, or the end. Eight bytes a step.
 #[inline(always)]
 fn digits_end(src: &[u8], mut pos: usize) -> usize {
     while let Some(word) = word_at(src, pos) {
-        // A digit is 0x30 to 0x39: high half 3 with and without 6 added. Bytes below a byte that is
-        // none carry nothing into it, so the lowest difference is exact.
-        let other =
-            ((word & (ONES * 0xf0)) ^ (ONES * 0x30)) | ((word.wrapping_add(ONES * 6) & (ONES * 0xf0)) ^ (ONES * 0x30));
-        if other != 0 {
-            return pos + (other.trailing_zeros() / 8) as usize;
+        let digits = digits_in(word);
+        if digits < 8 {
+            return pos + digits;
         }
         pos += 8;
     }
@@ -499,42 +592,151 @@ fn some_digits_end(src: &[u8], pos: usize) -> Result<usize, Malformed> {
     if end == pos { Err(Malformed) } else { Ok(end) }
 }
 
-/// The first position from `pos` on that holds a quote, a backslash or a control character, or
-/// the end. Eight bytes a step.
+/// The eight bytes up to `end`, if there are as many.
 #[inline(always)]
-fn next_special(src: &[u8], mut pos: usize) -> usize {
-    while let Some(word) = word_at(src, pos) {
-        let zero_if = |byte: u8| {
-            let x = word ^ (ONES * u64::from(byte));
-            x.wrapping_sub(ONES) & !x
-        };
-        // Exact in its lowest set bit, which is the only one used ("haszero" and "hasless" of
-        // Bit Twiddling Hacks); bytes of 0x80 and above never count as control characters.
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let hit = (zero_if(b'"') | zero_if(b'\\') | control) & HIGHS;
-        if hit != 0 {
-            return pos + (hit.trailing_zeros() / 8) as usize;
+fn word_before(src: &[u8], end: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(src.get(end.checked_sub(8)?..end)?.try_into().unwrap_or_default()))
+}
+
+/// How many of the eight bytes are digits, from the lowest on.
+#[inline(always)]
+fn digits_in(word: u64) -> usize {
+    // A digit is 0 to 9 here, and with 0x76 below 0x80. Digits carry nothing into the byte above, so
+    // the lowest byte that is none is found exactly.
+    let value = word ^ (ONES * 0x30);
+    let other = (value.wrapping_add(ONES * 0x76) | value) & HIGHS;
+    (other.trailing_zeros() / 8) as usize
+}
+
+/// The end of a number of one to seven digits, with a fraction of one to seven or without, but not
+/// at the end of the text. `None`: it may be anything else.
+#[inline(always)]
+fn small_number_end(src: &[u8], pos: usize) -> Option<usize> {
+    let word = word_at(src, pos)?;
+    let digits = digits_in(word);
+    if digits == 0 || digits == 8 || (digits > 1 && word as u8 == b'0') {
+        return None;
+    }
+    let (mut end, mut behind) = (pos + digits, (word >> (8 * digits)) as u8);
+    if behind == b'.' {
+        let word = word_at(src, end + 1)?;
+        let digits = digits_in(word);
+        if digits == 0 || digits == 8 {
+            return None;
         }
-        pos += 8;
+        (end, behind) = (end + 1 + digits, (word >> (8 * digits)) as u8);
     }
-    while pos < src.len() && src[pos] != b'"' && src[pos] != b'\\' && src[pos] >= 0x20 {
-        pos += 1;
+    (behind | 0x20 != b'e').then_some(end)
+}
+
+/// Where quotes, backslashes and control characters lie in a block of 64 bytes.
+#[derive(Clone, Copy)]
+struct Specials {
+    start: usize,
+    /// The first byte lowest. Bytes behind the end of the text count as special.
+    bits: u64,
+}
+
+impl Specials {
+    const BLOCK: usize = 64;
+
+    /// Of the block of `src` that begins at `start`.
+    #[inline(always)]
+    fn at(src: &[u8], start: usize) -> Specials {
+        let rest = src.get(start..).unwrap_or_default();
+        let bits = if let Some(block) = rest.first_chunk() {
+            Self::bits(block)
+        } else if let Some(block) = src.last_chunk() {
+            // Fewer than 64 bytes are left, so those before them are looked at again.
+            (Self::bits(block) >> (Self::BLOCK - 1 - rest.len()) >> 1) | u64::MAX << rest.len()
+        } else {
+            let mut block = [0; Self::BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            Self::bits(&block)
+        };
+        Specials { start, bits }
     }
-    pos
+
+    /// One bit a byte.
+    #[inline(always)]
+    fn bits(block: &[u8; Self::BLOCK]) -> u64 {
+        let (pieces, _) = block.as_chunks::<16>();
+        let mut bits = 0;
+        for (i, piece) in pieces.iter().enumerate() {
+            let piece = u8x16::new(*piece);
+            let control = piece.min(u8x16::splat(0x1f)).simd_eq(piece);
+            let special = piece.simd_eq(u8x16::splat(b'"')) | piece.simd_eq(u8x16::splat(b'\\')) | control;
+            bits |= u64::from(special.to_bitmask()) << (16 * i);
+        }
+        bits
+    }
+
+    #[inline(always)]
+    fn covers(self, pos: usize) -> bool {
+        pos.wrapping_sub(self.start) < Self::BLOCK
+    }
+
+    fn end(self) -> usize {
+        self.start + Self::BLOCK
+    }
+
+    /// The first from `pos` on.
+    #[inline(always)]
+    fn next(self, pos: usize) -> Option<usize> {
+        if !self.covers(pos) {
+            return None;
+        }
+        let bits = self.bits >> (pos - self.start);
+        (bits != 0).then(|| pos + bits.trailing_zeros() as usize)
+    }
+}
+
+/// Fewer than four bytes are left.
+#[inline(never)]
+fn last_four(src: &[u8], pos: usize) -> u32 {
+    let rest = src.get(pos..).unwrap_or_default();
+    match (rest.len(), src.last_chunk()) {
+        (1..4, Some(four)) => u32::from_le_bytes(*four) >> (32 - 8 * rest.len()),
+        _ => rest.iter().rev().fold(0, |four, &byte| four << 8 | u32::from(byte)),
+    }
 }
 
 /// A number that names with the same bytes share, and others nearly always do not.
 #[inline(always)]
 pub(crate) fn name_hash(src: &[u8], name: Range<usize>) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let len = name.end - name.start;
-    let word = match (len, word_at(src, name.start)) {
-        (0, _) => 0,
-        (1..=8, Some(word)) => word << (64 - 8 * len),
-        (9.., Some(word)) => word ^ word_at(src, name.end - 8).unwrap_or(0).rotate_left(29),
-        (_, None) => src[name].iter().rev().fold(0, |word, &b| word << 8 | u64::from(b)) << (64 - 8 * len),
+    let is_short = len.wrapping_sub(1) < 8;
+    // The eight bytes up to the end are always there, but for the first names of a text.
+    let word = match word_before(src, name.end) {
+        Some(word) if is_short => word >> (64 - 8 * len),
+        Some(word) if len > 8 => word ^ word_at(src, name.start).unwrap_or(0).rotate_left(29),
+        _ => match word_at(src, name.start) {
+            Some(word) if is_short => word << (64 - 8 * len) >> (64 - 8 * len),
+            _ => short_word(&src[name]),
+        },
     };
-    (word ^ len as u64).wrapping_mul(ODD)
+    hash_of(word, len)
+}
+
+/// [`name_hash`] of a name of 1 to 8 bytes, for constants.
+pub(crate) const fn short_name_hash(name: &[u8]) -> u64 {
+    hash_of(short_word(name), name.len())
+}
+
+const fn hash_of(word: u64, len: usize) -> u64 {
+    (word ^ len as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// At most eight bytes, the first one lowest.
+#[cold]
+const fn short_word(name: &[u8]) -> u64 {
+    let mut word = 0;
+    let mut at = name.len();
+    while at > 0 {
+        at -= 1;
+        word = word << 8 | name[at] as u64;
+    }
+    word
 }
 
 /// The value of a string token as UTF-8. A lone surrogate becomes U+FFFD.
@@ -750,6 +952,55 @@ mod tests {
         }
     }
 
+    /// Broken, a string would end elsewhere than at its quote where a block of 64 bytes begins or ends.
+    #[test]
+    fn special_bytes_are_found_wherever_they_lie() {
+        let mut seed = 20_261_121_u32;
+        let mut below = |end: usize| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as usize % end
+        };
+        for chars in 0..200 {
+            for one_in in [2, 30, 1000] {
+                let text: String = (0..chars)
+                    .map(|_| match below(one_in) {
+                        0 => ['"', '\\', '\0', '\n', '\u{1f}'][below(5)],
+                        _ => ['a', ' ', '!', '#', '[', ']', '\u{7f}', 'ü'][below(8)],
+                    })
+                    .collect();
+                let is_special = |b: u8| b == b'"' || b == b'\\' || b < b' ';
+                let mut out = Vec::new();
+                let mut scanner = Scanner::new(&text, &mut out);
+                for pos in (0..=text.len()).chain((0..=text.len()).rev()) {
+                    let want = text.bytes().skip(pos).position(is_special).map_or(text.len(), |ahead| pos + ahead);
+                    assert_eq!(scanner.next_special(pos), want, "{pos} of {text:?}");
+                }
+            }
+        }
+    }
+
+    /// Broken, a name that comes twice would be stored twice, or two names would be taken for one.
+    #[test]
+    fn a_name_has_one_hash_wherever_it_stands() {
+        let name = "a-Ü_longer name";
+        let mut hashes = std::collections::HashSet::new();
+        for len in (0..=name.len()).filter(|len| name.is_char_boundary(*len)) {
+            let name = &name.as_bytes()[..len];
+            let hash_behind = |before: usize, after: usize| {
+                let text = [&b"\"{,:".repeat(5)[..before], name, &b"\":1,}".repeat(5)[..after]].concat();
+                name_hash(&text, before..before + len)
+            };
+            let hash = hash_behind(0, 0);
+            for (before, after) in (0..20).flat_map(|before| (0..20).map(move |after| (before, after))) {
+                assert_eq!(hash_behind(before, after), hash, "{name:?}, {before} before, {after} after");
+            }
+            if (1..=8).contains(&len) {
+                assert_eq!(short_name_hash(name), hash, "{name:?}");
+            }
+            assert!(hashes.insert(hash), "{name:?}");
+        }
+    }
+
     #[test]
     fn code_points_are_counted_as_python_counts_them() {
         for (raw, want) in
@@ -803,6 +1054,17 @@ mod tests {
                 let theirs = serde_json::from_str::<serde_json::Value>(text).is_ok();
                 prop_assert_eq!(ours, theirs, "{:?}", text);
             }
+        }
+
+        /// Broken, a number would end too early or too late, or one that is none would be stored.
+        #[test]
+        fn small_numbers_end_where_numbers_end(text in "(0|[1-9][0-9]{0,8}|[0-9]{1,8})(\\.[0-9]{0,8})?([eE][0-9]{0,2})?[,}\" \n.0-9eEx]{0,9}") {
+            let mut out = Vec::new();
+            let mut scanner = Scanner::new(&text, &mut out);
+            if let Some(end) = small_number_end(text.as_bytes(), 0) {
+                prop_assert_eq!(scanner.number_at(0, 0), Ok(end), "{:?}", text);
+            }
+            prop_assert!(!scanner.lenient());
         }
 
         #[test]
