@@ -29,7 +29,7 @@ const BODY_BYTES_MAX: usize = 4096;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
-pub(crate) struct Wanted {
+pub(crate) struct SnapshotWanted {
     /// Plain name below `LEITSTAND_SNAPSHOT_DIR` that is not taken; else the time is its name.
     #[cfg_attr(feature = "docs", schema(example = "2026-11-21"))]
     path: Option<String>,
@@ -41,7 +41,7 @@ pub(crate) struct Wanted {
 /// A snapshot that is whole and on the disk.
 #[derive(Serialize)]
 #[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
-pub(crate) struct Taken {
+pub(crate) struct SnapshotTaken {
     #[cfg_attr(feature = "docs", schema(example = "20261121T183000Z-0123456789abcdef"))]
     id: String,
     /// Name below `LEITSTAND_SNAPSHOT_DIR`.
@@ -61,10 +61,10 @@ pub(crate) struct Taken {
 ///
 /// Copies the data directory, consistent for each domain, while events are accepted. Answers when all
 /// of it is on the disk. Needs a token for administration.
-#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/snapshot", tag = "ops", security(("x-auth" = [])),
-    request_body = Option<Wanted>,
+#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/snapshot", operation_id = "take_snapshot", tag = "ops", security(("x-auth" = [])),
+    request_body = Option<SnapshotWanted>,
     responses(
-        (status = 200, body = Taken),
+        (status = 200, body = SnapshotTaken),
         (status = 400, description = "`invalid body`, `invalid path` or `invalid base`.", body = super::openapi::Detail),
         (status = 401, body = super::openapi::Detail),
         (status = 403, description = "`forbidden`: the token is not for administration.", body = super::openapi::Detail),
@@ -85,7 +85,7 @@ pub(crate) async fn create(State(state): State<Arc<AppState>>, request: Request)
     let name = wanted.path.unwrap_or_else(|| stamp(SystemTime::now()));
     let report = take(state, root, name.clone(), wanted.base).await?;
     let manifest = &report.manifest;
-    let taken = Taken {
+    let taken = SnapshotTaken {
         id: manifest.id.clone(),
         path: name,
         files: manifest.totals.files,
@@ -99,10 +99,10 @@ pub(crate) async fn create(State(state): State<Arc<AppState>>, request: Request)
 }
 
 /// The body, which may be missing.
-async fn wanted(state: &AppState, request: Request) -> Result<Wanted, ApiError> {
+async fn wanted(state: &AppState, request: Request) -> Result<SnapshotWanted, ApiError> {
     let (parts, body) = request.into_parts();
     if body.is_end_stream() {
-        return Ok(Wanted::default());
+        return Ok(SnapshotWanted::default());
     }
     if parts.headers.contains_key(CONTENT_LENGTH) {
         body::check_length(&parts.headers, &body, BODY_BYTES_MAX)?;
