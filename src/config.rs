@@ -119,6 +119,8 @@ pub struct Config {
     pub domains: DomainRules,
     /// `LEITSTAND_DISABLE`, default nothing: routes that are switched off. New.
     pub features: Features,
+    /// `LEITSTAND_SNAPSHOT_DIR`, below which `POST /admin/snapshot` may write. Default none. New.
+    pub snapshot_dir: Option<PathBuf>,
     /// Things that are no mistake but worth a line in the log.
     pub warnings: Vec<String>,
     /// Where each of [`SETTINGS`] comes from.
@@ -175,7 +177,7 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 26] = [
+pub const SETTINGS: [Setting; 27] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
     live("LEITSTAND_TOKEN_FILE", "token_file", "", Kind::Text),
@@ -198,6 +200,7 @@ pub const SETTINGS: [Setting; 26] = [
     live("LEITSTAND_BODY_TIMEOUT", "body_timeout", "30", Kind::Integer),
     fixed("LEITSTAND_MAX_IN_FLIGHT", "max_in_flight", "64MiB", Kind::Bytes),
     fixed("LEITSTAND_DISK_RESERVE", "disk_reserve", "", Kind::Bytes),
+    fixed("LEITSTAND_SNAPSHOT_DIR", "snapshot_dir", "", Kind::Text),
     live("LEITSTAND_REQUEST_TIMEOUT_MS", "request_timeout_ms", "300000", Kind::Integer),
     live("LEITSTAND_ALLOW_DOMAINS", "allow_domains", "", Kind::List),
     live("LEITSTAND_DENY_DOMAINS", "deny_domains", "", Kind::List),
@@ -300,6 +303,9 @@ impl Config {
                 deny: reader.get("LEITSTAND_DENY_DOMAINS", Patterns::parse),
             },
             features: reader.features(),
+            snapshot_dir: reader.get("LEITSTAND_SNAPSHOT_DIR", |text| {
+                Ok(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from))
+            }),
             warnings: Vec::new(),
             origins: Vec::new(),
         };
@@ -384,6 +390,10 @@ impl Config {
             ("LEITSTAND_ALLOW_DOMAINS", self.domains.allow.to_string()),
             ("LEITSTAND_DENY_DOMAINS", self.domains.deny.to_string()),
             ("LEITSTAND_DISABLE", self.features.to_string()),
+            (
+                "LEITSTAND_SNAPSHOT_DIR",
+                self.snapshot_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default(),
+            ),
         ]
     }
 }

@@ -18,6 +18,7 @@ mod live;
 mod openapi;
 mod ops;
 mod server;
+mod snapshot;
 mod state;
 
 use std::sync::Arc;
@@ -51,6 +52,7 @@ fn routes() -> Router<Arc<AppState>> {
         .route("/version", get(ops::version))
         .route("/metrics", get(ops::metrics))
         .route("/config", get(config::show).post(config::change))
+        .route("/admin/snapshot", post(snapshot::create))
 }
 
 /// The routes with their fallbacks, in front of `state`.
@@ -77,6 +79,7 @@ fn route_template(path: &str) -> &'static str {
         "/version" => "/version",
         "/metrics" => "/metrics",
         "/config" => "/config",
+        "/admin/snapshot" => "/admin/snapshot",
         "/openapi.json" if PAGES => "/openapi.json",
         "/docs" | "/redoc" if PAGES => "/docs",
         _ => match path.strip_prefix("/ingest/") {

@@ -16,7 +16,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{config, ingest, ops};
+use super::{config, ingest, ops, snapshot};
 
 /// Errors of all answers: the shape of FastAPI.
 #[derive(Serialize, ToSchema)]
@@ -203,7 +203,7 @@ pub(crate) struct FeaturesPatch {
         license(name = "MIT", identifier = "MIT")
     ),
     paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics,
-        config::show, config::change),
+        config::show, config::change, snapshot::create),
     components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service"),
         (name = "admin", description = "See and change how the service runs; needs a token of LEITSTAND_ADMIN_TOKEN")),

@@ -26,6 +26,7 @@ mod power_cut;
 mod producer;
 mod repair;
 mod shutdown;
+mod snapshot;
 mod storage;
 mod threads;
 mod tidy;
