@@ -14,8 +14,9 @@ pub(crate) const PIECE_BYTES: usize = 128 << 10;
 /// After a sync that took longer the next piece is twice as large: where syncs are slow, few of them
 /// are better.
 const SLOW_SYNC: Duration = Duration::from_millis(2);
-/// How long a small group counts as "lately".
-const NEIGHBOUR_S: u64 = 10;
+/// How long a small group counts as "lately": so many full seconds, and the one that has begun. Longer, and
+/// the large pay for rare requests, which would hardly notice.
+const NEIGHBOUR_S: u64 = 1;
 
 /// Whole lines, in pieces of whole lines.
 pub(crate) struct Pieces<'a> {
@@ -145,14 +146,14 @@ mod tests {
 
     /// Broken, small requests would wait behind a whole group, or a lone large writer would sync often.
     #[test]
-    fn a_neighbour_is_near_for_ten_seconds() {
+    fn a_neighbour_is_near_for_a_second() {
         let neighbours = Neighbours::new();
         let after = |seconds| neighbours.started + Duration::from_secs(seconds);
         assert!(!neighbours.near(after(0)) && !neighbours.near(after(100)));
         for wrote in [0, 50] {
             neighbours.wrote_little(after(wrote));
-            assert!(neighbours.near(after(wrote)) && neighbours.near(after(wrote + 10)));
-            assert!(!neighbours.near(after(wrote + 11)));
+            assert!(neighbours.near(after(wrote)) && neighbours.near(after(wrote + 1)));
+            assert!(!neighbours.near(after(wrote + 2)));
         }
     }
 }
