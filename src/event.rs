@@ -783,6 +783,12 @@ mod tests {
         for at in 0..compact.len() {
             assert_eq!(doc(&compact[..at], example()), Err(Reason::InvalidJson), "{at}");
         }
+        for (text, at) in [compact, tokens.join(" ")].iter().flat_map(|text| (0..text.len()).map(move |at| (text, at)))
+        {
+            let text = format!("{}x{}", &text[..at], &text[at + 1..]);
+            let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+            assert_eq!(doc(&text, example()).is_ok(), is_json, "{text}");
+        }
     }
 
     #[test]
