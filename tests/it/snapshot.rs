@@ -411,6 +411,11 @@ fn a_manifest_that_is_not_what_it_was_is_refused() {
         ("a huge length", forged(|m| m["files"][0]["segments"][0]["bytes"] = json!(u64::MAX)), "parts"),
         ("no hash of a file", forged(|m| m["files"][0]["sha256"] = json!("")), "as a hash"),
         ("a reason of many lines", forged(|m| m["files"][0]["poisoned"] = json!("a\nino=1")), "poisoned"),
+        (
+            "states of no piece",
+            forged(|m| m["files"][0]["piece_states"] = json!(["0".repeat(80)])),
+            "states of the hash",
+        ),
         ("other totals", forged(|m| m["totals"]["lines"] = json!(1)), "totals"),
         ("no JSON", written(MANIFEST, "{"), "SHA-256"),
     ] {
@@ -475,6 +480,53 @@ fn parts_that_are_not_what_they_were_are_found_and_not_restored() {
         fs::remove_file(path(stray)).unwrap();
     }
     assert_eq!(place.restored("s2", "r"), files(&place.data()));
+}
+
+/// Broken, a large file would not come back, or with wrong bytes in the middle of it.
+#[test]
+fn large_files_are_restored_piece_by_piece() {
+    let place = Place::new();
+    // Not by the command: without optimisation it hashes for a while.
+    let disk = RealDisk::open_existing(&place.data()).unwrap();
+    let take = |to: &str, base: Option<&str>| {
+        let base = base.map(|base| place.path(base));
+        let options =
+            SnapshotOptions { to: place.path(to), base, lock_timeout: PATIENCE, rate: None, reserve_bytes: Some(0) };
+        snapshot(&disk, &options, &mut |_| {}).unwrap()
+    };
+    let back = |from: &str| {
+        let options = RestoreOptions { from: place.path(from), to: place.path("r") };
+        restore(&options, &mut |_| {}).map(|_| {
+            let restored = files(&place.path("r"));
+            fs::remove_dir_all(place.path("r")).unwrap();
+            restored
+        })
+    };
+    // Lines of a MiB, so that they are quickly written; pieces are 32 MiB.
+    let filler = format!("{{\"p\":\"{}\",\"domain\":\"a\"}}\n", "x".repeat(1 << 20));
+    place.append_raw("a", filler.repeat(33).as_bytes());
+    place.append("small", 0..1);
+    take("s1", None);
+    let first = files(&place.data());
+    place.append_raw("a", filler.repeat(32).as_bytes());
+    let report = take("s2", Some("s1"));
+    assert_eq!((report.manifest.files[0].piece_states.len(), report.manifest.files[0].segments.len()), (2, 2));
+    assert!(back("s1").unwrap() == first && back("s2").unwrap() == files(&place.data()));
+    let file = OpenOptions::new().write(true).open(place.path("s2/a.jsonl.000001")).unwrap();
+    // In the second and in the last piece.
+    for at in [1 << 20, 31 << 20] {
+        file.write_all_at(b"y", at).unwrap();
+        let refused = back("s2").unwrap_err();
+        assert!(refused.is_wrong_content() && refused.to_string().contains("a.jsonl is not what"), "{refused}");
+        file.write_all_at(b"x", at).unwrap();
+    }
+    // States that do not lead to the hash are as good as a wrong byte.
+    place.forge("s2", |m| m["files"][0]["piece_states"][1] = m["files"][0]["piece_states"][0].clone());
+    assert!(back("s2").unwrap_err().is_wrong_content());
+    assert_eq!(place.names(), ["s1", "s2"]);
+    let report = check(&place.path("s2"), &mut |_| {}).unwrap();
+    let found: Vec<_> = report.findings.iter().map(|f| (f.kind.word(), f.file.as_str())).collect();
+    assert_eq!(found, [("wrong_hash", "a.jsonl")]);
 }
 
 /// Broken, two snapshots would write into one another, or the second would remove the first.

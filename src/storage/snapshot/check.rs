@@ -192,7 +192,9 @@ impl<'a> Reader<'a> {
         while self.part < self.file.segments.len() && self.file.segments[self.part].bytes == self.at {
             self.end_part();
         }
-        if self.wrong.is_empty() && (self.whole.sha256() != self.file.sha256 || self.whole.lines() != self.file.lines) {
+        let (whole, file) = (&self.whole, self.file);
+        let states_fit = file.piece_states.is_empty() || whole.states() == file.piece_states;
+        if self.wrong.is_empty() && (whole.sha256() != file.sha256 || whole.lines() != file.lines || !states_fit) {
             self.wrong.push(self.file.name.clone());
         }
         self.wrong

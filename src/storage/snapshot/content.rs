@@ -3,15 +3,54 @@
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest, Sha256};
 
+use super::manifest::FileEntry;
+
+/// How much of a file can be hashed without what stands before.
+pub(super) const PIECE_BYTES: u64 = 32 << 20;
 /// A block of SHA-256.
 const BLOCK_BYTES: u64 = 64;
 /// Eight words, and how many blocks there were.
 const STATE_BYTES: usize = 40;
 
+/// A SHA-256 that can be left and gone on with.
+#[derive(Clone)]
+pub(super) struct Hash(Sha256);
+
+impl Hash {
+    pub(super) fn new() -> Hash {
+        Hash(Sha256::new())
+    }
+
+    /// Goes on behind a whole number of blocks. `None`: no state, or a later library spells it
+    /// otherwise.
+    pub(super) fn resume(state: &str) -> Option<Hash> {
+        let state = unhex(state).filter(|state| state.len() == STATE_BYTES)?;
+        // Behind it would stand what is left of a block.
+        let mut serialized = SerializedState::<Sha256>::default();
+        serialized[..STATE_BYTES].copy_from_slice(&state);
+        Sha256::deserialize(&serialized).ok().map(Hash)
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Where it stands after the last whole block. Holds no byte of an event.
+    pub(super) fn state(&self) -> String {
+        hex(&self.0.serialize()[..STATE_BYTES])
+    }
+
+    pub(super) fn sha256(&self) -> String {
+        hex(&self.0.clone().finalize())
+    }
+}
+
 /// The hash and the lines of the bytes so far.
 #[derive(Clone)]
 pub(super) struct Content {
-    sha: Sha256,
+    hash: Hash,
+    /// Where the hash stood after each piece.
+    states: Vec<String>,
     newlines: u64,
     bytes: u64,
     /// The last byte is a newline, or there is none.
@@ -20,19 +59,27 @@ pub(super) struct Content {
 
 impl Content {
     pub(super) fn new() -> Content {
-        Content { sha: Sha256::new(), newlines: 0, bytes: 0, ended: true }
+        Content { hash: Hash::new(), states: Vec::new(), newlines: 0, bytes: 0, ended: true }
     }
 
-    pub(super) fn add(&mut self, bytes: &[u8]) {
+    pub(super) fn add(&mut self, mut bytes: &[u8]) {
         let Some(last) = bytes.last() else { return };
-        self.sha.update(bytes);
-        self.newlines += memchr::memchr_iter(b'\n', bytes).count() as u64;
-        self.bytes += bytes.len() as u64;
         self.ended = *last == b'\n';
+        self.newlines += memchr::memchr_iter(b'\n', bytes).count() as u64;
+        while !bytes.is_empty() {
+            let to_end = PIECE_BYTES - self.bytes % PIECE_BYTES;
+            let (now, later) = bytes.split_at(bytes.len().min(to_end as usize));
+            self.hash.add(now);
+            self.bytes += now.len() as u64;
+            if now.len() as u64 == to_end {
+                self.states.push(self.hash.state());
+            }
+            bytes = later;
+        }
     }
 
     pub(super) fn sha256(&self) -> String {
-        hex(&self.sha.clone().finalize())
+        self.hash.sha256()
     }
 
     /// A last line that lacks its newline counts too.
@@ -45,30 +92,36 @@ impl Content {
     }
 
     /// Where the hash stands after the last whole block, so that whoever has more bytes need not
-    /// read these again. Holds no byte of an event.
+    /// read these again.
     pub(super) fn state(&self) -> String {
-        hex(&self.sha.serialize()[..STATE_BYTES])
+        self.hash.state()
     }
 
-    /// Goes on where [`Content::state`] was taken of `bytes` bytes with this hash and so many lines,
-    /// whose end is `end`, at least a block long unless they are fewer. `None`: it is not the state
-    /// of these bytes, or a later library spells it otherwise.
-    pub(super) fn resume(state: &str, sha256: &str, lines: u64, bytes: u64, end: &[u8]) -> Option<Content> {
-        let state = unhex(state).filter(|state| state.len() == STATE_BYTES)?;
-        // Behind it stands what is left of the last block; that is added anew.
-        let mut serialized = SerializedState::<Sha256>::default();
-        serialized[..STATE_BYTES].copy_from_slice(&state);
-        let mut sha = Sha256::deserialize(&serialized).ok()?;
-        sha.update(&end[end.len().checked_sub((bytes % BLOCK_BYTES) as usize)?..]);
+    /// The same after each piece, so that pieces can be hashed side by side.
+    pub(super) fn states(&self) -> &[String] {
+        &self.states
+    }
+
+    /// Goes on behind what `entry` holds, whose end is `end`, at least a block long unless the whole
+    /// is shorter. `None`: the entry does not know how.
+    pub(super) fn resume(entry: &FileEntry, end: &[u8]) -> Option<Content> {
+        let mut hash = Hash::resume(entry.hash_state.as_deref()?)?;
+        hash.add(&end[end.len().checked_sub((entry.bytes % BLOCK_BYTES) as usize)?..]);
         let ended = end.last().is_none_or(|&b| b == b'\n');
-        let newlines = lines.checked_sub(u64::from(!ended))?;
-        let content = Content { sha, newlines, bytes, ended };
-        (content.sha256() == sha256).then_some(content)
+        let newlines = entry.lines.checked_sub(u64::from(!ended))?;
+        let content = Content { hash, states: entry.piece_states.clone(), newlines, bytes: entry.bytes, ended };
+        let fits = content.sha256() == entry.sha256 && content.states.len() as u64 == entry.bytes / PIECE_BYTES;
+        fits.then_some(content)
     }
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+/// Could it be from [`Hash::state`]?
+pub(super) fn is_state(text: &str) -> bool {
+    unhex(text).is_some_and(|state| state.len() == STATE_BYTES)
 }
 
 /// 64 lower case hex digits?
@@ -90,8 +143,26 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::manifest::Source;
     use super::*;
     use proptest::prelude::*;
+
+    fn entry(content: &Content) -> FileEntry {
+        FileEntry {
+            name: "a.jsonl".to_owned(),
+            domain: None,
+            bytes: content.bytes(),
+            lines: content.lines(),
+            sha256: content.sha256(),
+            modified: String::new(),
+            source: Source { dev: 1, ino: 1 },
+            torn_tail_bytes: 0,
+            poisoned: None,
+            hash_state: Some(content.state()),
+            piece_states: content.states().to_vec(),
+            segments: Vec::new(),
+        }
+    }
 
     proptest! {
         /// Broken, an incremental snapshot would name a hash that its bytes do not have.
@@ -102,7 +173,7 @@ mod tests {
         ) {
             let mut all = Content::new();
             all.add(&first);
-            let mut more = Content::resume(&all.state(), &all.sha256(), all.lines(), all.bytes(), &first).unwrap();
+            let mut more = Content::resume(&entry(&all), &first).unwrap();
             all.add(&second);
             more.add(&second);
             prop_assert_eq!((all.sha256(), all.lines(), all.bytes()), (more.sha256(), more.lines(), more.bytes()));
@@ -116,15 +187,42 @@ mod tests {
         let mut content = Content::new();
         let text = "{\"id\":1}\n".repeat(9);
         content.add(text.as_bytes());
-        let (state, sha, bytes) = (content.state(), content.sha256(), text.len() as u64);
-        let resume = |state: &str, sha: &str, end: &[u8]| Content::resume(state, sha, 9, bytes, end).is_some();
-        assert!(resume(&state, &sha, text.as_bytes()) && resume(&state, &sha, &text.as_bytes()[17..]));
-        assert!(!resume(&state, &sha256(b"{}\n"), text.as_bytes()), "another hash");
-        assert!(!resume(&state, &sha, text.replace('1', "2").as_bytes()), "another end");
-        assert!(!resume(&state, &sha, b"\n"), "too short an end");
+        let good = entry(&content);
+        let resumes = |change: &dyn Fn(&mut FileEntry), end: &[u8]| {
+            let mut entry = good.clone();
+            change(&mut entry);
+            Content::resume(&entry, end).is_some()
+        };
+        assert!(resumes(&|_| {}, text.as_bytes()) && resumes(&|_| {}, &text.as_bytes()[17..]));
+        assert!(!resumes(&|e| e.sha256 = sha256(b"{}\n"), text.as_bytes()), "another hash");
+        assert!(!resumes(&|_| {}, text.replace('1', "2").as_bytes()), "another end");
+        assert!(!resumes(&|_| {}, b"\n"), "too short an end");
+        assert!(!resumes(&|e| e.hash_state = None, text.as_bytes()), "no state");
+        assert!(!resumes(&|e| e.piece_states.push(content.state()), text.as_bytes()), "too many pieces");
+        let state = content.state();
         for bad in ["", "0", "zz", &state[2..], &format!("{state}00"), &state.replace('a', "b")] {
-            assert!(!resume(bad, &sha, text.as_bytes()), "{bad}");
+            assert!(!resumes(&|e| e.hash_state = Some(bad.to_owned()), text.as_bytes()), "{bad}");
         }
+    }
+
+    /// Broken, a large file could not be restored, or wrong bytes in its middle would be.
+    #[test]
+    fn pieces_can_be_hashed_alone() {
+        let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 77).map(|n| (n % 251) as u8).collect();
+        let mut content = Content::new();
+        bytes.chunks(1_000_003).for_each(|chunk| content.add(chunk));
+        assert_eq!((content.states().len(), content.sha256()), (2, sha256(&bytes)));
+        let pieces: Vec<&[u8]> = bytes.chunks(PIECE_BYTES as usize).collect();
+        let after = |state: &str, piece: &[u8]| {
+            let mut hash = Hash::resume(state).unwrap();
+            hash.add(piece);
+            hash
+        };
+        assert_eq!(after(&content.states()[0], pieces[1]).state(), content.states()[1]);
+        assert_eq!(after(&content.states()[1], pieces[2]).sha256(), content.sha256());
+        let mut other = pieces[1].to_vec();
+        other[1 << 20] ^= 1;
+        assert_ne!(after(&content.states()[0], &other).state(), content.states()[1]);
     }
 
     #[test]

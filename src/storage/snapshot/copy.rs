@@ -8,16 +8,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-use super::directory::Directory;
-
 /// What direct writes must be aligned to; enough for every device we know.
 const ALIGN: usize = 4096;
-/// How much is read and written at once.
-pub(super) const BLOCK_BYTES: usize = 1 << 20;
 /// Smaller files are not worth a direct write.
 const DIRECT_BYTES_MIN: u64 = 1 << 20;
 /// How much of a file that is written through the page cache may be unsynced.
@@ -27,15 +24,17 @@ const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 pub(super) struct Block {
     memory: Vec<u8>,
     start: usize,
+    size: usize,
     len: usize,
 }
 
 impl Block {
-    pub(super) fn new() -> Block {
-        let memory = vec![0; BLOCK_BYTES + ALIGN];
+    /// Of a multiple of what direct writes need.
+    pub(super) fn new(size: usize) -> Block {
+        let memory = vec![0; size + ALIGN];
         let start = memory.as_ptr().align_offset(ALIGN);
         // By its contract it may give up; then the write is not direct in the end.
-        Block { start: if start < ALIGN { start } else { 0 }, memory, len: 0 }
+        Block { start: if start < ALIGN { start } else { 0 }, memory, size, len: 0 }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -44,7 +43,7 @@ impl Block {
 
     /// Fills it by `read` up to `want` bytes, or its size; an early end is an error.
     pub(super) fn fill(&mut self, want: u64, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<()> {
-        self.len = want.min(BLOCK_BYTES as u64) as usize;
+        self.len = want.min(self.size as u64) as usize;
         read(&mut self.memory[self.start..self.start + self.len])
     }
 
@@ -56,22 +55,17 @@ impl Block {
     }
 }
 
-/// A new file that is written from its beginning to its end.
+/// A new file with room for all that it will hold.
 pub(super) struct Sink {
     file: File,
-    direct: bool,
-    at: u64,
-    synced: u64,
+    direct: AtomicBool,
+    len: u64,
+    /// Written through the page cache since the last sync.
+    unsynced: AtomicU64,
 }
 
 impl Sink {
-    /// Makes the file, which must not be there, and the room for `len` bytes.
-    pub(super) fn create(dir: &Directory, name: &str, len: u64) -> io::Result<Sink> {
-        let file = dir.create(name)?;
-        Sink::over(file, len)
-    }
-
-    /// Over an empty file that is open.
+    /// Over an empty file that will hold `len` bytes.
     pub(super) fn over(file: File, len: u64) -> io::Result<Sink> {
         let mut direct = false;
         if len >= DIRECT_BYTES_MIN {
@@ -81,41 +75,38 @@ impl Sink {
             }
             direct = set_direct(&file, true).is_ok();
         }
-        Ok(Sink { file, direct, at: 0, synced: 0 })
+        Ok(Sink { file, direct: AtomicBool::new(direct), len, unsynced: AtomicU64::new(0) })
     }
 
-    /// Writes the next block. Only the last one may be of an odd length.
-    pub(super) fn write(&mut self, block: &mut Block) -> io::Result<()> {
-        if self.direct {
-            match self.file.write_all_at(block.padded(), self.at) {
+    /// Writes a block, at a multiple of the size of one. Only the last one may be shorter.
+    pub(super) fn write_at(&self, block: &mut Block, at: u64) -> io::Result<()> {
+        if self.direct.load(Ordering::Relaxed) {
+            match self.file.write_all_at(block.padded(), at) {
                 // The file system wants another alignment, or does it for some files only.
                 Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                     set_direct(&self.file, false)?;
-                    self.direct = false;
+                    self.direct.store(false, Ordering::Relaxed);
                 }
-                other => {
-                    other?;
-                    self.at += block.len as u64;
-                    return Ok(());
-                }
+                other => return other,
             }
         }
-        self.file.write_all_at(block.bytes(), self.at)?;
-        self.at += block.len as u64;
-        if self.at - self.synced >= UNSYNCED_BYTES_MAX {
+        self.file.write_all_at(block.bytes(), at)?;
+        let bytes = block.bytes().len() as u64;
+        if self.unsynced.fetch_add(bytes, Ordering::Relaxed) + bytes >= UNSYNCED_BYTES_MAX {
+            self.unsynced.store(0, Ordering::Relaxed);
             rustix::fs::fdatasync(&self.file)?;
             self.forget();
-            self.synced = self.at;
         }
         Ok(())
     }
 
     /// The whole file, not yet synced to its end.
     pub(super) fn end(self) -> io::Result<File> {
-        if self.direct {
-            self.file.set_len(self.at)?;
+        if self.direct.load(Ordering::Relaxed) {
+            // The last block was written with what it lacks to a whole one.
+            self.file.set_len(self.len)?;
             set_direct(&self.file, false)?;
-        } else if self.at >= DIRECT_BYTES_MIN {
+        } else if self.len >= DIRECT_BYTES_MIN {
             rustix::fs::fdatasync(&self.file)?;
             self.forget();
         }

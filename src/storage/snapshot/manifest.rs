@@ -8,7 +8,7 @@ use std::io::{self, Read as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{is_sha256, sha256};
+use super::content::{PIECE_BYTES, is_sha256, is_state, sha256};
 use super::directory::Directory;
 use super::error::SnapshotError;
 use crate::storage::disk::{FileKind, FileStat};
@@ -71,6 +71,8 @@ pub struct FileEntry {
     pub poisoned: Option<String>,
     /// Where the hash stands after these bytes, for a snapshot that is built on this one.
     pub hash_state: Option<String>,
+    /// Where it stands after each 32 MiB, so that they can be checked side by side; or nothing.
+    pub piece_states: Vec<String>,
     /// Their contents in this order are the file.
     pub segments: Vec<Segment>,
 }
@@ -182,6 +184,10 @@ impl Manifest {
             let hashes = file.segments.iter().map(|segment| &segment.sha256).chain([&file.sha256]);
             if let Some(hash) = hashes.into_iter().find(|hash| !is_sha256(hash)) {
                 return Err(format!("gives {hash:?} as a hash of {name:?}"));
+            }
+            let pieces = file.piece_states.len() as u64;
+            if pieces != 0 && (pieces != file.bytes / PIECE_BYTES || !file.piece_states.iter().all(|s| is_state(s))) {
+                return Err(format!("gives {pieces} states of the hash of {name:?} that cannot be right"));
             }
             let is_word =
                 |text: &String| !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_lowercase());

@@ -51,6 +51,8 @@ pub const SEGMENTS_MAX: usize = 30;
 const DEPTH_MAX: usize = 4;
 /// How much of the end of a base is compared with the source before the base is trusted.
 const TRUST_BYTES: u64 = 64 << 10;
+/// How much is read and written at once: as much as others may have to wait for.
+const BLOCK_BYTES: usize = 1 << 20;
 /// Copies that are not synced yet: how many, and how large.
 const UNSYNCED_FILES_MAX: usize = 64;
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
@@ -166,7 +168,7 @@ fn take(
         // Asked once: a file system clones or does not.
         clones: target_dev == data_id.dev,
         pace: Pace::new(options.rate),
-        block: Block::new(),
+        block: Block::new(BLOCK_BYTES),
         unsynced: Vec::new(),
         unsynced_bytes: 0,
         copied_bytes: 0,
@@ -396,6 +398,7 @@ impl Taking<'_> {
             torn_tail_bytes: seen.torn_tail_bytes,
             poisoned: seen.poisoned.clone(),
             hash_state: Some(content.state()),
+            piece_states: content.states().to_vec(),
             segments,
         })
     }
@@ -438,11 +441,10 @@ impl Taking<'_> {
             let mut ours = theirs.clone();
             read_parts(parts, &entry.segments, &mut theirs, from).map_err(fail)?;
             read_exact_at(&seen.file, &mut ours, from).map_err(fail)?;
-            if ours == theirs {
-                let state = entry.hash_state.as_deref().unwrap_or_default();
-                if let Some(content) = Content::resume(state, &entry.sha256, entry.lines, entry.bytes, &ours) {
-                    return Ok(Some(content));
-                }
+            if ours == theirs
+                && let Some(content) = Content::resume(entry, &ours)
+            {
+                return Ok(Some(content));
             }
         }
         let mut content = Content::new();
@@ -478,14 +480,15 @@ impl Taking<'_> {
             clone
         } else {
             self.check_room(bytes)?;
-            let mut sink = Sink::create(self.dir, segment, bytes).map_err(fail)?;
+            let sink = self.dir.create(segment).and_then(|file| Sink::over(file, bytes)).map_err(fail)?;
             while content.bytes() < seen.len {
+                let at = content.bytes() - from;
                 self.read(name, &seen.file, content.bytes(), seen.len)?;
                 content.add(self.block.bytes());
                 if from > 0 {
                     part.add(self.block.bytes());
                 }
-                sink.write(&mut self.block).map_err(fail)?;
+                sink.write_at(&mut self.block, at).map_err(fail)?;
                 self.step(name, content.bytes());
             }
             if from == 0 {

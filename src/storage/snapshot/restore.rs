@@ -1,34 +1,36 @@
 //! The way back: a snapshot becomes a data directory, whole or not at all.
 //!
-//! What is read is hashed while another thread writes it, and several files go on at once, so that
-//! a restore takes little longer than a copy that proves nothing.
+//! Several files, and pieces of a large one, are read, hashed and written side by side, so that a
+//! restore takes little longer than a copy that proves nothing. Where the hash of a file stands
+//! between two pieces is in the manifest: a piece that leads from one state to the next is right if
+//! all the others are.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::content::Content;
-use super::copy::{BLOCK_BYTES, Block, Sink};
+use super::content::{Hash, PIECE_BYTES};
+use super::copy::{Block, Sink};
 use super::directory::Directory;
 use super::error::SnapshotError;
-use super::manifest::{FileEntry, Manifest, read_exact_at, segment_fault};
-use super::open_snapshot;
+use super::manifest::{FileEntry, Manifest, segment_fault};
 use super::target::Target;
+use super::{open_snapshot, read_parts};
 use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
 use crate::storage::marker;
 use crate::storage::verify::Progress;
 
-/// Most files at once.
-const LANES_MAX: usize = 4;
-/// Blocks between the thread that reads and hashes and the one that writes.
-const BLOCKS: usize = 4;
-/// Smaller files are written by the thread that reads them.
-const OWN_WRITER_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
+/// Pieces at once. While one waits for the disk another one is hashed.
+const LANES_PER_PROCESSOR: usize = 2;
+const LANES_MAX: usize = 8;
+/// Files that are written side by side.
+const FILES_AT_ONCE: usize = 16;
+/// How much is read and written at once.
+const BLOCK_BYTES: usize = 4 << 20;
 /// How often somebody is told how far it has come.
 const TELL_EVERY: Duration = Duration::from_millis(5);
 
@@ -66,19 +68,9 @@ pub fn restore(
     target.refuse_inside(id, from.path())?;
     target.remove_dead_restores()?;
     let partial = target.begin_restore()?;
-    let run = Run {
-        from: &from,
-        to: &partial.dir,
-        files: &manifest.files,
-        owner: target.owner,
-        next: AtomicUsize::new(0),
-        bytes_done: AtomicU64::new(0),
-        clones: AtomicBool::new(true),
-        stop: AtomicBool::new(false),
-        failed: Mutex::new(None),
-    };
+    let run = Run::new(&from, &partial.dir, &manifest, target.owner)?;
     run.check_room(&manifest, &options.to)?;
-    run.all(manifest.totals.bytes, progress)?;
+    run.all(&manifest, progress)?;
     if let Some(owner) = target.owner {
         partial.dir.give_to(owner).map_err(|e| SnapshotError::io("give away", partial.dir.path(), e))?;
     }
@@ -104,12 +96,32 @@ fn sizes(from: &Directory, manifest: &Manifest) -> Result<(), SnapshotError> {
     Err(SnapshotError::damaged(from.path(), reason))
 }
 
+/// A file that is being restored.
+struct Job<'a> {
+    entry: &'a FileEntry,
+    /// Made by whoever takes its first piece, taken by whoever ends its last one.
+    open: Mutex<Option<Arc<Open>>>,
+    /// Pieces that are not done.
+    left: AtomicUsize,
+}
+
+/// Its parts, and where it goes.
+struct Open {
+    parts: Vec<File>,
+    sink: Sink,
+    /// It shares the blocks of its only part: only to be looked at.
+    is_clone: bool,
+}
+
 struct Run<'a> {
     from: &'a Directory,
     to: &'a Directory,
-    files: &'a [FileEntry],
+    side: Option<Directory>,
     owner: Option<(u32, u32)>,
-    /// The next file that nobody has begun.
+    jobs: Vec<Job<'a>>,
+    /// Number of a job, and of a piece in it.
+    pieces: Vec<(usize, u64)>,
+    /// The next piece that nobody has begun.
     next: AtomicUsize,
     bytes_done: AtomicU64,
     /// The file system can let files share blocks, as far as is known.
@@ -118,7 +130,43 @@ struct Run<'a> {
     failed: Mutex<Option<SnapshotError>>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(
+        from: &'a Directory,
+        to: &'a Directory,
+        manifest: &'a Manifest,
+        owner: Option<(u32, u32)>,
+    ) -> Result<Self, SnapshotError> {
+        let mut side = None;
+        if manifest.files.iter().any(|file| file.poisoned.is_some()) {
+            let made = to.create_dir(TORN_DIR);
+            side = Some(made.map_err(|e| SnapshotError::io("make", to.path_of(TORN_DIR), e))?);
+        }
+        let job = |entry: &'a FileEntry| Job {
+            entry,
+            open: Mutex::new(None),
+            left: AtomicUsize::new(pieces_of(entry) as usize),
+        };
+        let jobs: Vec<Job<'_>> = manifest.files.iter().map(job).collect();
+        let of_job = |(number, job): (usize, &Job<'_>)| (0..pieces_of(job.entry)).map(move |piece| (number, piece));
+        let mut pieces: Vec<(usize, u64)> = jobs.iter().enumerate().flat_map(of_job).collect();
+        // Writes to one file wait for one another. In batches, so that not all files are open at once.
+        pieces.sort_by_key(|&(job, piece)| (job / FILES_AT_ONCE, piece, job));
+        Ok(Run {
+            from,
+            to,
+            side,
+            owner,
+            jobs,
+            pieces,
+            next: AtomicUsize::new(0),
+            bytes_done: AtomicU64::new(0),
+            clones: AtomicBool::new(true),
+            stop: AtomicBool::new(false),
+            failed: Mutex::new(None),
+        })
+    }
+
     fn check_room(&self, manifest: &Manifest, path: &Path) -> Result<(), SnapshotError> {
         let space = self.to.space().map_err(|e| SnapshotError::io("ask for the free space of", path, e))?;
         let bytes = manifest.totals.bytes;
@@ -129,30 +177,23 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn all(&self, bytes: u64, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), SnapshotError> {
-        let marks = self.files.iter().any(|file| file.poisoned.is_some());
-        let side = if marks {
-            let side = self.to.create_dir(TORN_DIR);
-            Some(side.map_err(|e| SnapshotError::io("make", self.to.path_of(TORN_DIR), e))?)
-        } else {
-            None
-        };
-        let lanes =
-            std::thread::available_parallelism().map_or(1, usize::from).clamp(1, LANES_MAX).min(self.files.len());
-        let side = side.as_ref();
+    fn all(&self, manifest: &Manifest, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), SnapshotError> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let lanes = (processors * LANES_PER_PROCESSOR).min(LANES_MAX).min(self.pieces.len());
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..lanes).map(|_| scope.spawn(move || self.lane(side))).collect();
+            let threads: Vec<_> = (0..lanes).map(|_| scope.spawn(|| self.lane())).collect();
             while !threads.iter().all(|thread| thread.is_finished()) {
                 std::thread::sleep(TELL_EVERY);
-                let at = self.next.load(Ordering::Relaxed).clamp(1, self.files.len());
-                let file = &self.files[at - 1].name;
-                progress(Progress { file, bytes_done: self.bytes_done.load(Ordering::Relaxed), bytes });
+                let at = self.next.load(Ordering::Relaxed).clamp(1, self.pieces.len());
+                let file = &self.jobs[self.pieces[at - 1].0].entry.name;
+                let bytes_done = self.bytes_done.load(Ordering::Relaxed);
+                progress(Progress { file, bytes_done, bytes: manifest.totals.bytes });
             }
         });
         if let Some(failed) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(failed);
         }
-        if let Some(side) = side {
+        if let Some(side) = &self.side {
             if let Some(owner) = self.owner {
                 side.give_to(owner).map_err(|e| SnapshotError::io("give away", side.path(), e))?;
             }
@@ -161,11 +202,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Takes one file after the other until there is none, or one has failed.
-    fn lane(&self, side: Option<&Directory>) {
+    /// Takes one piece after the other until there is none, or one has failed.
+    fn lane(&self) {
+        let mut block = Block::new(BLOCK_BYTES);
         while !self.stop.load(Ordering::Relaxed) {
-            let Some(file) = self.files.get(self.next.fetch_add(1, Ordering::Relaxed)) else { return };
-            if let Err(e) = self.file(file, side) {
+            let Some(&(job, piece)) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) else { return };
+            if let Err(e) = self.piece(&self.jobs[job], piece, &mut block) {
                 self.stop.store(true, Ordering::Relaxed);
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
                 return;
@@ -173,7 +215,61 @@ impl Run<'_> {
         }
     }
 
-    fn file(&self, entry: &FileEntry, side: Option<&Directory>) -> Result<(), SnapshotError> {
+    fn piece(&self, job: &Job<'_>, number: u64, block: &mut Block) -> Result<(), SnapshotError> {
+        let (entry, open) = (job.entry, self.open(job)?);
+        let fail = |e| SnapshotError::io("write", self.to.path_of(&entry.name), e);
+        let all = pieces_of(entry);
+        let start = number * PIECE_BYTES;
+        let end = if number + 1 == all { entry.bytes } else { start + PIECE_BYTES };
+        let known = number
+            .checked_sub(1)
+            .map_or(Some(Hash::new()), |before| Hash::resume(&entry.piece_states[before as usize]));
+        // The manifest was checked for its form only.
+        let mut hash = known.ok_or_else(|| self.damaged(entry))?;
+        let mut at = start;
+        while at < end {
+            block
+                .fill(end - at, |buf| read_parts(&open.parts, &entry.segments, buf, at))
+                .map_err(|e| SnapshotError::io("read", self.from.path_of(&entry.name), e))?;
+            hash.add(block.bytes());
+            if !open.is_clone {
+                open.sink.write_at(block, at).map_err(fail)?;
+            }
+            at += block.bytes().len() as u64;
+            self.bytes_done.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+        }
+        let fits = if number + 1 == all {
+            hash.sha256() == entry.sha256
+        } else {
+            hash.state() == entry.piece_states[number as usize]
+        };
+        if !fits {
+            return Err(self.damaged(entry));
+        }
+        drop(open);
+        if job.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        let open = job.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let open = open.and_then(Arc::into_inner).expect("every other piece has given it back");
+        self.finish(entry, open.sink)
+    }
+
+    fn damaged(&self, entry: &FileEntry) -> SnapshotError {
+        let reason = format!(
+            "{} is not what the manifest says; `leitstand verify --snapshot` names the part, take another copy of the \
+             snapshot",
+            entry.name
+        );
+        SnapshotError::damaged(self.from.path(), reason)
+    }
+
+    fn open(&self, job: &Job<'_>) -> Result<Arc<Open>, SnapshotError> {
+        let mut open = job.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*open {
+            return Ok(open.clone());
+        }
+        let entry = job.entry;
         let fail = |e| SnapshotError::io("write", self.to.path_of(&entry.name), e);
         let mut parts = Vec::new();
         for segment in &entry.segments {
@@ -181,38 +277,14 @@ impl Run<'_> {
             parts.push(opened.map_err(|e| SnapshotError::io("open", self.from.path_of(&segment.name), e))?);
         }
         let file = self.to.create(&entry.name).map_err(fail)?;
-        let (file, content) = if self.is_clone(&file, &parts) {
+        let is_clone = self.is_clone(&file, &parts);
+        if is_clone {
             // What is read back is what was restored.
-            let content = self.reading(entry, std::slice::from_ref(&file)).hash()?;
-            (file, content)
-        } else {
-            let sink = Sink::over(file, entry.bytes).map_err(fail)?;
-            let reading = self.reading(entry, &parts);
-            let written =
-                if entry.bytes < OWN_WRITER_BYTES_MIN { reading.write(sink) } else { reading.write_beside(sink) };
-            written.map_err(|e| e.or(fail))?
-        };
-        let sha256 = content.sha256();
-        if sha256 != entry.sha256 {
-            let reason = format!(
-                "{} is not what the manifest says, its SHA-256 is {sha256}; `leitstand verify --snapshot` names the part, \
-                 take another copy of the snapshot",
-                entry.name
-            );
-            return Err(SnapshotError::damaged(self.from.path(), reason));
+            parts = vec![file.try_clone().map_err(fail)?];
         }
-        if let Some((user, group)) = self.owner {
-            std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(fail)?;
-        }
-        file.sync_all().map_err(fail)?;
-        match (side, &entry.poisoned) {
-            (Some(side), Some(reason)) => self.mark(side, entry, reason, &file),
-            _ => Ok(()),
-        }
-    }
-
-    fn reading<'a>(&'a self, entry: &'a FileEntry, parts: &'a [File]) -> Reading<'a> {
-        Reading { run: self, entry, parts, part: 0, at: 0, content: Content::new() }
+        // A clone has its length and its blocks.
+        let sink = Sink::over(file, if is_clone { 0 } else { entry.bytes }).map_err(fail)?;
+        Ok(open.insert(Arc::new(Open { parts, sink, is_clone })).clone())
     }
 
     /// Makes the file share the blocks of the only part, where the file system can do that.
@@ -224,6 +296,20 @@ impl Run<'_> {
         let cloned = rustix::fs::ioctl_ficlone(file, part).is_ok();
         self.clones.store(cloned, Ordering::Relaxed);
         cloned
+    }
+
+    /// All pieces are right: the owner, the disk, the mark.
+    fn finish(&self, entry: &FileEntry, sink: Sink) -> Result<(), SnapshotError> {
+        let fail = |e| SnapshotError::io("write", self.to.path_of(&entry.name), e);
+        let file = sink.end().map_err(fail)?;
+        if let Some((user, group)) = self.owner {
+            std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(fail)?;
+        }
+        file.sync_all().map_err(fail)?;
+        match (&self.side, &entry.poisoned) {
+            (Some(side), Some(reason)) => self.mark(side, entry, reason, &file),
+            _ => Ok(()),
+        }
     }
 
     /// The mark of a poisoned domain, about the file that now stands for it.
@@ -241,110 +327,7 @@ impl Run<'_> {
     }
 }
 
-/// Why a file was not written: what went wrong with what was read, or with what was written.
-enum Stopped {
-    Reading(SnapshotError),
-    Writing(io::Error),
-}
-
-impl Stopped {
-    fn or(self, writing: impl FnOnce(io::Error) -> SnapshotError) -> SnapshotError {
-        match self {
-            Stopped::Reading(e) => e,
-            Stopped::Writing(e) => writing(e),
-        }
-    }
-}
-
-/// Reads the parts of a file one after the other, and hashes what it reads.
-struct Reading<'a> {
-    run: &'a Run<'a>,
-    entry: &'a FileEntry,
-    parts: &'a [File],
-    /// Which part, and where in it.
-    part: usize,
-    at: u64,
-    content: Content,
-}
-
-impl Reading<'_> {
-    /// Fills the block, over the ends of parts; false at the end of the file.
-    fn fill(&mut self, block: &mut Block) -> Result<bool, SnapshotError> {
-        let left = self.entry.bytes - self.content.bytes();
-        if left == 0 {
-            return Ok(false);
-        }
-        let (parts, segments) = (self.parts, &self.entry.segments);
-        let (mut part, mut at) = (self.part, self.at);
-        let read = |mut buf: &mut [u8]| {
-            while !buf.is_empty() {
-                if at == segments[part].bytes {
-                    (part, at) = (part + 1, 0);
-                    continue;
-                }
-                let n = buf.len().min((segments[part].bytes - at) as usize);
-                let (now, later) = buf.split_at_mut(n);
-                read_exact_at(&parts[part], now, at)?;
-                at += n as u64;
-                buf = later;
-            }
-            Ok(())
-        };
-        block.fill(left, read).map_err(|e| {
-            let name = &segments[part].name;
-            SnapshotError::io("read", self.run.from.path_of(name), e)
-        })?;
-        (self.part, self.at) = (part, at);
-        self.content.add(block.bytes());
-        self.run.bytes_done.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-        Ok(true)
-    }
-
-    fn hash(mut self) -> Result<Content, SnapshotError> {
-        let mut block = Block::new();
-        while self.fill(&mut block)? {}
-        Ok(self.content)
-    }
-
-    fn write(mut self, mut sink: Sink) -> Result<(File, Content), Stopped> {
-        let mut block = Block::new();
-        while self.fill(&mut block).map_err(Stopped::Reading)? {
-            sink.write(&mut block).map_err(Stopped::Writing)?;
-        }
-        Ok((sink.end().map_err(Stopped::Writing)?, self.content))
-    }
-
-    /// The same with a thread that writes while this one reads and hashes.
-    fn write_beside(mut self, mut sink: Sink) -> Result<(File, Content), Stopped> {
-        let (full, to_write) = sync_channel::<Block>(BLOCKS);
-        let (written, empty) = sync_channel::<Block>(BLOCKS);
-        for _ in 0..BLOCKS {
-            written.send(Block::new()).expect("it holds as many, and its other end is here");
-        }
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(move || {
-                for mut block in to_write {
-                    sink.write(&mut block)?;
-                    // Nobody wants it any more when the reader has failed.
-                    let _ = written.send(block);
-                }
-                sink.end()
-            });
-            let read = self.read_into(&full, &empty);
-            drop(full);
-            let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            read.map_err(Stopped::Reading)?;
-            Ok((written.map_err(Stopped::Writing)?, self.content))
-        })
-    }
-
-    /// Ends early, without an error of its own, when the writer has failed.
-    fn read_into(&mut self, full: &SyncSender<Block>, empty: &Receiver<Block>) -> Result<(), SnapshotError> {
-        while let Ok(mut block) = empty.recv() {
-            if !self.fill(&mut block)? || full.send(block).is_err() {
-                break;
-            }
-        }
-        Ok(())
-    }
+/// How many parts of a file can be restored side by side; at least one, also of nothing.
+fn pieces_of(entry: &FileEntry) -> u64 {
+    if entry.piece_states.is_empty() { 1 } else { entry.bytes.div_ceil(PIECE_BYTES) }
 }
