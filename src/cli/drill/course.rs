@@ -117,7 +117,7 @@ impl Drill {
         })?;
         if let Some((running, mut snapshot)) = snapshots.running {
             // Cut off with everything else.
-            snapshot.took = running.so_far();
+            (snapshot.took, snapshot.cut_off) = (running.so_far(), true);
             self.report.snapshots.push(snapshot);
         }
         Ok(Loss { killed, acks, newest: snapshots.newest })
@@ -151,6 +151,7 @@ impl Drill {
             counts: None,
             copied_bytes: 0,
             restored: false,
+            cut_off: false,
         };
         let (to, base) = (snapshot.path(), base.map(|base| self.report.snapshots[base].path()));
         let mut command = vec!["snapshot", "--to", &to, "--data-dir", DATA, "--json"];

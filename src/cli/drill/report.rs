@@ -74,6 +74,8 @@ pub(super) struct Snapshot {
     /// The rest is linked from its base.
     pub(super) copied_bytes: u64,
     pub(super) restored: bool,
+    /// Under way at the kill.
+    pub(super) cut_off: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +230,7 @@ impl Report {
                 "duration_ms": ms(snapshot.took),
                 "complete": snapshot.counts.is_some(),
                 "restored": snapshot.restored,
+                "cut_off": snapshot.cut_off,
                 "files": snapshot.counts.map(|c| c.files),
                 "lines": snapshot.counts.map(|c| c.lines),
                 "bytes": snapshot.counts.map(|c| c.bytes),
