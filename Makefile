@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev ingest-test test check openapi golden system faults soak fuzz coverage mutants venv clean
+.PHONY: help dev ingest-test test check openapi golden system drill faults soak fuzz coverage mutants venv clean
 
 PORT ?= 8788
 BIN := target/release/leitstand
@@ -34,6 +34,13 @@ golden: ## replay the recorded answers of the original against the release binar
 
 system: venv ## crash, order, fault and side-by-side checks of the release binary
 	$(VENV)/bin/python tests/system/run.py
+
+DRILL_REPORT ?= target/drill
+DRILL_ARGS ?= --seconds 8 --snapshot-every 2s
+
+drill: ## total loss and recovery, measured: about 10 s, report in DRILL_REPORT (target/drill); see DRILL_ARGS
+	@cargo build --release --locked --quiet
+	@$(BIN) drill --report $(DRILL_REPORT) $(DRILL_ARGS)
 
 faults: venv ## the same checks with their full figures, in at most 20 minutes
 	cargo build --release --locked

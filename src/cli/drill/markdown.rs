@@ -2,7 +2,7 @@
 
 use super::clock::{human, readable};
 use super::host::bytes;
-use super::report::{Report, Source, push};
+use super::report::{Report, Snapshot, Source, push};
 
 const LESSONS: &str = "
 ## Lessons learned
@@ -59,11 +59,13 @@ impl Report {
 
     fn scenario(&self) -> String {
         match &self.source {
-            Source::Load { seconds, clients, domains, event_bytes, snapshot_every } => format!(
+            Source::Load { lasted, clients, domains, event_bytes, snapshot_every } => format!(
                 "Scenario: total loss under load. {clients} clients posted events of {event_bytes} bytes to {domains} \
-                 domains for {seconds} s, with a snapshot every {}. Then the service was killed (SIGKILL), its data \
+                 domains for {}, with a snapshot every {}. Then{} the service was killed (SIGKILL), its data \
                  directory was removed, and the newest complete snapshot was restored into an empty one.",
-                human(*snapshot_every)
+                human(*lasted),
+                human(*snapshot_every),
+                self.lost_after.map_or(String::new(), |after| format!(", at {},", readable(self.began + after)))
             ),
             Source::Snapshot { path } => {
                 let taken = self.snapshot_created.map_or(String::new(), |at| format!(", taken {},", readable(at)));
@@ -84,7 +86,7 @@ impl Report {
                 "RTO runs from the kill to the first event that the restored service accepted; {rto}\n\n\
                  RPO is the age, at the kill, of the oldest acknowledged event that is lost; 0 when none is. It \
                  follows from the drill's own schedule of snapshots: with yours, expect at worst the time between two \
-                 snapshots, and the time that one takes."
+                 snapshots plus the time that one takes."
             ),
             Source::Snapshot { .. } => format!(
                 "RTO runs from the begin of the restore to the first event that the restored service accepted; {rto}\n\n\
@@ -175,10 +177,11 @@ impl Report {
                 Some(c) => format!("{} | {} | {} | {}", c.files, c.lines, bytes(c.bytes), bytes(snapshot.copied_bytes)),
                 None => "– | – | – | –".to_owned(),
             };
-            let word = match (snapshot.restored, snapshot.counts) {
-                (true, _) => "restored",
-                (false, Some(_)) => "",
-                (false, None) => "cut off, or failed",
+            let word = match snapshot {
+                Snapshot { restored: true, .. } => "restored",
+                Snapshot { cut_off: true, .. } => "cut off by the kill",
+                Snapshot { counts: None, .. } => "**failed**",
+                _ => "",
             };
             push(out, format_args!("| {} | {base} | {mark} | {took} | {size} | {word} |\n", snapshot.name));
         }

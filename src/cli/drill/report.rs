@@ -33,7 +33,7 @@ pub(super) struct Report {
 }
 
 pub(super) enum Source {
-    Load { seconds: u32, clients: usize, domains: usize, event_bytes: usize, snapshot_every: Duration },
+    Load { lasted: Duration, clients: usize, domains: usize, event_bytes: usize, snapshot_every: Duration },
     Snapshot { path: String },
 }
 
@@ -74,6 +74,8 @@ pub(super) struct Snapshot {
     /// The rest is linked from its base.
     pub(super) copied_bytes: u64,
     pub(super) restored: bool,
+    /// Under way at the kill.
+    pub(super) cut_off: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,9 +207,9 @@ impl Report {
     /// For programs.
     pub(super) fn json(&self) -> Value {
         let source = match &self.source {
-            Source::Load { seconds, clients, domains, event_bytes, snapshot_every } => json!({
+            Source::Load { lasted, clients, domains, event_bytes, snapshot_every } => json!({
                 "kind": "load",
-                "seconds": seconds,
+                "lasted_ms": ms(*lasted),
                 "clients": clients,
                 "domains": domains,
                 "event_bytes": event_bytes,
@@ -228,6 +230,7 @@ impl Report {
                 "duration_ms": ms(snapshot.took),
                 "complete": snapshot.counts.is_some(),
                 "restored": snapshot.restored,
+                "cut_off": snapshot.cut_off,
                 "files": snapshot.counts.map(|c| c.files),
                 "lines": snapshot.counts.map(|c| c.lines),
                 "bytes": snapshot.counts.map(|c| c.bytes),
@@ -248,6 +251,7 @@ impl Report {
             "source": source,
             "began_at": rfc3339_ms(self.began),
             "lost_at": self.lost_after.map(|after| rfc3339_ms(self.began + after)),
+            "lost_after_ms": self.lost_after.map(ms),
             "ended_at": rfc3339_ms(self.ended),
             "rto": objective_json(&self.rto),
             "rpo": objective_json(&self.rpo),
