@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::rate::RateLimits;
 use crate::storage::Fsync;
+use crate::token::TokenStore;
 
 /// Largest `LEITSTAND_MAX_BODY`: lengths inside the service are 32 bits in places.
 pub const MAX_BODY_LIMIT_BYTES: u64 = 1 << 30;
@@ -66,6 +67,9 @@ pub struct Config {
     /// `LEITSTAND_ADMIN_TOKEN` or `LEITSTAND_ADMIN_TOKEN_FILE`, of the same form; they may do everything.
     /// Default none. New.
     pub admin_tokens: Tokens,
+    /// `LEITSTAND_TOKEN_STORE`, default `.leitstand/tokens.json` in the data directory: named tokens, see
+    /// `leitstand token`. With one there that may append, `LEITSTAND_TOKEN` may be missing. New.
+    pub token_store: PathBuf,
     /// `LEITSTAND_DATA_DIR`, default `data`. compat.
     pub data_dir: PathBuf,
     /// `LEITSTAND_MAX_BODY`, default 1048576 bytes; the limit of a body, decompressed. compat.
@@ -115,11 +119,12 @@ pub struct ConfigError(pub Vec<Problem>);
 
 /// The settings every value of which is read from the environment, with their defaults, in the
 /// order of the documents. `.env.example` is compared with it.
-pub const SETTINGS: [(&str, &str); 21] = [
+pub const SETTINGS: [(&str, &str); 22] = [
     ("LEITSTAND_TOKEN", ""),
     ("LEITSTAND_TOKEN_FILE", ""),
     ("LEITSTAND_ADMIN_TOKEN", ""),
     ("LEITSTAND_ADMIN_TOKEN_FILE", ""),
+    ("LEITSTAND_TOKEN_STORE", ""),
     ("LEITSTAND_DATA_DIR", "data"),
     ("LEITSTAND_MAX_BODY", "1048576"),
     ("LEITSTAND_LOCK_TIMEOUT", "30"),
@@ -147,7 +152,12 @@ impl Config {
     pub fn from_source(source: &Source<'_>) -> Result<Config, ConfigError> {
         let mut reader = Reader { source, problems: Vec::new(), warnings: Vec::new() };
         let tokens = reader.tokens("LEITSTAND_TOKEN");
-        if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty()) {
+        let data_dir = reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text)));
+        let token_store = reader.get("LEITSTAND_TOKEN_STORE", |text| Ok(token_store(text, &data_dir)));
+        let stored = reader.stored(&token_store);
+        if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty())
+            && stored.is_some_and(|stored| !stored.has_ingest())
+        {
             reader.problem(
                 "LEITSTAND_TOKEN",
                 "is not set: every request must carry a shared secret, e.g. LEITSTAND_TOKEN=$(openssl rand -hex 24)",
@@ -161,7 +171,8 @@ impl Config {
         let config = Config {
             tokens: tokens.unwrap_or_default(),
             admin_tokens: admin_tokens.unwrap_or_default(),
-            data_dir: reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text))),
+            token_store,
+            data_dir,
             max_body_bytes,
             lock_timeout: reader.get("LEITSTAND_LOCK_TIMEOUT", |text| seconds(text, 0..=86_400)),
             rate_limit: reader.get("LEITSTAND_RATE_LIMIT", rate),
@@ -207,6 +218,7 @@ impl Config {
         vec![
             ("LEITSTAND_TOKEN", format!("{} (masked)", self.tokens.0.len())),
             ("LEITSTAND_ADMIN_TOKEN", format!("{} (masked)", self.admin_tokens.0.len())),
+            ("LEITSTAND_TOKEN_STORE", self.token_store.display().to_string()),
             ("LEITSTAND_DATA_DIR", self.data_dir.display().to_string()),
             ("LEITSTAND_MAX_BODY", self.max_body_bytes.to_string()),
             ("LEITSTAND_LOCK_TIMEOUT", self.lock_timeout.as_secs().to_string()),
@@ -307,6 +319,30 @@ impl Reader<'_> {
         Some(Tokens(tokens))
     }
 
+    /// The named tokens; `None` after a problem.
+    fn stored(&mut self, path: &Path) -> Option<TokenStore> {
+        match (self.source.read)(path) {
+            Ok(bytes) => TokenStore::parse(&bytes)
+                .map_err(|fault| {
+                    self.problem(
+                        "LEITSTAND_TOKEN_STORE",
+                        &format!(
+                            "is {path:?}, which {fault}: put a good copy there, or move it away and add the tokens anew"
+                        ),
+                    )
+                })
+                .ok(),
+            // What is wrong with the data directory itself is told by those who open it.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Some(TokenStore::default())
+            }
+            Err(e) => {
+                self.problem("LEITSTAND_TOKEN_STORE", &format!("is {path:?}, which cannot be read: {e}"));
+                None
+            }
+        }
+    }
+
     fn problem(&mut self, name: &str, text: &str) {
         self.problems.push(Problem { name: name.to_owned(), text: text.to_owned() });
     }
@@ -370,6 +406,11 @@ impl LogFormat {
             LogFormat::Json => "json",
         }
     }
+}
+
+/// Where the named tokens are: `given`, or a place in the data directory.
+pub fn token_store(given: &str, data_dir: &Path) -> PathBuf {
+    if given.is_empty() { data_dir.join(".leitstand").join("tokens.json") } else { PathBuf::from(given) }
 }
 
 fn non_empty(text: &str) -> Result<String, String> {

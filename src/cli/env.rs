@@ -22,10 +22,24 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
+    Ok(path("DATA_DIR")?.unwrap_or_else(|| PathBuf::from("data")))
+}
+
+/// Only where the named tokens are, in `data_dir` if that is given.
+pub(super) fn token_store(data_dir: Option<&Path>) -> Result<PathBuf, String> {
+    let given = if data_dir.is_some() { None } else { path("TOKEN_STORE")? };
+    let dir = data_dir.map_or_else(self::data_dir, |dir| Ok(dir.to_owned()))?;
+    Ok(given.filter(|given| !given.as_os_str().is_empty()).unwrap_or_else(|| crate::config::token_store("", &dir)))
+}
+
+/// The value of `LEITSTAND_X`, else `CHRONIK_X`.
+fn path(name: &str) -> Result<Option<PathBuf>, String> {
     let dot_env = dot_env()?;
-    let get = |name: &str| std::env::var_os(name).or_else(|| dot_env.get(name).cloned());
-    let dir = get("LEITSTAND_DATA_DIR").or_else(|| get("CHRONIK_DATA_DIR"));
-    Ok(dir.map_or_else(|| PathBuf::from("data"), PathBuf::from))
+    let get = |prefix: &str| {
+        let name = format!("{prefix}_{name}");
+        std::env::var_os(&name).or_else(|| dot_env.get(&name).cloned())
+    };
+    Ok(get("LEITSTAND").or_else(|| get("CHRONIK")).map(PathBuf::from))
 }
 
 fn apply(args: &BindArgs, bind: &mut Bind) {

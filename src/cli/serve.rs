@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::token_watch::TokenWatch;
 use super::{BindArgs, logging};
 use crate::config::{Bind, Config};
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
@@ -98,12 +99,14 @@ async fn start(
     })?;
     let (listener, address) = bind(&config.bind).await?;
     let state = Arc::new(AppState::new(&config, store.clone(), metrics.clone(), share.connections));
+    let tokens = TokenWatch::start(config.token_store.clone(), state.clone(), metrics.clone())?;
 
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
     announce(&config, &address, share.connections);
     let server = ServerOptions { shutdown_timeout: config.shutdown_timeout, workers };
     let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
+    drop(tokens);
     if let Bind::Unix(path) = &config.bind {
         // If it is gone already, so much the better.
         let _ = std::fs::remove_file(path);

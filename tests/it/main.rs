@@ -27,4 +27,5 @@ mod shutdown;
 mod storage;
 mod threads;
 mod tidy;
+mod tokens;
 mod verify;
