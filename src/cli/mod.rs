@@ -14,6 +14,8 @@ mod openapi;
 mod reload;
 mod repair;
 mod serve;
+mod token;
+mod token_watch;
 mod verify;
 
 use std::path::PathBuf;
@@ -57,6 +59,11 @@ enum Command {
     ///
     /// Exit code 0: nothing (left) to do, 1: something to do or not to be done, 2: could not look.
     Repair(repair::RepairArgs),
+    /// Give, show, revoke and rotate named tokens; a running service notices within a second
+    Token {
+        #[command(subcommand)]
+        command: token::TokenCommand,
+    },
     /// Print the description of the HTTP interface
     #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
@@ -108,6 +115,7 @@ pub fn run() -> ExitCode {
         Command::Healthcheck(bind) => healthcheck::run(&bind),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
+        Command::Token { command } => token::run(&command),
         Command::Openapi { json } => {
             return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
         }

@@ -28,4 +28,5 @@ mod shutdown;
 mod storage;
 mod threads;
 mod tidy;
+mod tokens;
 mod verify;
