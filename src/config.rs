@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::patterns::{DomainRules, Patterns};
 use crate::rate::RateLimits;
 use crate::storage::Fsync;
+use crate::token::TokenStore;
 
 pub use document::{Values, edit_toml, leaves, merge_patch, patch, toml};
 pub use features::{Feature, Features};
@@ -80,6 +81,9 @@ pub struct Config {
     /// `LEITSTAND_ADMIN_TOKEN` or `LEITSTAND_ADMIN_TOKEN_FILE`, of the same form; they may do everything.
     /// Default none. New.
     pub admin_tokens: Tokens,
+    /// `LEITSTAND_TOKEN_STORE`, default `.leitstand/tokens.json` in the data directory: named tokens, see
+    /// `leitstand token`. With one there that may append, `LEITSTAND_TOKEN` may be missing. New.
+    pub token_store: PathBuf,
     /// `LEITSTAND_DATA_DIR`, default `data`. compat.
     pub data_dir: PathBuf,
     /// `LEITSTAND_MAX_BODY`, default 1048576 bytes; the limit of a body, decompressed. compat.
@@ -177,12 +181,13 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 27] = [
+pub const SETTINGS: [Setting; 28] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
     live("LEITSTAND_TOKEN_FILE", "token_file", "", Kind::Text),
     live("LEITSTAND_ADMIN_TOKEN", "admin_token", "", Kind::Secret),
     live("LEITSTAND_ADMIN_TOKEN_FILE", "admin_token_file", "", Kind::Text),
+    fixed("LEITSTAND_TOKEN_STORE", "token_store", "", Kind::Text),
     fixed("LEITSTAND_DATA_DIR", "data_dir", "data", Kind::Text),
     fixed("LEITSTAND_MAX_BODY", "max_body", "1048576", Kind::Bytes),
     fixed("LEITSTAND_LOCK_TIMEOUT", "lock_timeout", "30", Kind::Integer),
@@ -242,7 +247,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn from_source(source: &Source<'_>) -> Result<Config, ConfigError> {
-        Config::load(&Layers { environment: source.get, ..Layers::empty(source.read) })
+        Config::load(&Layers { environment: source.get, read_store: Some(source.read), ..Layers::empty(source.read) })
     }
 
     /// Reads and checks every setting.
@@ -254,7 +259,12 @@ impl Config {
         let origins = vec![Origin::Default; SETTINGS.len()];
         let mut reader = Reader { layers, problems, warnings: Vec::new(), origins };
         let tokens = reader.tokens("LEITSTAND_TOKEN");
-        if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty()) {
+        let data_dir = reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text)));
+        let token_store = reader.get("LEITSTAND_TOKEN_STORE", |text| Ok(token_store(text, &data_dir)));
+        let stored = reader.stored(&token_store);
+        if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty())
+            && stored.is_some_and(|stored| !stored.has_ingest())
+        {
             reader.problem(
                 "LEITSTAND_TOKEN",
                 "is not set: every request must carry a shared secret, e.g. LEITSTAND_TOKEN=$(openssl rand -hex 24)",
@@ -268,7 +278,8 @@ impl Config {
         let config = Config {
             tokens: tokens.unwrap_or_default(),
             admin_tokens: admin_tokens.unwrap_or_default(),
-            data_dir: reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text))),
+            token_store,
+            data_dir,
             max_body_bytes,
             lock_timeout: reader.get("LEITSTAND_LOCK_TIMEOUT", |text| seconds(text, 0..=86_400)),
             rate_limit: reader.get("LEITSTAND_RATE_LIMIT", rate),
@@ -369,6 +380,7 @@ impl Config {
         vec![
             ("LEITSTAND_TOKEN", tokens(&self.tokens)),
             ("LEITSTAND_ADMIN_TOKEN", tokens(&self.admin_tokens)),
+            ("LEITSTAND_TOKEN_STORE", self.token_store.display().to_string()),
             ("LEITSTAND_DATA_DIR", self.data_dir.display().to_string()),
             ("LEITSTAND_MAX_BODY", self.max_body_bytes.to_string()),
             ("LEITSTAND_LOCK_TIMEOUT", self.lock_timeout.as_secs().to_string()),
@@ -490,6 +502,31 @@ impl Reader<'_> {
         Some(Tokens(tokens))
     }
 
+    /// The named tokens; `None` after a problem.
+    fn stored(&mut self, path: &Path) -> Option<TokenStore> {
+        let Some(read) = self.layers.read_store else { return Some(TokenStore::default()) };
+        match read(path) {
+            Ok(bytes) => TokenStore::parse(&bytes)
+                .map_err(|fault| {
+                    self.problem(
+                        "LEITSTAND_TOKEN_STORE",
+                        &format!(
+                            "is {path:?}, which {fault}: put a good copy there, or move it away and add the tokens anew"
+                        ),
+                    )
+                })
+                .ok(),
+            // What is wrong with the data directory itself is told by those who open it.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Some(TokenStore::default())
+            }
+            Err(e) => {
+                self.problem("LEITSTAND_TOKEN_STORE", &format!("is {path:?}, which cannot be read: {e}"));
+                None
+            }
+        }
+    }
+
     fn problem(&mut self, name: &str, text: &str) {
         self.problems.push(Problem { name: name.to_owned(), text: text.to_owned() });
     }
@@ -563,6 +600,11 @@ impl LogFormat {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where the named tokens are: `given`, or a place in the data directory.
+pub fn token_store(given: &str, data_dir: &Path) -> PathBuf {
+    if given.is_empty() { data_dir.join(".leitstand").join("tokens.json") } else { PathBuf::from(given) }
 }
 
 fn non_empty(text: &str) -> Result<String, String> {
@@ -775,5 +817,50 @@ mod tests {
         let config = load(&[("LEITSTAND_TOKEN", "s3cret")]).unwrap();
         assert!(!format!("{config:?}").contains("s3cret"));
         assert!(!config.effective().iter().any(|(_, value)| value.contains("s3cret")));
+    }
+
+    /// Broken, a reload would leave out a setting that may change, or seem to change one that cannot.
+    #[test]
+    fn a_reload_takes_what_is_live_and_nothing_else() {
+        let others = [
+            ("LEITSTAND_TOKEN", "u"),
+            ("LEITSTAND_ADMIN_TOKEN", "v"),
+            ("LEITSTAND_TOKEN_STORE", "elsewhere.json"),
+            ("LEITSTAND_DATA_DIR", "d"),
+            ("LEITSTAND_MAX_BODY", "1"),
+            ("LEITSTAND_LOCK_TIMEOUT", "1"),
+            ("LEITSTAND_RATE_LIMIT", "off"),
+            ("LEITSTAND_AUTH_RATE_LIMIT", "off"),
+            ("LOG_LEVEL", "DEBUG"),
+            ("LEITSTAND_LOG_FORMAT", "json"),
+            ("LEITSTAND_HOST", "localhost"),
+            ("LEITSTAND_PORT", "1"),
+            ("LEITSTAND_VERSION", "x"),
+            ("LEITSTAND_FSYNC", "never"),
+            ("LEITSTAND_TRUSTED_PROXIES", ""),
+            ("LEITSTAND_MAX_CONNECTIONS", "1"),
+            ("LEITSTAND_SHUTDOWN_TIMEOUT", "1"),
+            ("LEITSTAND_BODY_TIMEOUT", "1"),
+            ("LEITSTAND_MAX_IN_FLIGHT", "1GiB"),
+            ("LEITSTAND_DISK_RESERVE", "1"),
+            ("LEITSTAND_REQUEST_TIMEOUT_MS", "1000"),
+            ("LEITSTAND_ALLOW_DOMAINS", "a"),
+            ("LEITSTAND_DENY_DOMAINS", "b"),
+            ("LEITSTAND_DISABLE", "stats"),
+        ];
+        let (old, new) = (load(&[("LEITSTAND_TOKEN", "t")]).unwrap(), load(&others).unwrap());
+        let names = |differences: Vec<Difference>| differences.into_iter().map(|d| d.name).collect::<Vec<_>>();
+        let told: Vec<_> = old.effective().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names(old.differences(&new)), told, "every setting that is told is changed here");
+        let reloaded = old.with_live_of(&new);
+        let is_live = |name: &&str| Setting::named(name).unwrap().live;
+        assert_eq!(names(old.differences(&reloaded)), told.iter().copied().filter(is_live).collect::<Vec<_>>());
+        assert_eq!(names(reloaded.differences(&new)), told.iter().copied().filter(|n| !is_live(n)).collect::<Vec<_>>());
+        for setting in told.iter().map(|name| Setting::named(name).unwrap()) {
+            let want = if setting.live { Origin::Environment } else { old.origin(setting).clone() };
+            assert_eq!(*reloaded.origin(setting), want, "{}", setting.name);
+        }
+        assert!(!names(new.differences(&old)).is_empty() && new.differences(&new).is_empty());
+        assert!(!old.differences(&new).iter().any(|d| d.old == "t" || d.new == "u"), "no secret is told");
     }
 }

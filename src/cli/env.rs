@@ -25,9 +25,16 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
-    let dir = one("LEITSTAND_DATA_DIR")?;
+    let dir = path("LEITSTAND_DATA_DIR")?;
     let default = Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS").default;
-    Ok(dir.map_or_else(|| PathBuf::from(default), PathBuf::from))
+    Ok(dir.unwrap_or_else(|| PathBuf::from(default)))
+}
+
+/// Only where the named tokens are, in `data_dir` if that is given.
+pub(super) fn token_store(data_dir: Option<&Path>) -> Result<PathBuf, String> {
+    let given = if data_dir.is_some() { None } else { path("LEITSTAND_TOKEN_STORE")? };
+    let dir = data_dir.map_or_else(self::data_dir, |dir| Ok(dir.to_owned()))?;
+    Ok(given.filter(|given| !given.as_os_str().is_empty()).unwrap_or_else(|| config::token_store("", &dir)))
 }
 
 /// Only the disk reserve.
@@ -40,17 +47,19 @@ pub(super) fn reserve_bytes() -> Result<Option<u64>, String> {
     bytes(&text).map(Some).map_err(|why| format!("LEITSTAND_DISK_RESERVE is {text:?}: {why}"))
 }
 
+fn path(name: &str) -> Result<Option<PathBuf>, String> {
+    Ok(one(name)?.map(PathBuf::from))
+}
+
 /// One setting, from wherever it is set.
 fn one(name: &str) -> Result<Option<OsString>, String> {
     let loader = Loader::new(&BindArgs::default());
     let dot_env = loader.dot_env()?;
-    let get = |name: &str| loader.environment.get(name).or_else(|| dot_env.get(name)).cloned();
     let file = loader.file(&dot_env)?;
+    let get = |name: &str| loader.environment.get(name).or_else(|| dot_env.get(name)).cloned();
     let setting = Setting::named(name).expect("it is in SETTINGS");
-    let older = name.replacen("LEITSTAND_", "CHRONIK_", 1);
-    Ok(get(name)
-        .or_else(|| get(&older))
-        .or_else(|| file.as_ref().and_then(|file| file.get(setting)).map(OsString::from)))
+    let said = get(name).or_else(|| get(&setting.older_name()?));
+    Ok(said.or_else(|| file.as_ref().and_then(|file| file.get(setting)).map(OsString::from)))
 }
 
 /// Where the configuration comes from; reads it as often as somebody wants to know.
@@ -109,13 +118,15 @@ impl Loader {
             dot_env: &|name| dot_env.get(name).cloned(),
             file: file.as_ref(),
             read: &read,
+            read_store: Some(&|path| std::fs::read(path)),
         })?;
         config.warnings.extend(unknown_variables(self.environment.keys().map(String::as_str), "environment"));
         config.warnings.extend(unknown_variables(dot_env.keys().map(String::as_str), DOT_ENV));
         Ok(config)
     }
 
-    /// A digest of all that [`Loader::load`] reads and that can change.
+    /// A digest of all that [`Loader::load`] reads and that can change, but for the named tokens: who
+    /// changes those is not here.
     pub(super) fn digest(&self) -> [u8; 32] {
         let digest = RefCell::new(Sha256::new());
         let note = |path: &Path| {

@@ -19,6 +19,8 @@ mod repair;
 mod restore;
 mod serve;
 mod snapshot;
+mod token;
+mod token_watch;
 mod verify;
 
 use std::path::PathBuf;
@@ -95,6 +97,11 @@ enum Command {
     ///
     /// Exit code 0: recovered within the targets, 1: a target missed or something lost, 2: could not run.
     Drill(drill::DrillArgs),
+    /// Give, show, revoke and rotate named tokens; a running service notices within a second
+    Token {
+        #[command(subcommand)]
+        command: token::TokenCommand,
+    },
     /// Print the description of the HTTP interface
     #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
@@ -143,6 +150,7 @@ pub fn run() -> ExitCode {
         Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),
         Command::Restore(args) => return ended(restore::run(&args), data::COULD_NOT_LOOK),
         Command::Drill(args) => return ended(drill::run(&args), drill::COULD_NOT_RUN),
+        Command::Token { command } => token::run(&command),
         Command::Openapi { json } => {
             return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
         }

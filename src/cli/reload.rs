@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 use super::env::{Loader, read_text};
 use super::logging::Switches;
 use crate::config::{Config, Origin, Setting, Values, edit_toml, leaves};
-use crate::http::{AppState, Outside};
+use crate::http::{AppState, FILES, Outside};
 
 /// How often the files are looked at. A change is taken over when it is still the same one look later, so
 /// that a file that is just being written is not read by halves.
@@ -48,7 +48,7 @@ pub(super) async fn watch(loader: Arc<Loader>, state: Arc<AppState>, mut hangup:
         let Ok(now) = blocking(&loader, |loader| loader.digest()).await else { return };
         let actor = match (asked, now == seen, resting == Some(now)) {
             (true, _, _) => "SIGHUP",
-            (false, false, true) => "file",
+            (false, false, true) => FILES,
             (false, same, _) => {
                 resting = (!same).then_some(now);
                 continue;

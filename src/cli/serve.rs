@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::env::Loader;
+use super::token_watch::TokenWatch;
 use super::{BindArgs, logging, reload};
 use crate::config::{Bind, Config, Values};
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
@@ -105,6 +106,7 @@ async fn start(
     let (listener, address) = bind(&config.bind).await?;
     let state = AppState::new(&config, store.clone(), metrics.clone(), share.connections);
     let state = Arc::new(state.with_outside(&config, reload::outside(&loader, logging.switches())));
+    let tokens = TokenWatch::start(config.token_store.clone(), state.clone(), metrics.clone())?;
 
     let hangup = signal(SignalKind::hangup()).map_err(|e| format!("cannot handle signals: {e}"))?;
     let watch = tokio::spawn(reload::watch(loader, state.clone(), hangup, seen));
@@ -115,6 +117,7 @@ async fn start(
     let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
     watch.abort();
+    drop(tokens);
     if let Bind::Unix(path) = &config.bind {
         // If it is gone already, so much the better.
         let _ = std::fs::remove_file(path);

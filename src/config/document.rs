@@ -196,10 +196,17 @@ fn problem(key: &str, text: &str) -> Problem {
 fn text(kind: Kind, value: &Value) -> Result<String, &'static str> {
     let list = |separator: &str| {
         let items = value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?;
-        Some(items.join(separator))
+        // An item is one name: nothing that would be none or several.
+        let single = |item: &&str| !item.is_empty() && !item.contains([',', '\n']);
+        items.iter().all(single).then(|| items.join(separator))
     };
     let one = || value.as_str().map(str::to_owned);
-    let number = || (value.is_i64() || value.is_u64()).then(|| value.to_string());
+    // To JSON, 5000.0 and 5e3 are whole numbers as well.
+    let whole = |n: &f64| n.fract() == 0.0 && n.abs() < 9e15;
+    let number = || match value.as_f64().filter(whole) {
+        Some(n) if value.is_f64() => Some((n as i64).to_string()),
+        _ => (value.is_i64() || value.is_u64()).then(|| value.to_string()),
+    };
     match kind {
         Kind::Text => one().ok_or("must be a text"),
         Kind::Integer => number().ok_or("must be a whole number"),
@@ -296,6 +303,8 @@ mod tests {
             ("port = 1979-05-27", "port must be a whole number"),
             ("host = 1", "host must be a text"),
             ("host = {a = 1}", "host must be a text"),
+            ("allow_domains = ['']", "allow_domains must be a list of texts, or one text with commas"),
+            ("allow_domains = ['a,b']", "allow_domains must be a list of texts, or one text with commas"),
             ("allow_domains = [1]", "allow_domains must be a list of texts, or one text with commas"),
             ("max_body = true", "max_body must be a number of bytes, e.g. 1048576 or \"1MiB\""),
             ("logging = 'x'", "logging must be a table of settings"),
@@ -316,6 +325,7 @@ mod tests {
     #[test]
     fn a_patch_may_say_less_than_a_file() {
         let read = |text: &str| patch(serde_json::from_str::<Value>(text).unwrap().as_object().unwrap());
+        assert_eq!(get(&read(r#"{"request_timeout_ms": 5e3}"#).0, "LEITSTAND_REQUEST_TIMEOUT_MS"), "5000");
         let (values, problems) = read(
             r#"{"logging": {"level": "DEBUG", "format": null}, "features": {"stats": false}, "rate_limit": null, "features": {"docs": true, "stats": false}}"#,
         );

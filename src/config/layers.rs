@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use super::document::Values;
 use super::{Problem, Setting};
 
+type Read<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// Everything that may say something, the last word first.
@@ -23,7 +24,9 @@ pub struct Layers<'a> {
     pub dot_env: Lookup<'a>,
     pub file: Option<&'a FileLayer>,
     /// Reads a file that a `*_FILE` variable names.
-    pub read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>,
+    pub read: Read<'a>,
+    /// Reads the file with the named tokens; `None` takes it for empty.
+    pub read_store: Option<Read<'a>>,
 }
 
 /// The settings of a TOML file.
@@ -56,7 +59,7 @@ static NOTHING: LazyLock<Values> = LazyLock::new(Values::default);
 
 impl<'a> Layers<'a> {
     /// Defaults only.
-    pub fn empty(read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>) -> Layers<'a> {
+    pub fn empty(read: Read<'a>) -> Layers<'a> {
         let nothing: Lookup<'a> = &|_| None;
         Layers {
             patch: &NOTHING,
@@ -66,6 +69,7 @@ impl<'a> Layers<'a> {
             dot_env: nothing,
             file: None,
             read,
+            read_store: None,
         }
     }
 

@@ -153,6 +153,11 @@ impl Auth {
         }
     }
 
+    /// How many tokens of the store end soon.
+    pub fn expiring(&self, now: SystemTime) -> usize {
+        self.accepted.load().expiring(unix_s(now))
+    }
+
     /// Forgets clients that have been quiet.
     pub(crate) fn sweep(&self, now: Instant) {
         self.failures.load().sweep(now);
@@ -220,7 +225,11 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_s(SystemTime::now())
+}
+
+fn unix_s(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -339,6 +348,7 @@ mod tests {
             digest: Digest::of(secret.as_bytes()),
             scopes: [Scope::Ingest].into_iter().collect(),
             expires_s,
+            superseded: false,
             grant: Some(Arc::new(grant)),
             x_auth_only: false,
         }])

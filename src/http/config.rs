@@ -29,6 +29,8 @@ use crate::token::Scope;
 /// Largest body of a patch.
 const PATCH_BYTES_MAX: usize = 64 << 10;
 const AUDIT: &str = "leitstand::audit";
+/// The actor of a change that was found in the files.
+pub const FILES: &str = "file";
 
 /// What only the command line can do: look at files, and tell the log.
 pub struct Outside {
@@ -214,7 +216,10 @@ impl AppState {
                     tracing::warn!("{warning}");
                 }
                 let changed = self.adopt(inner, newer, "reload", actor);
-                tracing::info!(actor, changed, "configuration read anew");
+                // Named by somebody, or with an effect.
+                if changed > 0 || actor != FILES {
+                    tracing::info!(actor, changed, "configuration read anew");
+                }
                 for difference in inner.running.differences(newer) {
                     let (setting, running, configured) = (difference.name, difference.old, difference.new);
                     tracing::warn!(setting, running, configured, "changed, but needs a restart");
@@ -245,7 +250,7 @@ impl AppState {
         }
         let news = |newer: &Config| !inner.running.differences(&inner.running.with_live_of(newer)).is_empty();
         if loaded.as_ref().is_ok_and(news) {
-            self.reloaded(&mut inner, &loaded, "file");
+            self.reloaded(&mut inner, &loaded, FILES);
         }
         let mut patched = inner.patch.clone();
         let newer = if persist {

@@ -74,7 +74,7 @@ pub(crate) struct Subject {
          headers(("X-Request-ID" = String), ("X-RateLimit-Limit" = u32), ("X-RateLimit-Remaining" = u32), ("X-RateLimit-Reset" = u64)), example = json!("ok")),
         super::openapi::IngestErrors,
     ),
-    security(("x-auth" = [])),
+    security(("x-auth" = []), ("bearer" = [])),
 ))]
 pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> Response {
     through_router(&state, Route::V1, request).await
@@ -100,7 +100,7 @@ pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> 
          headers(("X-Request-ID" = String), ("Deprecation" = String), ("Sunset" = String), ("Link" = String)), example = json!("ok")),
         super::openapi::IngestErrors,
     ),
-    security(("x-auth" = [])),
+    security(("x-auth" = []), ("bearer" = [])),
 ))]
 #[deprecated]
 pub(crate) async fn old(State(state): State<Arc<AppState>>, request: Request) -> Response {

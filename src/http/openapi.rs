@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use serde::Serialize;
 use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
@@ -65,10 +65,10 @@ pub(crate) enum IngestErrors {
     /// `invalid domain`, `invalid json`, `invalid ndjson`, `invalid encoding`, `invalid payload`, `domain mismatch` or `domain must be specified via query or payload`. Nothing was written.
     #[response(status = 400, content_type = "application/json")]
     BadRequest(Detail),
-    /// `unauthorized`: X-Auth is missing, wrong or sent twice.
+    /// `unauthorized`: the token is missing, wrong, expired or sent twice.
     #[response(status = 401, content_type = "application/json")]
     Unauthorized(Detail),
-    /// `forbidden`: the token is not for this, or this domain may not be written. Nothing was written.
+    /// `forbidden`: the token is not for this, or not for this domain, or the domain may not be written. Nothing was written.
     #[response(status = 403, content_type = "application/json")]
     Forbidden(Detail),
     /// `Not Found`: unknown path, or switched off.
@@ -207,16 +207,20 @@ pub(crate) struct FeaturesPatch {
     components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service"),
         (name = "admin", description = "See and change how the service runs; needs a token of LEITSTAND_ADMIN_TOKEN")),
-    modifiers(&XAuth)
+    modifiers(&Credentials)
 )]
 struct ApiDoc;
 
-struct XAuth;
+struct Credentials;
 
-impl Modify for XAuth {
+impl Modify for Credentials {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-Auth")));
-        openapi.components.get_or_insert_default().add_security_scheme("x-auth", scheme);
+        let x_auth = ApiKeyValue::with_description("X-Auth", "Any token.");
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+        let bearer = bearer.description(Some("A named token or an admin token; not the shared secret.")).build();
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("x-auth", SecurityScheme::ApiKey(ApiKey::Header(x_auth)));
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
     }
 }
 

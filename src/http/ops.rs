@@ -1,6 +1,7 @@
 //! Health, version and metrics.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -52,6 +53,8 @@ pub(crate) struct Ready {
     #[cfg_attr(feature = "docs", schema(example = "always"))]
     fsync: &'static str,
     checks: Checks,
+    /// Named tokens that end within 14 days; the log says which.
+    tokens_expiring: usize,
 }
 
 /// Every check; all must be true.
@@ -69,8 +72,8 @@ pub(crate) struct Checks {
 }
 
 /// Is the token right and the service up?
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = [])),
-    responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail), (status = 403, body = super::openapi::Detail))))]
 pub(crate) async fn health(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Read)?;
     Ok(json(StatusCode::OK, &Health { status: "ok" }))
@@ -95,15 +98,19 @@ pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response
     };
     let ok = checks.data_dir_writable && checks.disk_reserve && checks.not_draining && checks.no_poisoned_domain;
     let (status, word) = if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
-    Ok(json(
-        status,
-        &Ready { status: word, version: state.version.clone(), fsync: state.store.fsync().as_str(), checks },
-    ))
+    let ready = Ready {
+        status: word,
+        version: state.version.clone(),
+        fsync: state.store.fsync().as_str(),
+        checks,
+        tokens_expiring: state.auth.expiring(SystemTime::now()),
+    };
+    Ok(json(status, &ready))
 }
 
 /// Which version is this?
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = [])),
-    responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail), (status = 403, body = super::openapi::Detail))))]
 pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Read)?;
     Ok(json(StatusCode::OK, &VersionInfo { version: state.version.clone() }))

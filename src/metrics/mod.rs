@@ -6,7 +6,7 @@
 
 mod hot;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Gauge, Unit};
@@ -54,7 +54,21 @@ struct Inner {
     http: Http,
     store: StoreMetrics,
     gauges: Gauges,
+    tokens: Mutex<TokenFigures>,
 }
+
+/// Named tokens, as Prometheus sees them.
+#[derive(Debug, Clone, Default)]
+pub struct TokenFigures {
+    /// What is on the disk is what is accepted.
+    pub reload_successful: bool,
+    pub count: usize,
+    /// Name and end in Unix seconds, the soonest first; no more than [`TOKEN_SERIES_MAX`] are shown.
+    pub ends: Vec<(String, u64)>,
+}
+
+/// Most tokens that have a series of their own.
+pub const TOKEN_SERIES_MAX: usize = 100;
 
 /// Cells appear when first used, so series of nothing are not exported.
 struct Http {
@@ -148,7 +162,8 @@ impl Metrics {
         });
         let http = Http { handlers: Default::default(), highr: HotHistogram::new(HIGHR_BUCKETS, NANOSECONDS) };
         let store = StoreMetrics::new();
-        Metrics(Arc::new(Inner { handle: recorder.handle(), recorder, process, http, store, gauges }))
+        let tokens = Mutex::new(TokenFigures { reload_successful: true, ..TokenFigures::default() });
+        Metrics(Arc::new(Inner { handle: recorder.handle(), recorder, process, http, store, gauges, tokens }))
     }
 
     /// What the store counts into.
@@ -237,6 +252,11 @@ impl Metrics {
         });
     }
 
+    /// Sets what is known about named tokens.
+    pub fn tokens(&self, figures: TokenFigures) {
+        *self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+    }
+
     /// Sets what is only looked at when somebody asks.
     pub fn observe(&self, health: &StoreHealth, connections: usize, connections_max: usize, rate_limit_keys: usize) {
         let gauges = &self.0.gauges;
@@ -265,6 +285,7 @@ impl Metrics {
         let mut page = self.0.handle.render();
         self.0.http.render(&mut page);
         self.0.store.render(&mut page);
+        self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner).render(&mut page);
         page
     }
 
@@ -307,6 +328,34 @@ impl Http {
         family(page, "http_response_size_bytes", "Body bytes answered.");
         for (cell, name) in sizes() {
             cell.response.render("http_response_size_bytes", &format!("handler=\"{name}\""), page);
+        }
+    }
+}
+
+impl TokenFigures {
+    /// By hand, because a series must go when its token goes. Names need no escaping.
+    fn render(&self, page: &mut String) {
+        let mut gauge = |name: &str, help: &str, samples: Vec<(String, u64)>| {
+            page.push_str(&format!("\n# HELP {name} {help}\n# TYPE {name} gauge\n"));
+            for (labels, value) in samples {
+                page.push_str(&format!("{name}{labels} {value}\n"));
+            }
+        };
+        let successful = vec![(String::new(), u64::from(self.reload_successful))];
+        gauge(
+            "leitstand_token_store_reload_successful",
+            "1 when the named tokens on the disk are those in use, 0 when the file is broken and older ones are.",
+            successful,
+        );
+        gauge("leitstand_tokens", "Named tokens, expired ones included.", vec![(String::new(), self.count as u64)]);
+        let ends = self.ends.iter().take(TOKEN_SERIES_MAX);
+        let ends: Vec<_> = ends.map(|(name, end_s)| (format!("{{token=\"{name}\"}}"), *end_s)).collect();
+        if !ends.is_empty() {
+            gauge(
+                "leitstand_token_expiry_timestamp_seconds",
+                "When a named token ends, in Unix seconds; the 100 that end first.",
+                ends,
+            );
         }
     }
 }

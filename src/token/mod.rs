@@ -1,8 +1,15 @@
 //! Who may do what: scopes, grants, and the set of tokens that are accepted.
 
+mod file;
 mod set;
+mod store;
+pub mod time;
 
-pub use set::{Digest, Grant, Known, Pattern, TokenSet, Transport};
+pub use file::{Found, Stamp, TokenFile};
+pub use set::{Digest, EXPIRES_SOON_S, Grant, Known, Pattern, TokenSet, Transport};
+pub use store::{Change, Previous, StoreFault, StoredToken, TOKENS_MAX, TokenStore, grant};
+
+use std::fmt;
 
 /// A kind of request. Each token is given some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +32,21 @@ impl Scopes {
     /// What `LEITSTAND_ADMIN_TOKEN` may do.
     pub const ALL: Scopes = Scopes(Scope::Ingest.bit() | Scope::Read.bit() | Scope::Admin.bit());
 
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Scope> {
+        Scope::EVERY.into_iter().filter(move |scope| self.has(*scope))
+    }
+
     /// Is `scope` among them?
     pub fn has(self, scope: Scope) -> bool {
         self.0 & scope.bit() != 0
+    }
+}
+
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.iter().map(Scope::as_str).collect();
+        f.write_str(&names.join(","))
     }
 }
 

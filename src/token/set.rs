@@ -13,6 +13,9 @@ use crate::domain::Domain;
 /// Up to so many digests are all compared, in constant time; more are looked up.
 const COMPARED_MAX: usize = 16;
 
+/// From so long before its end on a token is warned of.
+pub const EXPIRES_SOON_S: u64 = 14 * 86_400;
+
 /// SHA-256 of a secret. What is stored, compared and, in part, shown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 32]);
@@ -47,6 +50,8 @@ pub struct Known {
     pub scopes: Scopes,
     /// Refused from this Unix time on.
     pub expires_s: Option<u64>,
+    /// An older secret of its token, which ends with the overlap of a rotation.
+    pub superseded: bool,
     /// `None`: one of the shared secrets.
     pub grant: Option<Arc<Grant>>,
     /// compat: the original refused its secret in any other header than X-Auth, and so do we.
@@ -69,6 +74,7 @@ impl TokenSet {
             digest: Digest::of(secret.as_bytes()),
             scopes,
             expires_s: None,
+            superseded: false,
             grant: None,
             x_auth_only,
         };
@@ -85,6 +91,15 @@ impl TokenSet {
             HashMap::new()
         };
         TokenSet { known, by_digest }
+    }
+
+    /// How many named tokens end within [`EXPIRES_SOON_S`], but not yet.
+    pub fn expiring(&self, now_s: u64) -> usize {
+        let soon = now_s + 1..=now_s + EXPIRES_SOON_S;
+        self.known
+            .iter()
+            .filter(|known| !known.superseded && known.expires_s.is_some_and(|end| soon.contains(&end)))
+            .count()
     }
 
     /// The secrets of both.
@@ -139,6 +154,23 @@ impl Digest {
     /// The digest of a secret.
     pub fn of(secret: &[u8]) -> Digest {
         Digest(Sha256::digest(secret).into())
+    }
+
+    /// All 64 digits, as in the store.
+    pub fn to_hex(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The other way round; `None` unless they are 64 hex digits.
+    pub fn from_hex(text: &str) -> Option<Digest> {
+        let mut bytes = [0; 32];
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+        }
+        Some(Digest(bytes))
     }
 
     /// A key for maps that lasts as long as the secret. Tells nothing about it.
@@ -217,6 +249,7 @@ mod tests {
             digest: Digest::of(secret.as_bytes()),
             scopes: Scopes::SERVICE,
             expires_s: None,
+            superseded: false,
             grant: None,
             x_auth_only: false,
         }

@@ -688,3 +688,27 @@ fn no_request_fails_while_the_configuration_changes() {
     assert!(reloads(&server, "ok") >= 20.0 && reloads(&server, "failed") == 0.0);
     println!("{sent} requests of {clients} clients, {} reloads", reloads(&server, "ok"));
 }
+
+/// Broken, the description would name keys that cannot be changed, or leave some out.
+#[test]
+#[cfg(feature = "docs")]
+fn the_description_of_a_patch_names_what_may_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, printed, _) = check(dir.path(), &["openapi", "--json"], &[]);
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    let members = |name: &str| {
+        let schema = &document["components"]["schemas"][name];
+        assert_eq!(schema["additionalProperties"], false, "{name}");
+        schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    let mut described: Vec<String> = members("ConfigPatch").into_iter().filter(|key| key != "logging").collect();
+    described.extend(members("LoggingPatch").iter().map(|key| format!("logging.{key}")));
+    described.sort();
+    let mut live: Vec<_> =
+        SETTINGS.iter().filter(|s| s.live && !s.key.contains("token")).map(|s| s.key.to_owned()).collect();
+    live.sort();
+    assert_eq!(described, live);
+    let mut features = leitstand::config::Feature::ALL.map(|feature| feature.name().to_owned());
+    features.sort();
+    assert_eq!(members("FeaturesPatch"), features);
+}

@@ -30,4 +30,5 @@ mod snapshot;
 mod storage;
 mod threads;
 mod tidy;
+mod tokens;
 mod verify;

@@ -16,7 +16,7 @@ import collections, concurrent.futures, fnmatch, json, os, re, shutil, signal, s
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "target", "mutants")
 TREE = os.path.join(OUT, "tree")
-FILES = ["src/storage/*.rs", "src/http/auth.rs", "src/http/limits.rs", "src/domain.rs", "src/event.rs"]
+FILES = ["src/storage/*.rs", "src/http/auth.rs", "src/token/set.rs", "src/http/limits.rs", "src/domain.rs", "src/event.rs"]
 SHARE_MIN = float(os.environ.get("MUTANTS_MIN", "85"))
 NAMES = os.environ.get("MUTANTS", "")
 JOBS = int(os.environ.get("MUTANTS_JOBS", "2"))

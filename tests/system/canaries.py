@@ -16,6 +16,7 @@ def run():
     results = in_parallel(len(LEVELS), lambda i: hold(requests, *LEVELS[i], random.Random(rng.random())))
     sent, stored, length = (sum(column) for column in zip(*results))
     start_up(rng)
+    named_tokens()
     print(f"canaries: {sent} requests over {len(LEVELS)} levels and formats, {stored} canaries stored, {length >> 10} KiB of log; 0 hits in log, metrics, pages and answers")
 
 
@@ -106,3 +107,35 @@ def start_up(rng):
     with Server({"LEITSTAND_TOKEN": secret}) as server:
         shown = subprocess.run([server.cmd[0], "config", "check"], cwd=server.cwd, env=server.env, capture_output=True, text=True)
         assert secret not in shown.stdout + shown.stderr and "LEITSTAND_TOKEN" in shown.stdout, shown
+
+
+def named_tokens():
+    """The secret of a named token is on stdout of the command that makes it, once, and nowhere else."""
+    for form in ("text", "json"):
+        with Server({"LOG_LEVEL": "NOTSET", "LEITSTAND_LOG_FORMAT": form, "LEITSTAND_AUTH_RATE_LIMIT": "off"}) as server:
+            assert server.up, server.log_text()
+            told = b""
+
+            def token(*args):
+                nonlocal told
+                ended = subprocess.run([server.cmd[0], "token", *args, "--data-dir", server.dir], cwd=server.cwd, env=server.env, capture_output=True)
+                assert ended.returncode == 0, ended.stderr
+                told += ended.stderr
+                return ended.stdout.strip()
+
+            secrets = [token("add", "canary", "--domain", "example.com", "--expires", "3d"), token("rotate", "canary")]
+            for secret in secrets:
+                for header in (("X-Auth", secret.decode()), ("Authorization", f"Bearer {secret.decode()}")):
+                    for path, body in (("/v1/ingest?domain=example.com", b"{}"), ("/v1/ingest?domain=other", b"{}"), ("/v1/ingest", b"nonsense")):
+                        got = request(server.port, "POST", path, [header, ("Content-Type", "application/json"), ("Accept", "application/problem+json")], body)
+                        assert got[0] in (202, 403, 400), got
+                        told += str(got[1]).encode() + got[2]
+            told += token("list") + token("list", "--json") + token("revoke", "canary")
+            for path in ("/metrics", "/health/ready"): told += request(server.port, "GET", path)[2]
+            for secret in secrets: assert request(server.port, "GET", "/health", [("X-Auth", secret.decode())])[0] == 401
+            assert server.stop() == 0
+            log = server.log_text().encode()
+            assert log.count(b"leitstand::audit") == 3, excerpt(log, b"leitstand::audit")
+            with open(os.path.join(server.dir, ".leitstand", "tokens.json"), "rb") as f: told += log + f.read()
+            for secret in secrets:
+                assert len(secret) == 47 and secret not in told and secret[4:] not in told, f"{form}: {excerpt(told, secret[4:])}"

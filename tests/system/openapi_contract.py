@@ -3,6 +3,7 @@ import os, random, re, subprocess, sys, tempfile
 from common import ROOT, Server, Skip, TOKEN, setting, verify
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ADMIN = "contract-admin"
 
 
 def run():
@@ -12,20 +13,34 @@ def run():
     examples = setting("CONTRACT_EXAMPLES", 25, 1000)
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"openapi_contract: seed {seed} (SEED={seed} repeats it), {examples} examples an operation")
-    with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_AUTH_RATE_LIMIT": "off", "LOG_LEVEL": "ERROR"}) as server:
+    env = {"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_AUTH_RATE_LIMIT": "off", "LOG_LEVEL": "ERROR"}
+    with Server(env) as server:
         assert server.up, server.log_text()
-        with tempfile.TemporaryDirectory(prefix="contract-") as scratch:
-            done = subprocess.run(
-                [tool, "run", os.path.join(ROOT, "docs", "openapi.yaml"), "--url", f"http://127.0.0.1:{server.port}",
-                 "--header", f"X-Auth: {TOKEN}", "--checks", "all", "--max-examples", str(examples), "--seed", str(seed),
-                 "--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--no-color"],
-                cwd=scratch, env={**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": HERE},
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode: print(done.stdout)
-        assert done.returncode == 0, f"schemathesis ended with {done.returncode}"
+        said = generate(tool, server, TOKEN, examples, seed, "--exclude-path", "/config")
         assert "ERROR" not in server.log_text(), server.log_text()
         problems = verify(server.dir, {}, {})
         assert not problems, problems[:5]
-    operations = re.search(r"Tested: (\d+)", done.stdout).group(1)
-    cases = re.search(r"(\d+) generated", done.stdout).group(1)
+    # Alone, because what it changes would change the answers of the others.
+    with tempfile.TemporaryDirectory(prefix="contract-") as cwd:
+        with open(os.path.join(cwd, "leitstand.toml"), "w") as f: f.write("body_timeout = 20\n")
+        rate = {"LEITSTAND_AUTH_RATE_LIMIT": None, "LEITSTAND_RATE_LIMIT": None, "LEITSTAND_ADMIN_TOKEN": ADMIN}
+        with Server({**env, **rate, "LOG_LEVEL": None}, cwd=cwd, args=("--config", "leitstand.toml")) as server:
+            assert server.up, server.log_text()
+            said += generate(tool, server, ADMIN, examples, seed, "--include-path", "/config", "--exclude-checks", "ignored_auth")
+            assert "panic" not in server.log_text(), server.log_text()
+    operations = sum(int(n) for n in re.findall(r"Tested: (\d+)", said))
+    cases = sum(int(n) for n in re.findall(r"(\d+) generated", said))
     print(f"openapi_contract: {operations} operations, {cases} requests, 0 failures")
+
+
+def generate(tool, server, token, examples, seed, *options):
+    with tempfile.TemporaryDirectory(prefix="contract-") as scratch:
+        done = subprocess.run(
+            [tool, "run", os.path.join(ROOT, "docs", "openapi.yaml"), "--url", f"http://127.0.0.1:{server.port}",
+             "--header", f"X-Auth: {token}", "--checks", "all", "--max-examples", str(examples), "--seed", str(seed),
+             "--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--no-color", *options],
+            cwd=scratch, env={**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": HERE},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode: print(done.stdout)
+    assert done.returncode == 0, f"schemathesis ended with {done.returncode}"
+    return done.stdout

@@ -1,0 +1,368 @@
+//! `leitstand token`: named tokens, for one producer or person each.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::data::print;
+use crate::token::time::{parse_rfc3339, parse_span, rfc3339, roughly};
+use crate::token::{Digest, Scope, StoredToken, TokenFile, grant};
+
+/// What our secrets begin with, so that people and scanners know them when they see them.
+const PREFIX: &str = "lst_";
+const SECRET_BYTES: usize = 32;
+/// Limits of a secret that somebody else has made. A shorter one could be guessed from its digest.
+const GIVEN_BYTES: std::ops::RangeInclusive<usize> = 16..=4096;
+/// By then a running service has noticed, so that what has been said here holds there too.
+const NOTICED_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token; prints its secret on stdout, once
+    Add(AddArgs),
+    /// Show all tokens; never a secret
+    List {
+        /// One JSON document instead of a table
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Refuse a token from now on
+    Revoke {
+        /// Name of the token
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Give a token a new secret; prints it on stdout, once. The old one is good for a while longer
+    Rotate(RotateArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// Name: letters, digits, dots, underscores and dashes. Log and metrics show it
+    name: String,
+    /// What it may do: ingest, read, admin; may be given several times [default: ingest and read]
+    #[arg(long, value_parser = Scope::parse)]
+    scope: Vec<Scope>,
+    /// Domain that it may append to, with * for any characters; may be given several times [default: all]
+    #[arg(long)]
+    domain: Vec<String>,
+    /// Domain of events on /v1/ingest whose request names none
+    #[arg(long, value_name = "DOMAIN")]
+    default_domain: Option<String>,
+    #[command(flatten)]
+    secret: SecretArgs,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    /// Name of the token
+    name: String,
+    /// How long the old secret is still good; 0 ends it, and older ones, at once
+    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = parse_span)]
+    overlap: u64,
+    #[command(flatten)]
+    secret: SecretArgs,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct SecretArgs {
+    /// When the secret ends: a span as 90d, or a time as 2026-12-31T23:59:59Z
+    #[arg(long, value_name = "SPAN|TIME")]
+    expires: Option<String>,
+    /// Take the secret from this file, or from stdin with -, instead of making one; it is not printed then
+    #[arg(long, value_name = "FILE|-")]
+    secret_file: Option<PathBuf>,
+    /// One JSON document on stdout instead of the bare secret
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where the tokens are.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Data directory with the tokens [env: LEITSTAND_DATA_DIR, or the file LEITSTAND_TOKEN_STORE]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+pub(super) fn run(command: &TokenCommand) -> Result<(), String> {
+    match command {
+        TokenCommand::Add(args) => add(args),
+        TokenCommand::List { json, place } => list(*json, place),
+        TokenCommand::Revoke { name, place } => revoke(name, place),
+        TokenCommand::Rotate(args) => rotate(args),
+    }
+}
+
+fn add(args: &AddArgs) -> Result<(), String> {
+    let file = args.place.open()?;
+    let now_s = now_s();
+    let expires_s = args.secret.expires_s(now_s)?;
+    let grant = grant(args.name.clone(), &args.domain, args.default_domain.as_deref())
+        .map_err(|why| format!("the token cannot be made: {why}"))?;
+    let default = [Scope::Ingest, Scope::Read];
+    let scopes = if args.scope.is_empty() { &default[..] } else { &args.scope };
+    let secret = args.secret.take()?;
+    let token = StoredToken {
+        digest: Digest::of(secret.text.as_bytes()),
+        scopes: scopes.iter().copied().collect(),
+        created_s: now_s,
+        expires_s,
+        previous: Vec::new(),
+        grant: Arc::new(grant),
+    };
+    file.update(|store| store.add(token.clone()))?;
+    args.secret.tell(&secret, &token, "added", now_s)
+}
+
+fn rotate(args: &RotateArgs) -> Result<(), String> {
+    let file = args.place.open()?;
+    let now_s = now_s();
+    let expires_s = args.secret.expires_s(now_s)?;
+    let secret = args.secret.take()?;
+    let digest = Digest::of(secret.text.as_bytes());
+    let token = file.update(|store| store.rotate(&args.name, digest, now_s, args.overlap, expires_s).cloned())?;
+    match token.previous.last() {
+        Some(previous) => {
+            let (until, left) = (rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
+            eprintln!("The old secret is good until {until} (in {left}).");
+        }
+        None => eprintln!("The old secret is refused."),
+    }
+    args.secret.tell(&secret, &token, "rotated", now_s)
+}
+
+fn revoke(name: &str, place: &Place) -> Result<(), String> {
+    let token = place.open()?.update(|store| store.revoke(name))?;
+    std::thread::sleep(NOTICED_AFTER);
+    eprintln!("Token {name:?} (sha256:{:?}) is revoked.", token.digest);
+    Ok(())
+}
+
+fn list(as_json: bool, place: &Place) -> Result<(), String> {
+    let file = place.open()?;
+    let found = file.read().map_err(|why| file.broken(&why))?;
+    let store = found.map(|found| found.store).unwrap_or_default();
+    let now_s = now_s();
+    if as_json {
+        let tokens: Vec<Value> = store.tokens().iter().map(|token| document(token, now_s)).collect();
+        print(&format!("{:#}\n", json!({"tokens": tokens})));
+    } else {
+        print(&table(store.tokens(), now_s));
+    }
+    Ok(())
+}
+
+fn document(token: &StoredToken, now_s: u64) -> Value {
+    let previous = token.previous.iter().filter(|previous| previous.until_s > now_s);
+    json!({
+        "name": token.grant.name,
+        "sha256": format!("{:?}", token.digest),
+        "scopes": token.scopes.iter().map(Scope::as_str).collect::<Vec<_>>(),
+        "domains": token.grant.domains.iter().map(|pattern| pattern.as_str()).collect::<Vec<_>>(),
+        "default_domain": token.grant.default_domain.as_ref().map(|domain| domain.as_str()),
+        "created": rfc3339(token.created_s),
+        "expires": token.expires_s.map(rfc3339),
+        "expired": token.is_expired(now_s),
+        "older_secrets": previous.map(|previous| json!({
+            "sha256": format!("{:?}", previous.digest),
+            "until": rfc3339(previous.until_s),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn table(tokens: &[StoredToken], now_s: u64) -> String {
+    let end = |end_s: u64| match end_s.checked_sub(now_s) {
+        None | Some(0) => format!("{} (expired)", rfc3339(end_s)),
+        Some(left_s) => format!("{} (in {})", rfc3339(end_s), roughly(left_s)),
+    };
+    let mut rows = vec![["NAME", "SCOPES", "DOMAINS", "CREATED", "EXPIRES", "SECRET"].map(str::to_owned)];
+    for token in tokens {
+        let mut domains: Vec<&str> = token.grant.domains.iter().map(|pattern| pattern.as_str()).collect();
+        if domains.is_empty() {
+            domains.push("*");
+        }
+        let mut domains = domains.join(",");
+        if let Some(default) = &token.grant.default_domain {
+            let _ = write!(domains, " (default {default})");
+        }
+        rows.push([
+            token.grant.name.clone(),
+            token.scopes.to_string(),
+            domains,
+            rfc3339(token.created_s),
+            token.expires_s.map_or("never".to_owned(), end),
+            format!("sha256:{:?}", token.digest),
+        ]);
+        for previous in token.previous.iter().filter(|previous| previous.until_s > now_s) {
+            let [name, sha256] = ["  older secret".to_owned(), format!("sha256:{:?}", previous.digest)];
+            rows.push([name, String::new(), String::new(), String::new(), end(previous.until_s), sha256]);
+        }
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+/// A secret in clear text, for as long as it takes to print it.
+struct Secret {
+    text: String,
+    made_here: bool,
+}
+
+impl SecretArgs {
+    fn expires_s(&self, now_s: u64) -> Result<Option<u64>, String> {
+        let Some(text) = &self.expires else { return Ok(None) };
+        let end_s = parse_span(text).map(|span_s| now_s + span_s).or_else(|_| parse_rfc3339(text));
+        match end_s {
+            Ok(end_s) if end_s > now_s => Ok(Some(end_s)),
+            Ok(_) => Err("--expires must be in the future".to_owned()),
+            Err(_) => Err("--expires must be a time span as 90d or 12h, or a time as 2026-12-31T23:59:59Z".to_owned()),
+        }
+    }
+
+    fn take(&self) -> Result<Secret, String> {
+        match &self.secret_file {
+            Some(path) => Ok(Secret { text: given(path)?, made_here: false }),
+            None => Ok(Secret { text: make()?, made_here: true }),
+        }
+    }
+
+    /// The secret goes to stdout and nowhere else, everything about it to stderr.
+    fn tell(&self, secret: &Secret, token: &StoredToken, done: &str, now_s: u64) -> Result<(), String> {
+        let name = &token.grant.name;
+        let end = token.expires_s.map_or("never expires".to_owned(), |end_s| {
+            format!("expires {} (in {})", rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
+        });
+        let digest = &token.digest;
+        eprintln!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes);
+        std::thread::sleep(NOTICED_AFTER);
+        let text = match (self.json, secret.made_here) {
+            (false, false) => return Ok(()),
+            (false, true) => secret.text.clone(),
+            (true, made_here) => {
+                let mut document = document(token, now_s);
+                if made_here {
+                    document["secret"] = json!(secret.text);
+                }
+                format!("{document:#}")
+            }
+        };
+        if secret.made_here {
+            eprintln!("Its secret is shown this once; clients send it as X-Auth, or as Authorization: Bearer.");
+        }
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{text}")
+            .and_then(|()| out.flush())
+            .map_err(|e| format!("the secret could not be printed and is lost: {e}\n  rotate or revoke {name:?}"))
+    }
+}
+
+impl Place {
+    fn open(&self) -> Result<TokenFile, String> {
+        let file = TokenFile::new(super::env::token_store(self.data_dir.as_deref())?);
+        if let Ok(Some(found)) = file.read()
+            && let Some(mode) = found.too_open
+        {
+            eprintln!("leitstand: warning: {:?} is open to other users (mode {mode:04o}): chmod 600", file.path());
+        }
+        Ok(file)
+    }
+}
+
+/// A new secret from the kernel.
+fn make() -> Result<String, String> {
+    let mut bytes = [0; SECRET_BYTES];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        match rustix::rand::getrandom(&mut bytes[filled..], flags) {
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(format!("the kernel gives no random bytes: {e}")),
+        }
+    }
+    Ok(format!("{PREFIX}{}", base64url(&bytes)))
+}
+
+/// The secret in a file. Never quoted.
+fn given(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let most = *GIVEN_BYTES.end() as u64 + 2;
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(most).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes))
+    };
+    read.map_err(|e| format!("the secret cannot be read from {path:?}: {e}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| "the secret is not UTF-8".to_owned())?;
+    let text = text.trim();
+    if !GIVEN_BYTES.contains(&text.len()) {
+        return Err(format!("the secret must be {} to {} bytes", GIVEN_BYTES.start(), GIVEN_BYTES.end()));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("the secret holds a control character, which no HTTP header can carry".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// RFC 4648, section 5, without padding.
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..=chunk.len() {
+            text.push(char::from(DIGITS[(bits >> (18 - 6 * place)) as usize & 63]));
+        }
+    }
+    text
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, a secret would hold less than was drawn.
+    #[test]
+    fn secrets_are_all_of_the_random_bytes() {
+        // RFC 4648, section 10, and the two digits that base64url has for itself.
+        for (bytes, text) in [
+            (&b""[..], ""),
+            (b"f", "Zg"),
+            (b"fo", "Zm8"),
+            (b"foo", "Zm9v"),
+            (b"foob", "Zm9vYg"),
+            (b"fooba", "Zm9vYmE"),
+            (b"foobar", "Zm9vYmFy"),
+            (b"\xfb\xff\xbf", "-_-_"),
+        ] {
+            assert_eq!(base64url(bytes), text);
+        }
+        let secrets: std::collections::HashSet<String> = (0..100).map(|_| make().unwrap()).collect();
+        assert_eq!(secrets.len(), 100);
+        assert!(secrets.iter().all(|secret| secret.len() == 47 && secret.starts_with("lst_")), "{secrets:?}");
+    }
+}
