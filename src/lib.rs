@@ -24,4 +24,5 @@ pub mod metrics;
 pub mod rate;
 mod rng;
 pub mod storage;
+pub mod timestamp;
 pub mod token;

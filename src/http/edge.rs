@@ -240,7 +240,9 @@ impl Edge {
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
-            ApiError::NotFound | ApiError::MethodNotAllowed => {}
+            ApiError::ReadOnly => metrics.refused(Refusal::ReadOnly),
+            ApiError::Throttled { .. } => metrics.refused(Refusal::Throttled),
+            ApiError::NotFound | ApiError::MethodNotAllowed | ApiError::BadInput(_) => {}
             ApiError::LengthRequired
             | ApiError::TooLarge { .. }
             | ApiError::InvalidDomain

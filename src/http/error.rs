@@ -7,7 +7,8 @@
 //! | right token, not for this | 403 | takes another token | gives the scope |
 //! | too often | 429 | waits `Retry-After` | raises the limit, or finds the loop |
 //! | body too slow | 408 | sends again | looks at the network |
-//! | lock, queue, connections, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
+//! | bad input for an admin route | 422 | reads the text | nothing |
+//! | lock, queue, connections, read-only, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
 //! | no room | 507 | keeps the event | makes room |
 //! | disk or bug | 500 | keeps the event, see `written` | RUNBOOK, log by request id |
 //!
@@ -25,6 +26,9 @@ use serde::Serialize;
 use super::limits::Standing;
 use crate::event::{EventError, Reason};
 use crate::storage::{StoreError, Written};
+
+/// A maintenance window is rarely shorter.
+const READ_ONLY_RETRY_AFTER_S: u64 = 60;
 
 /// Everything a request can be refused for.
 #[derive(Debug, Clone)]
@@ -57,6 +61,14 @@ pub enum ApiError {
     /// The connection ended within the body.
     BodyCut,
     Store(StoreError),
+    /// An operator has switched writing off.
+    ReadOnly,
+    /// Above the rate that an operator has set for all clients together.
+    Throttled {
+        retry_after_s: u64,
+    },
+    /// A request to an admin route says something that means nothing there; the text says what would.
+    BadInput(String),
     Panicked,
 }
 
@@ -90,7 +102,9 @@ impl ApiError {
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden => StatusCode::FORBIDDEN,
-            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
             ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::ContentEncoding | ApiError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -104,6 +118,8 @@ impl ApiError {
                 | Reason::DomainMissing => StatusCode::BAD_REQUEST,
             },
             ApiError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            ApiError::ReadOnly => StatusCode::SERVICE_UNAVAILABLE,
+            ApiError::BadInput(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::Store(error) => match error {
                 StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown => {
                     StatusCode::SERVICE_UNAVAILABLE
@@ -130,7 +146,11 @@ impl ApiError {
             ApiError::MethodNotAllowed => "Method Not Allowed",
             ApiError::Unauthorized => "unauthorized",
             ApiError::Forbidden => "forbidden",
-            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => "too many requests",
+            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
+                "too many requests"
+            }
+            ApiError::ReadOnly => "read only",
+            ApiError::BadInput(text) => return text.clone().into(),
             ApiError::LengthRequired => "length required",
             ApiError::TooLarge { .. } => "payload too large",
             ApiError::InvalidDomain | ApiError::Store(StoreError::Symlink) => "invalid domain",
@@ -167,6 +187,9 @@ impl ApiError {
             ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
+            ApiError::Throttled { .. } => "throttled",
+            ApiError::ReadOnly => "read_only",
+            ApiError::BadInput(_) => "invalid_input",
             ApiError::LengthRequired => "length_required",
             ApiError::TooLarge { .. } => "payload_too_large",
             ApiError::InvalidDomain | ApiError::Store(StoreError::Symlink) => "invalid_domain",
@@ -203,7 +226,10 @@ impl ApiError {
     pub fn retry_after_s(&self) -> Option<u64> {
         match self {
             ApiError::RateLimited(standing) => Some(standing.retry_after_s()),
-            ApiError::TokenGuessing { retry_after_s } => Some((*retry_after_s).max(1)),
+            ApiError::TokenGuessing { retry_after_s } | ApiError::Throttled { retry_after_s } => {
+                Some((*retry_after_s).max(1))
+            }
+            ApiError::ReadOnly => Some(READ_ONLY_RETRY_AFTER_S),
             ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
                 Some(1)
             }
@@ -229,11 +255,17 @@ impl ApiError {
             ("application/problem+json", self.problem(status, &detail, request_id))
         } else if matches!(
             self,
-            ApiError::Malformed | ApiError::BodyCut | ApiError::RateLimited(_) | ApiError::TokenGuessing { .. }
+            ApiError::Malformed
+                | ApiError::BodyCut
+                | ApiError::RateLimited(_)
+                | ApiError::TokenGuessing { .. }
+                | ApiError::Throttled { .. }
         ) {
             ("text/plain; charset=utf-8", detail.into_owned())
+        } else if let ApiError::BadInput(_) = self {
+            ("application/json", serde_json::json!({ "detail": detail }).to_string())
         } else {
-            // The texts hold nothing that JSON would escape.
+            // These texts hold nothing that JSON would escape.
             ("application/json", format!("{{\"detail\":\"{detail}\"}}"))
         };
         let mut response = Response::new(Body::from(body));

@@ -150,12 +150,21 @@ pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
     headers.insert(LINK, SUCCESSOR);
 }
 
-/// X-Auth, then Content-Length, then rate limit: a stranger learns nothing but 401.
+/// X-Auth, then read-only mode, Content-Length, rate limit and throttle: a stranger learns nothing but
+/// 401.
 fn admit(state: &AppState, caller: &Caller, parts: &Parts, body: &impl HttpBody) -> Result<Option<Standing>, ApiError> {
     state.auth.check(&parts.headers, caller, Scope::Ingest)?;
+    let posted = state.gate.posted();
+    posted.writable()?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    state.live().limiter.hit((caller.client.key(), parts.uri.path()), caller.started).map_err(ApiError::RateLimited)
+    let standing = state
+        .live()
+        .limiter
+        .hit((caller.client.key(), parts.uri.path()), caller.started)
+        .map_err(ApiError::RateLimited)?;
+    state.gate.slow_down(posted, caller.started)?;
+    Ok(standing)
 }
 
 /// One request, from admitted to acknowledged.
@@ -180,6 +189,7 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     let Some(batch) = unparsed.parse(state).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
+    state.gate.still_writable()?;
     Ok(state.store.append(batch, reservation).await?)
 }
 

@@ -3,6 +3,7 @@
 //! Outside in: [`server`] accepts connections, [`edge`] wraps every request, [`router`] picks the
 //! handler, `ingest` admits (X-Auth, then Content-Length, then rate limit) and appends.
 
+mod admin;
 mod auth;
 mod body;
 mod client;
@@ -10,6 +11,7 @@ mod conn;
 mod decode;
 mod edge;
 mod error;
+mod gate;
 mod ingest;
 mod limits;
 mod live;
@@ -18,6 +20,7 @@ mod openapi;
 mod ops;
 mod server;
 mod state;
+mod stats;
 
 use std::sync::Arc;
 
@@ -46,6 +49,10 @@ fn routes() -> Router<Arc<AppState>> {
         .route("/health/ready", get(ops::ready))
         .route("/version", get(ops::version))
         .route("/metrics", get(ops::metrics))
+        .route("/api/v1/ops/metrics", get(stats::ops_metrics))
+        .route("/stats", get(stats::stats))
+        .route("/admin/read-only", get(admin::read_only).post(admin::set_read_only))
+        .route("/admin/throttle", get(admin::throttle).post(admin::set_throttle))
 }
 
 /// The routes with their fallbacks, in front of `state`.
@@ -71,6 +78,10 @@ fn route_template(path: &str) -> &'static str {
         "/health/ready" => "/health/ready",
         "/version" => "/version",
         "/metrics" => "/metrics",
+        "/api/v1/ops/metrics" => "/api/v1/ops/metrics",
+        "/stats" => "/stats",
+        "/admin/read-only" => "/admin/read-only",
+        "/admin/throttle" => "/admin/throttle",
         "/openapi.json" if PAGES => "/openapi.json",
         "/docs" | "/redoc" if PAGES => "/docs",
         _ => match path.strip_prefix("/ingest/") {

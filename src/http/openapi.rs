@@ -16,7 +16,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{ingest, ops};
+use super::{admin, ingest, ops, stats};
 
 /// Errors of all answers: the shape of FastAPI.
 #[derive(Serialize, ToSchema)]
@@ -92,12 +92,45 @@ pub(crate) enum IngestErrors {
     /// `storage error`. A retry may double an event, unless the problem document says `"written":"no"`.
     #[response(status = 500, content_type = "application/json")]
     Storage(Detail),
-    /// `lock timeout`, `busy` or `shutting down`. Nothing was written; wait for `Retry-After` seconds.
+    /// `lock timeout`, `busy`, `read only` or `shutting down`. Nothing was written; wait for `Retry-After` seconds.
     #[response(status = 503, content_type = "application/json", headers(("Retry-After" = u64)))]
     Unavailable(Detail),
     /// `insufficient storage`. Nothing was written.
     #[response(status = 507, content_type = "application/json")]
     Full(Detail),
+}
+
+/// What every admin request can be refused for.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described, never built")]
+pub(crate) enum AdminErrors {
+    /// `unauthorized`: X-Auth is missing, wrong or sent twice.
+    #[response(status = 401, content_type = "application/json")]
+    Unauthorized(Detail),
+    /// `forbidden`: the token may not do this; see `LEITSTAND_ADMIN_TOKEN`.
+    #[response(status = 403, content_type = "application/json")]
+    Forbidden(Detail),
+    /// `too many requests`: too many wrong tokens.
+    #[response(status = 429, content_type = "text/plain", headers(("Retry-After" = u64)))]
+    TooMany(String),
+}
+
+/// What an admin request with a body can be refused for as well.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described, never built")]
+pub(crate) enum AdminBodyErrors {
+    /// `request timeout`: the body did not arrive in time.
+    #[response(status = 408, content_type = "application/json")]
+    Timeout(Detail),
+    /// `length required`: neither Content-Length nor chunked coding.
+    #[response(status = 411, content_type = "application/json")]
+    LengthRequired(Detail),
+    /// `payload too large`: over 64 KiB.
+    #[response(status = 413, content_type = "application/json")]
+    TooLarge(Detail),
+    /// What is wrong, and what is allowed.
+    #[response(status = 422, content_type = "application/json")]
+    BadInput(Detail),
 }
 
 /// The whole description. That each path is served is tested, not generated.
@@ -108,9 +141,11 @@ pub(crate) enum IngestErrors {
         description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced.",
         license(name = "MIT", identifier = "MIT")
     ),
-    paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics),
+    paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics,
+        stats::ops_metrics, stats::stats, admin::read_only, admin::set_read_only, admin::throttle, admin::set_throttle),
     components(schemas(Detail, Event, Events)),
-    tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service")),
+    tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service"),
+        (name = "admin", description = "See and change how the service runs; needs a token of LEITSTAND_ADMIN_TOKEN")),
     modifiers(&XAuth)
 )]
 struct ApiDoc;

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::auth::Auth;
 use super::decode::Decoders;
+use super::gate::Gate;
 use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -23,12 +24,15 @@ pub struct AppState {
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) auth: Auth,
+    pub(crate) gate: Gate,
     live: ArcSwap<Live>,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) max_body_bytes: usize,
     pub(crate) version: String,
     pub(crate) decoders: Decoders,
     pub(crate) parsers: Arc<Semaphore>,
+    /// Who holds it counts lines.
+    pub(crate) counting: Semaphore,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) connections_max: usize,
     /// The stop signal came: answers close their connection.
@@ -42,12 +46,14 @@ impl AppState {
             store,
             metrics,
             auth: Auth::new(&config.tokens, &config.admin_tokens, config.auth_rate_limit.clone()),
+            gate: Gate::default(),
             live: ArcSwap::from_pointee(Live::new(config)),
             trusted_proxies: config.trusted_proxies.clone(),
             max_body_bytes: config.max_body_bytes,
             version: config.version.clone(),
             decoders: Decoders::new(),
             parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
+            counting: Semaphore::new(1),
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
             closing: AtomicBool::new(false),
@@ -64,9 +70,10 @@ impl AppState {
         self.connections_max - self.connections.available_permits()
     }
 
-    /// Forgets clients that have been quiet. Call it every few seconds.
+    /// Forgets clients that have been quiet, and a throttle that is over. Call it every few seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
+        self.gate.throttle(now);
         self.live().limiter.sweep(now);
         self.auth.sweep(now);
     }

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod admin;
 mod auth;
 mod cli;
 mod clients;
@@ -24,6 +25,7 @@ mod power_cut;
 mod producer;
 mod repair;
 mod shutdown;
+mod stats;
 mod storage;
 mod threads;
 mod tidy;
