@@ -98,6 +98,8 @@ pub struct Config {
     pub in_flight_bytes_max: usize,
     /// `LEITSTAND_DISK_RESERVE`, default 64 MiB or 1 % of the disk, whichever is less. New.
     pub reserve_bytes: Option<u64>,
+    /// `LEITSTAND_HEARTBEAT_FILE`, default none: written every 5 seconds while the service is ready. New.
+    pub heartbeat_file: Option<PathBuf>,
     /// Things that are no mistake but worth a line in the log.
     pub warnings: Vec<String>,
 }
@@ -115,7 +117,7 @@ pub struct ConfigError(pub Vec<Problem>);
 
 /// The settings every value of which is read from the environment, with their defaults, in the
 /// order of the documents. `.env.example` is compared with it.
-pub const SETTINGS: [(&str, &str); 21] = [
+pub const SETTINGS: [(&str, &str); 22] = [
     ("LEITSTAND_TOKEN", ""),
     ("LEITSTAND_TOKEN_FILE", ""),
     ("LEITSTAND_ADMIN_TOKEN", ""),
@@ -137,6 +139,7 @@ pub const SETTINGS: [(&str, &str); 21] = [
     ("LEITSTAND_BODY_TIMEOUT", "30"),
     ("LEITSTAND_MAX_IN_FLIGHT", "64MiB"),
     ("LEITSTAND_DISK_RESERVE", ""),
+    ("LEITSTAND_HEARTBEAT_FILE", ""),
 ];
 
 impl Config {
@@ -189,6 +192,7 @@ impl Config {
                 .max(2 * max_body_bytes),
             reserve_bytes: reader
                 .get("LEITSTAND_DISK_RESERVE", |text| if text.is_empty() { Ok(None) } else { bytes(text).map(Some) }),
+            heartbeat_file: reader.get("LEITSTAND_HEARTBEAT_FILE", heartbeat_file),
             warnings: Vec::new(),
         };
         if !reader.problems.is_empty() {
@@ -224,6 +228,10 @@ impl Config {
             ("LEITSTAND_BODY_TIMEOUT", self.body_timeout.as_secs().to_string()),
             ("LEITSTAND_MAX_IN_FLIGHT", self.in_flight_bytes_max.to_string()),
             ("LEITSTAND_DISK_RESERVE", self.reserve_bytes.map_or("min(64MiB, 1%)".to_owned(), |n| n.to_string())),
+            (
+                "LEITSTAND_HEARTBEAT_FILE",
+                self.heartbeat_file.as_ref().map_or(String::new(), |path| path.display().to_string()),
+            ),
         ]
     }
 }
@@ -369,6 +377,18 @@ impl LogFormat {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
         }
+    }
+}
+
+/// The file is written over, so it must not be one with events.
+fn heartbeat_file(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "" => Ok(None),
+        text if text.ends_with(".jsonl") || text.ends_with(".lock") => {
+            Err("must not end in .jsonl or .lock, the names of files with events".to_owned())
+        }
+        text if text.ends_with('/') => Err("must name a file".to_owned()),
+        text => Ok(Some(PathBuf::from(text))),
     }
 }
 
@@ -531,6 +551,7 @@ mod tests {
             ("LEITSTAND_HOST", &["", " "]),
             ("LEITSTAND_LOG_FORMAT", &["xml"]),
             ("LEITSTAND_MAX_IN_FLIGHT", &["1", "5GiB"]),
+            ("LEITSTAND_HEARTBEAT_FILE", &["data/a.jsonl", "data/a.jsonl.lock", "/run/"]),
         ] {
             for value in bad {
                 assert_eq!(names(&[("LEITSTAND_TOKEN", "t"), (name, value)]), [name], "{value:?}");

@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{BindArgs, logging};
+use super::{BindArgs, heartbeat, logging};
 use crate::config::{Bind, Config};
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
 use crate::metrics::Metrics;
@@ -100,10 +100,14 @@ async fn start(
     let state = Arc::new(AppState::new(&config, store.clone(), metrics.clone(), share.connections));
 
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
+    let heartbeat = config.heartbeat_file.clone().map(|path| tokio::spawn(heartbeat::keep(path, state.clone())));
     announce(&config, &address, share.connections);
     let server = ServerOptions { shutdown_timeout: config.shutdown_timeout, workers };
     let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.abort();
+    }
     if let Bind::Unix(path) = &config.bind {
         // If it is gone already, so much the better.
         let _ = std::fs::remove_file(path);
