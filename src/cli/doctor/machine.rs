@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use super::service::some_of;
 use super::{Patient, Report};
+use crate::cli::data::count;
 use crate::cli::heartbeat;
 use crate::config::{Bind, Config};
 use crate::rate::RateLimits;
@@ -115,8 +116,9 @@ fn data_dir(config: &Config, report: &mut Report) {
             if report.0.len() == before {
                 let more = if ends.truncated { " and more" } else { "" };
                 let text = format!(
-                    "{} files{more}, last lines are whole, {} locks without a file",
-                    ends.files, ends.stale_locks
+                    "{}{more}, last lines are whole, {} without a file",
+                    count(ends.files, "file"),
+                    count(ends.stale_locks, "lock")
                 );
                 report.ok("data", text);
             }

@@ -19,7 +19,7 @@ const SYNC_MS_MAX: f64 = 100.0;
 const LOCK_WAIT_MS_MAX: f64 = 1000.0;
 /// Per five minutes.
 const PARSE_FAILURES_MAX: f64 = 10.0;
-/// Share of all requests that may end with 5xx.
+/// Share of all requests that the store may refuse.
 const ERRORS_MAX: f64 = 0.001;
 /// Share of a limit from which on it is said.
 const FULL: f64 = 0.8;
@@ -319,9 +319,10 @@ fn judge(figures: &Value, post_deploy: bool, report: &mut Report) {
             "grep 'status=400' in the log tells the clients (RUNBOOK, \"Errors a client can get\")",
         );
     }
-    let errors = n("requests_5xx_total");
-    if errors > ERRORS_MAX * n("requests_total") {
-        let text = format!("{errors} of {} requests ended with 5xx", n("requests_total"));
+    // Not all 5xx: those of a maintenance window and of /health/ready are meant.
+    let refused = n("append_failures_total");
+    if refused > ERRORS_MAX * n("requests_total") {
+        let text = format!("the store refused {refused} of {} requests", n("requests_total"));
         report.warn("errors", text, "grep -E 'request (failed|deferred)' in the log (RUNBOOK, \"Storage errors\")");
     }
     for (name, key, max_ms, next) in [
@@ -407,8 +408,9 @@ mod tests {
             (json!({"parse_failures_total": 11, "uptime_s": 10}), Some("parsing")),
             (json!({"parse_failures_total": 10, "uptime_s": 10}), None),
             (json!({"parse_failures_total": 1000, "uptime_s": 86_400}), None),
-            (json!({"requests_5xx_total": 2, "requests_total": 1000}), Some("errors")),
-            (json!({"requests_5xx_total": 1, "requests_total": 1000}), None),
+            (json!({"append_failures_total": 2, "requests_total": 1000}), Some("errors")),
+            (json!({"append_failures_total": 1, "requests_total": 1000}), None),
+            (json!({"requests_5xx_total": 99, "requests_total": 1000}), None),
             (json!({"request_p95_ms": 201}), Some("latency")),
             (json!({"sync_p99_ms": 100.5}), Some("syncs")),
             (json!({"sync_p99_ms": null}), None),
