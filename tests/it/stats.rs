@@ -155,6 +155,7 @@ fn a_checker_reads_the_figures_without_a_token() {
     assert_eq!((&metrics()["last_success_at"], &metrics()["sync_p99_ms"]), (&Value::Null, &Value::Null));
     server.post("secret-name", "[{},{}]").assert_accepted();
     server.post("secret-name", "nope").assert_error(400, "invalid json");
+    server.post("secret-name", "{").assert_error(400, "invalid json");
     server.post("secret-name", "[1]").assert_error(400, "invalid payload");
     server.post("secret-name", r#"{"domain":"x"}"#).assert_error(400, "domain mismatch");
     server.send(&Request::post_to("/ingest/secret-name", "{}")).assert_text(200, "ok");
@@ -165,11 +166,11 @@ fn a_checker_reads_the_figures_without_a_token() {
     for (key, want) in [
         ("events_accepted_total", 3),
         ("event_bytes_accepted_total", server.data("secret-name").len() as u64),
-        ("parse_failures_total", 2),
-        ("rejected_requests_total", 3),
+        ("parse_failures_total", 3),
+        ("rejected_requests_total", 4),
         ("rejected_events_total", 0),
         ("requests_5xx_total", 0),
-        ("requests_4xx_total", 3),
+        ("requests_4xx_total", 4),
         ("deprecated_requests_total", 1),
         ("poisoned_domains", 0),
         ("torn_tails_total", 0),
