@@ -1,7 +1,14 @@
-//! `Config`: what the environment asks for, or every mistake in it at once.
+//! `Config`: what file, environment and options ask for, or every mistake in them at once.
 //!
-//! Reads through a lookup function, so it knows neither the process environment nor any file; the
-//! CLI passes both in. Each setting is `LEITSTAND_X`, else `CHRONIK_X` of the same name.
+//! [`SETTINGS`] has a line for each setting: its variable, its key in TOML and JSON, its default, its
+//! form, and whether it may change while the service runs. Everything that lists settings is made of
+//! it. Reads through functions, so it knows neither the process environment nor any file; the CLI
+//! passes both in (docs/adr/0015). In the environment each setting is `LEITSTAND_X`, else `CHRONIK_X`.
+
+mod document;
+mod features;
+mod layers;
+mod suggest;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,9 +18,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 
+use crate::patterns::{DomainRules, Patterns};
 use crate::rate::RateLimits;
 use crate::storage::Fsync;
+
+pub use document::{Values, edit_toml, leaves, merge_patch, patch, toml};
+pub use features::{Feature, Features};
+pub use layers::{FileLayer, Found, Layers, Origin};
+pub use suggest::unknown_variables;
 
 /// Largest `LEITSTAND_MAX_BODY`: lengths inside the service are 32 bits in places.
 pub const MAX_BODY_LIMIT_BYTES: u64 = 1 << 30;
@@ -98,13 +112,22 @@ pub struct Config {
     pub in_flight_bytes_max: usize,
     /// `LEITSTAND_DISK_RESERVE`, default 64 MiB or 1 % of the disk, whichever is less. New.
     pub reserve_bytes: Option<u64>,
+    /// `LEITSTAND_REQUEST_TIMEOUT_MS`, default 300000 milliseconds from the head of a request to the end
+    /// of its waits, for its body and for a lock. New.
+    pub request_timeout: Duration,
+    /// `LEITSTAND_ALLOW_DOMAINS`, default all, and `LEITSTAND_DENY_DOMAINS`, default none. New.
+    pub domains: DomainRules,
+    /// `LEITSTAND_DISABLE`, default nothing: routes that are switched off. New.
+    pub features: Features,
     /// `LEITSTAND_HEARTBEAT_FILE`, default none: written every 5 seconds while the service is ready. New.
     pub heartbeat_file: Option<PathBuf>,
     /// Things that are no mistake but worth a line in the log.
     pub warnings: Vec<String>,
+    /// Where each of [`SETTINGS`] comes from.
+    pub origins: Vec<Origin>,
 }
 
-/// One wrong setting: its name and what to do.
+/// One wrong setting: its name (none if a whole file is wrong) and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub name: String,
@@ -115,40 +138,121 @@ pub struct Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(pub Vec<Problem>);
 
-/// The settings every value of which is read from the environment, with their defaults, in the
-/// order of the documents. `.env.example` is compared with it.
-pub const SETTINGS: [(&str, &str); 22] = [
-    ("LEITSTAND_TOKEN", ""),
-    ("LEITSTAND_TOKEN_FILE", ""),
-    ("LEITSTAND_ADMIN_TOKEN", ""),
-    ("LEITSTAND_ADMIN_TOKEN_FILE", ""),
-    ("LEITSTAND_DATA_DIR", "data"),
-    ("LEITSTAND_MAX_BODY", "1048576"),
-    ("LEITSTAND_LOCK_TIMEOUT", "30"),
-    ("LEITSTAND_RATE_LIMIT", "60/minute"),
-    ("LEITSTAND_AUTH_RATE_LIMIT", "120/minute"),
-    ("LOG_LEVEL", "INFO"),
-    ("LEITSTAND_LOG_FORMAT", "text"),
-    ("LEITSTAND_HOST", "127.0.0.1"),
-    ("LEITSTAND_PORT", "8788"),
-    ("LEITSTAND_VERSION", env!("CARGO_PKG_VERSION")),
-    ("LEITSTAND_FSYNC", "always"),
-    ("LEITSTAND_TRUSTED_PROXIES", "127.0.0.1,::1"),
-    ("LEITSTAND_MAX_CONNECTIONS", "10000"),
-    ("LEITSTAND_SHUTDOWN_TIMEOUT", "8"),
-    ("LEITSTAND_BODY_TIMEOUT", "30"),
-    ("LEITSTAND_MAX_IN_FLIGHT", "64MiB"),
-    ("LEITSTAND_DISK_RESERVE", ""),
-    ("LEITSTAND_HEARTBEAT_FILE", ""),
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its variable.
+    pub name: &'static str,
+    /// Its key in TOML and JSON, a dot after the name of its table; empty if it has none.
+    pub key: &'static str,
+    /// What holds when nobody says anything.
+    pub default: &'static str,
+    pub kind: Kind,
+    /// May it change while the service runs?
+    pub live: bool,
+}
+
+/// How a value is written in TOML and JSON. In the environment all are text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    Integer,
+    /// A number, or a text such as `1MiB`.
+    Bytes,
+    /// A list of texts, or one text with commas.
+    List,
+    /// A text or a list of texts that is never shown.
+    Secret,
+    /// A table of names and booleans; in the environment the list of those that are false.
+    Switches,
+}
+
+const fn fixed(name: &'static str, key: &'static str, default: &'static str, kind: Kind) -> Setting {
+    Setting { name, key, default, kind, live: false }
+}
+
+const fn live(name: &'static str, key: &'static str, default: &'static str, kind: Kind) -> Setting {
+    Setting { name, key, default, kind, live: true }
+}
+
+/// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
+/// ones need a restart. `.env.example` is compared with it.
+pub const SETTINGS: [Setting; 27] = [
+    fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
+    live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
+    live("LEITSTAND_TOKEN_FILE", "token_file", "", Kind::Text),
+    live("LEITSTAND_ADMIN_TOKEN", "admin_token", "", Kind::Secret),
+    live("LEITSTAND_ADMIN_TOKEN_FILE", "admin_token_file", "", Kind::Text),
+    fixed("LEITSTAND_DATA_DIR", "data_dir", "data", Kind::Text),
+    fixed("LEITSTAND_MAX_BODY", "max_body", "1048576", Kind::Bytes),
+    fixed("LEITSTAND_LOCK_TIMEOUT", "lock_timeout", "30", Kind::Integer),
+    live("LEITSTAND_RATE_LIMIT", "rate_limit", "60/minute", Kind::Text),
+    live("LEITSTAND_AUTH_RATE_LIMIT", "auth_rate_limit", "120/minute", Kind::Text),
+    live("LOG_LEVEL", "logging.level", "INFO", Kind::Text),
+    live("LEITSTAND_LOG_FORMAT", "logging.format", "text", Kind::Text),
+    fixed("LEITSTAND_HOST", "host", "127.0.0.1", Kind::Text),
+    fixed("LEITSTAND_PORT", "port", "8788", Kind::Integer),
+    fixed("LEITSTAND_VERSION", "version", env!("CARGO_PKG_VERSION"), Kind::Text),
+    fixed("LEITSTAND_FSYNC", "fsync", "always", Kind::Text),
+    fixed("LEITSTAND_TRUSTED_PROXIES", "trusted_proxies", "127.0.0.1,::1", Kind::List),
+    fixed("LEITSTAND_MAX_CONNECTIONS", "max_connections", "10000", Kind::Integer),
+    fixed("LEITSTAND_SHUTDOWN_TIMEOUT", "shutdown_timeout", "8", Kind::Integer),
+    live("LEITSTAND_BODY_TIMEOUT", "body_timeout", "30", Kind::Integer),
+    fixed("LEITSTAND_MAX_IN_FLIGHT", "max_in_flight", "64MiB", Kind::Bytes),
+    fixed("LEITSTAND_DISK_RESERVE", "disk_reserve", "", Kind::Bytes),
+    live("LEITSTAND_REQUEST_TIMEOUT_MS", "request_timeout_ms", "300000", Kind::Integer),
+    live("LEITSTAND_ALLOW_DOMAINS", "allow_domains", "", Kind::List),
+    live("LEITSTAND_DENY_DOMAINS", "deny_domains", "", Kind::List),
+    live("LEITSTAND_DISABLE", "features", "", Kind::Switches),
+    fixed("LEITSTAND_HEARTBEAT_FILE", "heartbeat_file", "", Kind::Text),
 ];
 
+impl Setting {
+    /// The setting with this variable.
+    pub fn named(name: &str) -> Option<&'static Setting> {
+        SETTINGS.iter().find(|setting| setting.name == name)
+    }
+
+    /// The setting with this key.
+    pub fn keyed(key: &str) -> Option<&'static Setting> {
+        SETTINGS.iter().find(|setting| setting.key == key && !key.is_empty())
+    }
+
+    /// compat: the older name of its variable.
+    pub fn older_name(&self) -> Option<String> {
+        self.name.strip_prefix("LEITSTAND_").map(|rest| format!("CHRONIK_{rest}"))
+    }
+
+    fn index(&self) -> usize {
+        SETTINGS.iter().position(|setting| setting.name == self.name).expect("settings come from SETTINGS")
+    }
+}
+
+/// A setting that two configurations say differently, as both say it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub name: &'static str,
+    pub old: String,
+    pub new: String,
+}
+
 impl Config {
+    /// Reads and checks every setting of an environment.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_source(source: &Source<'_>) -> Result<Config, ConfigError> {
+        Config::load(&Layers { environment: source.get, ..Layers::empty(source.read) })
+    }
+
     /// Reads and checks every setting.
     ///
     /// # Errors
     /// [`ConfigError`] with all problems, not only the first. Never quotes a secret.
-    pub fn from_source(source: &Source<'_>) -> Result<Config, ConfigError> {
-        let mut reader = Reader { source, problems: Vec::new(), warnings: Vec::new() };
+    pub fn load(layers: &Layers<'_>) -> Result<Config, ConfigError> {
+        let problems = layers.file.iter().flat_map(|file| file.problems()).collect();
+        let origins = vec![Origin::Default; SETTINGS.len()];
+        let mut reader = Reader { layers, problems, warnings: Vec::new(), origins };
         let tokens = reader.tokens("LEITSTAND_TOKEN");
         if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty()) {
             reader.problem(
@@ -192,25 +296,77 @@ impl Config {
                 .max(2 * max_body_bytes),
             reserve_bytes: reader
                 .get("LEITSTAND_DISK_RESERVE", |text| if text.is_empty() { Ok(None) } else { bytes(text).map(Some) }),
+            request_timeout: reader
+                .get("LEITSTAND_REQUEST_TIMEOUT_MS", |text| Ok(Duration::from_millis(integer(text, 1_000..=300_000)?))),
+            domains: DomainRules {
+                allow: reader.get("LEITSTAND_ALLOW_DOMAINS", Patterns::parse),
+                deny: reader.get("LEITSTAND_DENY_DOMAINS", Patterns::parse),
+            },
+            features: reader.features(),
             heartbeat_file: reader.get("LEITSTAND_HEARTBEAT_FILE", heartbeat_file),
             warnings: Vec::new(),
+            origins: Vec::new(),
         };
         if !reader.problems.is_empty() {
             return Err(ConfigError(reader.problems));
         }
-        Ok(Config { warnings: reader.warnings, ..config })
+        let mut config = Config { warnings: reader.warnings, origins: reader.origins, ..config };
+        if let Some(path) = layers.socket {
+            config.bind = Bind::Unix(path.to_owned());
+            for name in ["LEITSTAND_HOST", "LEITSTAND_PORT"] {
+                config.origins[Setting::named(name).expect("it is in SETTINGS").index()] = Origin::Flag;
+            }
+        }
+        Ok(config)
+    }
+
+    /// This configuration, but with all that may change at run time as `newer` has it.
+    pub fn with_live_of(&self, newer: &Config) -> Config {
+        let origins = SETTINGS.iter().zip(self.origins.iter().zip(&newer.origins));
+        Config {
+            tokens: newer.tokens.clone(),
+            admin_tokens: newer.admin_tokens.clone(),
+            rate_limit: newer.rate_limit.clone(),
+            auth_rate_limit: newer.auth_rate_limit.clone(),
+            log_level: newer.log_level,
+            log_format: newer.log_format,
+            body_timeout: newer.body_timeout,
+            request_timeout: newer.request_timeout,
+            domains: newer.domains.clone(),
+            features: newer.features,
+            warnings: newer.warnings.clone(),
+            origins: origins.map(|(s, (old, new))| if s.live { new.clone() } else { old.clone() }).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// What `newer` says otherwise. Secrets are told by their number and the beginnings of their digests.
+    pub fn differences(&self, newer: &Config) -> Vec<Difference> {
+        let both = self.shown(Tokens::fingerprint).into_iter().zip(newer.shown(Tokens::fingerprint));
+        both.filter(|((_, old), (_, new))| old != new)
+            .map(|((name, old), (_, new))| Difference { name, old, new })
+            .collect()
+    }
+
+    /// Where a setting comes from.
+    pub fn origin(&self, setting: &Setting) -> &Origin {
+        self.origins.get(setting.index()).unwrap_or(&Origin::Default)
     }
 
     /// Effective values by name, secrets masked.
     pub fn effective(&self) -> Vec<(&'static str, String)> {
+        self.shown(|tokens| format!("{} (masked)", tokens.0.len()))
+    }
+
+    fn shown(&self, tokens: impl Fn(&Tokens) -> String) -> Vec<(&'static str, String)> {
         let (host, port) = match &self.bind {
             Bind::Tcp { host, port } => (host.clone(), port.to_string()),
             Bind::Unix(path) => (format!("unix:{}", path.display()), String::new()),
         };
         let proxies: Vec<_> = self.trusted_proxies.iter().map(ToString::to_string).collect();
         vec![
-            ("LEITSTAND_TOKEN", format!("{} (masked)", self.tokens.0.len())),
-            ("LEITSTAND_ADMIN_TOKEN", format!("{} (masked)", self.admin_tokens.0.len())),
+            ("LEITSTAND_TOKEN", tokens(&self.tokens)),
+            ("LEITSTAND_ADMIN_TOKEN", tokens(&self.admin_tokens)),
             ("LEITSTAND_DATA_DIR", self.data_dir.display().to_string()),
             ("LEITSTAND_MAX_BODY", self.max_body_bytes.to_string()),
             ("LEITSTAND_LOCK_TIMEOUT", self.lock_timeout.as_secs().to_string()),
@@ -228,6 +384,10 @@ impl Config {
             ("LEITSTAND_BODY_TIMEOUT", self.body_timeout.as_secs().to_string()),
             ("LEITSTAND_MAX_IN_FLIGHT", self.in_flight_bytes_max.to_string()),
             ("LEITSTAND_DISK_RESERVE", self.reserve_bytes.map_or("min(64MiB, 1%)".to_owned(), |n| n.to_string())),
+            ("LEITSTAND_REQUEST_TIMEOUT_MS", self.request_timeout.as_millis().to_string()),
+            ("LEITSTAND_ALLOW_DOMAINS", self.domains.allow.to_string()),
+            ("LEITSTAND_DENY_DOMAINS", self.domains.deny.to_string()),
+            ("LEITSTAND_DISABLE", self.features.to_string()),
             (
                 "LEITSTAND_HEARTBEAT_FILE",
                 self.heartbeat_file.as_ref().map_or(String::new(), |path| path.display().to_string()),
@@ -237,79 +397,92 @@ impl Config {
 }
 
 struct Reader<'a> {
-    source: &'a Source<'a>,
+    layers: &'a Layers<'a>,
     problems: Vec<Problem>,
     warnings: Vec<String>,
+    origins: Vec<Origin>,
 }
 
 impl Reader<'_> {
-    /// The value of a variable, by either prefix. compat: the own name comes first, even if empty.
-    fn raw(&mut self, name: &str) -> Option<String> {
-        let older = name.strip_prefix("LEITSTAND_").map(|rest| format!("CHRONIK_{rest}"));
-        let new = (self.source.get)(name);
-        let old = older.as_deref().and_then(|older| (self.source.get)(older));
-        if let (Some(new), Some(old), Some(older)) = (&new, &old, &older)
-            && new != old
-        {
-            self.warnings.push(format!("{name} and {older} are both set and differ; {name} is used"));
+    /// The value that counts, and where it stands.
+    fn raw(&mut self, name: &str) -> Option<Found> {
+        let setting = Setting::named(name).expect("it is in SETTINGS");
+        let found = self.layers.find(setting, &mut self.warnings)?;
+        if found.text.to_str().is_none() {
+            self.problem(&found.label, "is not UTF-8");
+            return None;
         }
-        match (new.or(old))?.into_string() {
-            Ok(text) => Some(text),
-            Err(_) => {
-                self.problem(&self.used_name(name), "is not UTF-8");
-                None
-            }
-        }
-    }
-
-    /// The name under which the value was found, so that a problem names what is really set.
-    fn used_name(&self, name: &str) -> String {
-        match name.strip_prefix("LEITSTAND_") {
-            Some(rest) if (self.source.get)(name).is_none() => format!("CHRONIK_{rest}"),
-            _ => name.to_owned(),
-        }
+        self.origins[setting.index()] = found.origin.clone();
+        Some(found)
     }
 
     /// The value or its default, read by `parse`. After a problem any value will do, since the
     /// whole configuration is refused; the default is it.
     fn get<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        let default = SETTINGS.iter().find(|(n, _)| *n == name).map_or("", |(_, default)| default);
-        if let Some(text) = self.raw(name) {
-            match parse(&text) {
+        let default = Setting::named(name).map_or("", |setting| setting.default);
+        if let Some(found) = self.raw(name) {
+            let text = found.text.to_str().unwrap_or_default();
+            match parse(text) {
                 Ok(value) => return value,
-                Err(why) => self.problem(&self.used_name(name), &format!("is {text:?}: {why}")),
+                // Whoever sent it knows what it was.
+                Err(why) if found.origin == Origin::Patch => self.problem(&found.label, &why),
+                Err(why) => self.problem(&found.label, &format!("is {text:?}: {why}")),
             }
         }
         parse(default).expect("every default in SETTINGS can be read, see the test")
     }
 
+    /// What the lower layers switch off, then single switches of the run-time patch.
+    fn features(&mut self) -> Features {
+        let mut features = self.get("LEITSTAND_DISABLE", Features::parse);
+        for (feature, on) in self.layers.patch.switches() {
+            features.set(feature, on);
+            self.origins[Setting::named("LEITSTAND_DISABLE").expect("it is in SETTINGS").index()] = Origin::Patch;
+        }
+        features
+    }
+
     /// The secrets of `name` or of the file that `<name>_FILE` names; `None` after a problem.
     fn tokens(&mut self, name: &str) -> Option<Tokens> {
         let file_name = format!("{name}_FILE");
-        let text = match (self.raw(name), self.raw(&file_name)) {
-            (Some(_), Some(_)) => {
-                self.problem(name, &format!("and {file_name} are both set: keep one of them"));
+        let (own, file) = match (self.raw(name), self.raw(&file_name)) {
+            // The layer above hides both names of the layer below.
+            (Some(own), Some(file)) if own.is_from_file() != file.is_from_file() => {
+                if own.is_from_file() {
+                    (None, Some(file))
+                } else {
+                    (Some(own), None)
+                }
+            }
+            both => both,
+        };
+        let (label, text) = match (own, file) {
+            (Some(own), Some(file)) => {
+                self.problem(&own.label, &format!("and {} are both set: keep one of them", file.label));
                 return None;
             }
-            (Some(text), None) => text,
-            (None, Some(path)) => match (self.source.read)(Path::new(&path)).map(String::from_utf8) {
-                Ok(Ok(text)) => text,
-                Ok(Err(_)) => {
-                    self.problem(&file_name, "names a file that is not UTF-8");
-                    return None;
+            (Some(own), None) => (own.label, own.text.into_string().unwrap_or_default()),
+            (None, Some(file)) => {
+                self.origins[Setting::named(name).expect("it is in SETTINGS").index()] = file.origin.clone();
+                match (self.layers.read)(Path::new(&file.text)).map(String::from_utf8) {
+                    Ok(Ok(text)) => (file.label, text),
+                    Ok(Err(_)) => {
+                        self.problem(&file.label, "names a file that is not UTF-8");
+                        return None;
+                    }
+                    Err(e) => {
+                        // The value is not quoted: people put the secret itself there by mistake.
+                        self.problem(&file.label, &format!("must name a file that can be read: {e}"));
+                        return None;
+                    }
                 }
-                Err(e) => {
-                    // The value is not quoted: people put the secret itself there by mistake.
-                    self.problem(&file_name, &format!("must name a file that can be read: {e}"));
-                    return None;
-                }
-            },
-            (None, None) => String::new(),
+            }
+            (None, None) => (name.to_owned(), String::new()),
         };
         let tokens: Vec<String> =
             text.split([',', '\n']).map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect();
         if tokens.iter().any(|t| t.chars().any(char::is_control)) {
-            self.problem(name, "holds a control character, which no HTTP header can carry");
+            self.problem(&label, "holds a control character, which no HTTP header can carry");
             return None;
         }
         Some(Tokens(tokens))
@@ -324,6 +497,12 @@ impl Tokens {
     /// The secrets. For hashing only.
     pub fn expose(&self) -> &[String] {
         &self.0
+    }
+
+    /// How many, and the first eight digits of the SHA-256 of each: enough to tell two sets apart.
+    pub fn fingerprint(&self) -> String {
+        let digests = self.0.iter().map(|token| format!("{:.8}", hex(&Sha256::digest(token.as_bytes()))));
+        format!("{} (sha256 {})", self.0.len(), digests.collect::<Vec<_>>().join(","))
     }
 
     /// Tokens for tests and tools.
@@ -346,7 +525,7 @@ impl LogLevel {
             "WARNING" | "WARN" => Ok(LogLevel::Warning),
             "INFO" => Ok(LogLevel::Info),
             "DEBUG" => Ok(LogLevel::Debug),
-            "NOTSET" => Ok(LogLevel::NotSet),
+            "NOTSET" | "TRACE" => Ok(LogLevel::NotSet),
             _ => Err("must be CRITICAL, ERROR, WARNING, INFO, DEBUG or NOTSET".to_owned()),
         }
     }
@@ -378,6 +557,10 @@ impl LogFormat {
             LogFormat::Json => "json",
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The file is written over, so it must not be one with events.
@@ -426,7 +609,7 @@ fn seconds(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<Duration,
 }
 
 /// Whole bytes, or a whole number of KiB, MiB or GiB.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.bytes().take_while(u8::is_ascii_digit).count();
     let factor: u64 = match text[split..].trim_start().to_ascii_lowercase().as_str() {
@@ -456,13 +639,20 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("configuration refused:")?;
         for problem in &self.0 {
-            write!(f, "\n  {} {}", problem.name, problem.text)?;
+            write!(f, "\n  {problem}")?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for ConfigError {}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Problem { name, text } = self;
+        if name.is_empty() { f.write_str(text) } else { write!(f, "{name} {text}") }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -497,7 +687,8 @@ mod tests {
 
     #[test]
     fn every_default_can_be_read() {
-        let vars: Vec<_> = SETTINGS.iter().copied().filter(|(name, _)| !name.contains("TOKEN")).collect();
+        let vars: Vec<_> =
+            SETTINGS.iter().map(|s| (s.name, s.default)).filter(|(name, _)| !name.contains("TOKEN")).collect();
         let mut all = vars.clone();
         all.push(("LEITSTAND_TOKEN", "t"));
         assert!(load(&all).is_ok());

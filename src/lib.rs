@@ -21,6 +21,7 @@ pub mod http;
 mod json;
 mod lane;
 pub mod metrics;
+pub mod patterns;
 pub mod rate;
 mod rng;
 pub mod storage;

@@ -1,13 +1,16 @@
 //! What the commands that work on a data directory without a service share.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::json;
 
 use crate::domain::Domain;
 use crate::storage::RealDisk;
+use crate::storage::snapshot::SnapshotError;
 use crate::storage::verify::Progress;
 
 /// Exit codes of these commands; 2 is also that of wrong usage.
@@ -22,7 +25,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 pub struct DataArgs {
     /// Data directory [env: LEITSTAND_DATA_DIR] [default: data]
     #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    pub(super) data_dir: Option<PathBuf>,
     /// Only the file of this domain
     #[arg(long, value_parser = Domain::parse)]
     pub(super) domain: Option<Domain>,
@@ -41,12 +44,26 @@ impl DataArgs {
 
     /// Opens the directory, which must be there.
     pub(super) fn open(&self) -> Result<RealDisk, String> {
-        let dir = match &self.data_dir {
-            Some(dir) => dir.clone(),
-            None => super::env::data_dir()?,
-        };
-        RealDisk::open_existing(&dir).map_err(|e| format!("cannot look at the data directory {dir:?}: {e}"))
+        open_data_dir(self.data_dir.as_deref())
     }
+}
+
+/// Opens the data directory that was named, else that of the configuration. It must be there.
+pub(super) fn open_data_dir(named: Option<&Path>) -> Result<RealDisk, String> {
+    let dir = match named {
+        Some(dir) => dir.to_owned(),
+        None => super::env::data_dir()?,
+    };
+    RealDisk::open_existing(&dir).map_err(|e| format!("cannot look at the data directory {dir:?}: {e}"))
+}
+
+/// Tells why there is no snapshot, or none that was restored or looked at.
+pub(super) fn refused(error: &SnapshotError, json: bool) -> ExitCode {
+    if json {
+        print(&format!("{:#}\n", json!({"error": {"kind": error.word(), "message": error.to_string()}})));
+    }
+    eprintln!("leitstand: {error}");
+    ExitCode::from(if error.is_wrong_content() { SOMETHING_FOUND } else { COULD_NOT_LOOK })
 }
 
 /// Writes to stdout. A reader that went away is not our failure.

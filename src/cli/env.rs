@@ -1,52 +1,201 @@
-//! The configuration from the process environment, `.env` and the command line.
+//! The configuration from the command line, the process environment, `.env` and a TOML file.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sha2::{Digest as _, Sha256};
 
 use super::BindArgs;
-use crate::config::{Bind, Config, Source};
+use crate::config::{self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, unknown_variables};
 
 /// File in the working directory that is read for what the environment does not set.
 const DOT_ENV: &str = ".env";
+/// Largest file that is read for settings or secrets, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads everything; the message names every wrong setting.
 pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
-    let dot_env = dot_env()?;
-    let get = |name: &str| std::env::var_os(name).or_else(|| dot_env.get(name).cloned());
-    let read = |path: &Path| std::fs::read(path);
-    let mut config = Config::from_source(&Source { get: &get, read: &read }).map_err(|e| e.to_string())?;
-    apply(args, &mut config.bind);
-    Ok(config)
+    Loader::new(args).load(&Values::default()).map_err(|e| e.to_string())
 }
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
-    let dot_env = dot_env()?;
-    let get = |name: &str| std::env::var_os(name).or_else(|| dot_env.get(name).cloned());
-    let dir = get("LEITSTAND_DATA_DIR").or_else(|| get("CHRONIK_DATA_DIR"));
-    Ok(dir.map_or_else(|| PathBuf::from("data"), PathBuf::from))
+    let dir = one("LEITSTAND_DATA_DIR")?;
+    let default = Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS").default;
+    Ok(dir.map_or_else(|| PathBuf::from(default), PathBuf::from))
 }
 
-fn apply(args: &BindArgs, bind: &mut Bind) {
-    if let Some(path) = &args.uds {
-        *bind = Bind::Unix(path.clone());
+/// Only the disk reserve.
+pub(super) fn reserve_bytes() -> Result<Option<u64>, String> {
+    let text = one("LEITSTAND_DISK_RESERVE")?.unwrap_or_default();
+    let text = text.to_string_lossy();
+    if text.is_empty() {
+        return Ok(None);
     }
-    if let Bind::Tcp { host, port } = bind {
-        if let Some(given) = &args.host {
-            host.clone_from(given);
+    bytes(&text).map(Some).map_err(|why| format!("LEITSTAND_DISK_RESERVE is {text:?}: {why}"))
+}
+
+/// One setting, from wherever it is set.
+fn one(name: &str) -> Result<Option<OsString>, String> {
+    let loader = Loader::new(&BindArgs::default());
+    let dot_env = loader.dot_env()?;
+    let get = |name: &str| loader.environment.get(name).or_else(|| dot_env.get(name)).cloned();
+    let file = loader.file(&dot_env)?;
+    let setting = Setting::named(name).expect("it is in SETTINGS");
+    let older = name.replacen("LEITSTAND_", "CHRONIK_", 1);
+    Ok(get(name)
+        .or_else(|| get(&older))
+        .or_else(|| file.as_ref().and_then(|file| file.get(setting)).map(OsString::from)))
+}
+
+/// Where the configuration comes from; reads it as often as somebody wants to know.
+pub(super) struct Loader {
+    /// As it was at the start: nothing can change it.
+    environment: HashMap<String, OsString>,
+    flags: Values,
+    socket: Option<PathBuf>,
+    file: Option<PathBuf>,
+    /// The TOML file was not empty when it was read last.
+    had_content: AtomicBool,
+}
+
+impl Loader {
+    pub(super) fn new(args: &BindArgs) -> Loader {
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
+        let mut flags = Values::default();
+        let given = [("LEITSTAND_HOST", args.host.clone()), ("LEITSTAND_PORT", args.port.map(|port| port.to_string()))];
+        for (name, value) in given {
+            if let (Some(setting), Some(value)) = (Setting::named(name), value) {
+                flags.set(setting, value);
+            }
         }
-        *port = args.port.unwrap_or(*port);
+        let environment = std::env::vars_os().filter_map(text).collect();
+        Loader {
+            environment,
+            flags,
+            socket: args.uds.clone(),
+            file: args.config.clone(),
+            had_content: AtomicBool::new(false),
+        }
+    }
+
+    /// Reads everything anew, with `patch` on top.
+    ///
+    /// # Errors
+    /// All problems; when a file cannot be read or is no TOML, only such ones, as the others would follow
+    /// from it.
+    pub(super) fn load(&self, patch: &Values) -> Result<Config, ConfigError> {
+        self.load_with(patch, None)
+    }
+
+    /// The same, as if the TOML file held `text`.
+    pub(super) fn load_with(&self, patch: &Values, text: Option<&str>) -> Result<Config, ConfigError> {
+        let refused = |text: String| ConfigError(vec![Problem { name: String::new(), text }]);
+        let dot_env = self.dot_env().map_err(refused)?;
+        let file = match (self.config_path(&dot_env), text) {
+            (Some(path), Some(text)) => Some(layer(&path, text).map_err(refused)?),
+            _ => self.file(&dot_env).map_err(refused)?,
+        };
+        let mut config = Config::load(&Layers {
+            patch,
+            flags: &self.flags,
+            socket: self.socket.as_deref(),
+            environment: &|name| self.environment.get(name).cloned(),
+            dot_env: &|name| dot_env.get(name).cloned(),
+            file: file.as_ref(),
+            read: &read,
+        })?;
+        config.warnings.extend(unknown_variables(self.environment.keys().map(String::as_str), "environment"));
+        config.warnings.extend(unknown_variables(dot_env.keys().map(String::as_str), DOT_ENV));
+        Ok(config)
+    }
+
+    /// A digest of all that [`Loader::load`] reads and that can change.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        let digest = RefCell::new(Sha256::new());
+        let note = |path: &Path| {
+            let content = read(path);
+            let mut digest = digest.borrow_mut();
+            digest.update(path.as_os_str().as_encoded_bytes());
+            match &content {
+                Ok(bytes) => {
+                    digest.update([1]);
+                    digest.update((bytes.len() as u64).to_le_bytes());
+                    digest.update(bytes);
+                }
+                Err(_) => digest.update([0]),
+            }
+            content
+        };
+        // What cannot be read may be a secret's file that is about to come.
+        let _ = note(Path::new(DOT_ENV));
+        let dot_env = self.dot_env().unwrap_or_default();
+        let file = self.config_path(&dot_env).and_then(|path| {
+            let text = String::from_utf8(note(&path).ok()?).ok()?;
+            layer(&path, &text).ok()
+        });
+        let _ = Config::load(&Layers {
+            environment: &|name| self.environment.get(name).cloned(),
+            dot_env: &|name| dot_env.get(name).cloned(),
+            file: file.as_ref(),
+            ..Layers::empty(&note)
+        });
+        digest.into_inner().finalize().into()
+    }
+
+    /// Path of the TOML file, if there is one.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        self.config_path(&self.dot_env().unwrap_or_default())
+    }
+
+    fn config_path(&self, dot_env: &HashMap<String, OsString>) -> Option<PathBuf> {
+        let get = |name: &str| self.environment.get(name).or_else(|| dot_env.get(name)).map(PathBuf::from);
+        let named = self.file.clone().or_else(|| get("LEITSTAND_CONFIG")).or_else(|| get("CHRONIK_CONFIG"));
+        named.filter(|path| !path.as_os_str().is_empty())
+    }
+
+    fn dot_env(&self) -> Result<HashMap<String, OsString>, String> {
+        match read_text(Path::new(DOT_ENV)) {
+            Ok(text) => parse(&text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(HashMap::new()),
+            Err(e) => Err(format!("{DOT_ENV} cannot be read: {e}")),
+        }
+    }
+
+    fn file(&self, dot_env: &HashMap<String, OsString>) -> Result<Option<FileLayer>, String> {
+        let Some(path) = self.config_path(dot_env) else { return Ok(None) };
+        let text = read_text(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+        // Somebody has opened it to write it anew.
+        if text.is_empty() && self.had_content.load(Ordering::Relaxed) {
+            return Err(format!("{} is empty, and was not before; a comment is enough", path.display()));
+        }
+        self.had_content.fetch_or(!text.is_empty(), Ordering::Relaxed);
+        layer(&path, &text).map(Some)
     }
 }
 
-fn dot_env() -> Result<HashMap<String, OsString>, String> {
-    let text = match std::fs::read_to_string(DOT_ENV) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
-        Err(e) => return Err(format!("{DOT_ENV} cannot be read: {e}")),
-    };
-    parse(&text)
+fn layer(path: &Path, text: &str) -> Result<FileLayer, String> {
+    let name = path.display().to_string();
+    let said = config::toml(text).map_err(|e| format!("{name} {e}"))?;
+    Ok(FileLayer::new(&name, said))
+}
+
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
+    }
+    Ok(content)
 }
 
 /// `NAME=value` lines, as systemd's EnvironmentFile reads them: `#` begins a comment line, quotes

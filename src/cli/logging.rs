@@ -2,19 +2,27 @@
 //!
 //! Lines pass a bounded queue to one thread that writes them, so that a reader who does not keep up
 //! costs lines, which are counted, and never events or a clean stop.
+//!
+//! Lines of the target `leitstand::audit` say who changed what. They pass at every level.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber, callsite};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::fmt::format::{Format, Full, Json, Writer};
+use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::Context;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, LogLevel};
 
@@ -25,12 +33,22 @@ const BATCH_BYTES: usize = 64 << 10;
 /// How long lines gather after a write. A lone line goes out at once; under load nobody has to wake the
 /// thread for each of his lines.
 const GATHER: Duration = Duration::from_millis(2);
+/// Who changed what: never filtered.
+const AUDIT: &str = "leitstand::audit";
 /// How long the end waits for the last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Keeps the log going; waits a moment for the last lines when it is dropped.
 pub(super) struct Logging {
     queue: LineQueue,
+    switches: Arc<Switches>,
+}
+
+/// What may change while lines are written.
+pub(super) struct Switches {
+    /// 0 (`ERROR`) to 4 (`NOTSET`).
+    level: AtomicU8,
+    json: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -52,11 +70,15 @@ pub(super) fn start(level: LogLevel, format: LogFormat) -> io::Result<Logging> {
     let (lines, written) = sync_channel(QUEUED_LINES_MAX);
     std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(stdout, &written))?;
     let queue = LineQueue { lines, dropped: Arc::default() };
-    let subscriber = tracing_subscriber::registry().with(filter(level)).with(layer(format, queue.clone()));
+    let switches = Arc::new(Switches { level: AtomicU8::new(0), json: AtomicBool::new(false) });
+    switches.store(level, format);
+    let lines =
+        fmt::layer().with_ansi(false).with_writer(queue.clone()).event_format(EitherFormat::new(switches.clone()));
+    let subscriber = tracing_subscriber::registry().with(LevelSwitch(switches.clone())).with(lines);
     // Fails only when a subscriber was set before, which nothing here does.
     let _ = tracing::subscriber::set_global_default(subscriber);
     std::panic::set_hook(Box::new(log_panic));
-    Ok(Logging { queue })
+    Ok(Logging { queue, switches })
 }
 
 fn write_lines(mut stdout: File, lines: &Receiver<Message>) {
@@ -83,6 +105,11 @@ fn write_lines(mut stdout: File, lines: &Receiver<Message>) {
 }
 
 impl Logging {
+    /// What may change from now on.
+    pub(super) fn switches(&self) -> Arc<Switches> {
+        self.switches.clone()
+    }
+
     /// A view of how many lines were dropped.
     pub(super) fn dropped(&self) -> Arc<AtomicU64> {
         self.queue.dropped.clone()
@@ -132,29 +159,81 @@ impl Drop for Line {
     }
 }
 
-fn layer<S>(format: LogFormat, queue: LineQueue) -> Box<dyn tracing_subscriber::Layer<S> + Send + Sync>
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    match format {
-        LogFormat::Text => fmt::layer().with_ansi(false).with_writer(queue).boxed(),
-        LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_writer(queue)
-            .boxed(),
+impl Switches {
+    /// Level and format of the lines from now on.
+    pub(super) fn set(&self, level: LogLevel, format: LogFormat) {
+        self.store(level, format);
+        // Each place that logs remembers whether somebody listens; all are asked anew.
+        callsite::rebuild_interest_cache();
+    }
+
+    fn store(&self, level: LogLevel, format: LogFormat) {
+        self.level.store(level as u8, Ordering::Relaxed);
+        self.json.store(format == LogFormat::Json, Ordering::Relaxed);
+    }
+
+    fn level(&self) -> LevelFilter {
+        match self.level.load(Ordering::Relaxed) {
+            0 => LevelFilter::ERROR,
+            1 => LevelFilter::WARN,
+            2 => LevelFilter::INFO,
+            3 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        }
     }
 }
 
-fn filter(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warning => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::NotSet => LevelFilter::TRACE,
+/// As the filter of a constant level: the answer is remembered by each place that logs, so a line that
+/// nobody wants costs as little as before.
+struct LevelSwitch(Arc<Switches>);
+
+impl LevelSwitch {
+    fn passes(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= self.0.level() || metadata.target() == AUDIT
+    }
+}
+
+impl<S: Subscriber> Layer<S> for LevelSwitch {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.passes(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        self.passes(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        // Audit lines are of this level.
+        Some(self.0.level().max(LevelFilter::INFO))
+    }
+}
+
+/// Text or JSON, by what is set when a line is made. Spans, whose fields the two would keep in different
+/// forms, are not logged.
+struct EitherFormat {
+    switches: Arc<Switches>,
+    text: Format<Full>,
+    json: Format<Json>,
+}
+
+impl EitherFormat {
+    fn new(switches: Arc<Switches>) -> EitherFormat {
+        let json = fmt::format().json().flatten_event(true).with_current_span(false).with_span_list(false);
+        EitherFormat { switches, text: fmt::format().with_ansi(false), json }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for EitherFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        if self.switches.json.load(Ordering::Relaxed) {
+            self.json.format_event(context, writer, event)
+        } else {
+            self.text.format_event(context, writer, event)
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! The command line: options to one library call to a line of output.
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
-//! `verify`, `repair` and `doctor` end with 1 when there is something to tell, with 2 when they could not look.
+//! `verify`, `repair`, `doctor`, `snapshot`, `restore` and `drill` end with 1 when there is something to
+//! tell or the contents are wrong, with 2 when they could not look.
 
 mod config_check;
 mod data;
 mod doctor;
+mod drill;
 // Public for the fuzz target of the `.env` reader, which only this module needs otherwise.
 #[doc(hidden)]
 pub mod env;
@@ -14,27 +16,57 @@ mod heartbeat;
 mod http;
 mod logging;
 mod openapi;
+mod reload;
 mod repair;
+mod restore;
 mod serve;
+mod snapshot;
 mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::timestamp::parse_span;
 
 /// HTTP ingest of JSON events into one append-only JSONL file per domain.
 ///
-/// Settings come from the environment (LEITSTAND_*, else CHRONIK_*) and from .env in the working
-/// directory; `leitstand config check` shows them.
+/// Settings come from options, the environment (LEITSTAND_*, else CHRONIK_*), .env in the working
+/// directory, and a TOML file, in this order; `leitstand config check` shows them.
 #[derive(Debug, Parser)]
-#[command(name = "leitstand", version, about, arg_required_else_help = true)]
+#[command(name = "leitstand", version, about, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    /// Same as `config check`
+    #[arg(long)]
+    validate: bool,
+    #[command(flatten)]
+    check: config_check::CheckArgs,
+    /// As `restore --from SNAPSHOT`
+    #[arg(long, value_name = "SNAPSHOT", requires = "target", conflicts_with = "validate")]
+    restore: Option<PathBuf>,
+    /// As `restore --to DIR`
+    #[arg(long, value_name = "DIR", requires = "restore")]
+    target: Option<PathBuf>,
+}
+
+impl Cli {
+    /// The command, or the one that the options stand for.
+    fn chosen(self) -> Command {
+        match (self.command, self.validate, self.restore, self.target) {
+            (Some(command), ..) => command,
+            (None, true, ..) => Command::Config { command: ConfigCommand::Check(self.check) },
+            (None, false, Some(from), Some(to)) => Command::Restore(restore::RestoreArgs { from, to, json: false }),
+            // Each of the last two requires the other.
+            (None, false, ..) => Cli::command()
+                .error(ErrorKind::MissingSubcommand, "a command is required, or --validate, or --restore")
+                .exit(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,11 +87,23 @@ enum Command {
     /// Look at every line of every file; changes nothing, may run beside the service
     ///
     /// Exit code 0: clean, 1: something was found, 2: something could not be looked at.
-    Verify(data::DataArgs),
+    Verify(verify::VerifyArgs),
     /// Mend unfinished last lines, and write files anew whose sync failed; may run beside the service
     ///
     /// Exit code 0: nothing (left) to do, 1: something to do or not to be done, 2: could not look.
     Repair(repair::RepairArgs),
+    /// Copy the data directory, consistent for each domain, while the service runs
+    ///
+    /// Exit code 0: done, 1: done but for what is told, or the base is damaged, 2: not done.
+    Snapshot(snapshot::SnapshotArgs),
+    /// Make a data directory of a snapshot, whole or not at all
+    ///
+    /// Exit code 0: done, 1: the snapshot is damaged, 2: not done.
+    Restore(restore::RestoreArgs),
+    /// Exercise total loss and recovery on a service of its own, and report RTO and RPO
+    ///
+    /// Exit code 0: recovered within the targets, 1: a target missed or something lost, 2: could not run.
+    Drill(drill::DrillArgs),
     /// Print the description of the HTTP interface
     #[cfg_attr(not(feature = "docs"), command(hide = true))]
     Openapi {
@@ -71,13 +115,18 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print every problem at once, or the effective values with secrets masked
-    Check(BindArgs),
+    /// Print every problem at once, or the effective values with secrets masked; starts nothing
+    ///
+    /// Exit code 0: the service would start with it, 1: problems.
+    Check(config_check::CheckArgs),
 }
 
-/// Where to listen; wins over the environment.
+/// Where settings come from, and where to listen; wins over the environment.
 #[derive(Debug, Default, Args)]
 pub struct BindArgs {
+    /// TOML file with settings [env: LEITSTAND_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Address or name to listen on [env: LEITSTAND_HOST] [default: 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
@@ -112,9 +161,11 @@ fn span(text: &str) -> Result<Duration, String> {
 /// Runs the command that `args` names.
 pub fn run() -> ExitCode {
     // clap prints usage errors and exits with 2.
-    let result = match Cli::parse().command {
+    let result = match Cli::parse().chosen() {
         Command::Serve(bind) => serve::run(&bind),
-        Command::Config { command: ConfigCommand::Check(bind) } => config_check::run(&bind),
+        Command::Config { command: ConfigCommand::Check(args) } => {
+            return ended(config_check::run(&args), 1);
+        }
         Command::Healthcheck(args) => match &args.heartbeat {
             Some(path) => heartbeat::run(path, args.max_age, args.max_success_age),
             None => healthcheck::run(&args.bind),
@@ -122,6 +173,9 @@ pub fn run() -> ExitCode {
         Command::Doctor(args) => return ended(doctor::run(&args), data::COULD_NOT_LOOK),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
+        Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),
+        Command::Restore(args) => return ended(restore::run(&args), data::COULD_NOT_LOOK),
+        Command::Drill(args) => return ended(drill::run(&args), drill::COULD_NOT_RUN),
         Command::Openapi { json } => {
             return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
         }
@@ -138,10 +192,10 @@ fn ended(result: Result<ExitCode, String>, failed: u8) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

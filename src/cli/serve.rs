@@ -14,8 +14,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{BindArgs, heartbeat, logging};
-use crate::config::{Bind, Config};
+use super::env::Loader;
+use super::{BindArgs, heartbeat, logging, reload};
+use crate::config::{Bind, Config, Values};
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
 use crate::metrics::Metrics;
 use crate::storage::{Store, StoreOptions};
@@ -30,7 +31,10 @@ const BACKLOG: u32 = 4096;
 const WORKER_BLOCKING_THREADS: usize = 12;
 
 pub(super) fn run(args: &BindArgs) -> Result<(), String> {
-    let config = super::env::config(args)?;
+    let loader = Arc::new(Loader::new(args));
+    // Before they are read: what changes in between is seen as a change.
+    let seen = loader.digest();
+    let config = loader.load(&Values::default()).map_err(|e| e.to_string())?;
     let logging =
         logging::start(config.log_level, config.log_format).map_err(|e| format!("cannot start the log: {e}"))?;
     for warning in &config.warnings {
@@ -40,7 +44,7 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(threads).map_err(|e| format!("cannot start the workers: {e}"))?;
     let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
-    let result = runtime.block_on(start(config, share, workers.runtimes.clone(), &logging));
+    let result = runtime.block_on(start(config, (loader, seen), share, workers.runtimes.clone(), &logging));
     // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
     // acknowledged any more.
     runtime.shutdown_background();
@@ -79,6 +83,7 @@ impl Workers {
 
 async fn start(
     config: Config,
+    (loader, seen): (Arc<Loader>, [u8; 32]),
     share: Descriptors,
     workers: Vec<Handle>,
     logging: &logging::Logging,
@@ -97,8 +102,12 @@ async fn start(
         format!("cannot use the data directory {:?}: {e}\n  LEITSTAND_DATA_DIR must name a directory that this user may write to", config.data_dir)
     })?;
     let (listener, address) = bind(&config.bind).await?;
-    let state = Arc::new(AppState::new(&config, store.clone(), metrics.clone(), share.connections));
+    let state = AppState::new(&config, store.clone(), metrics.clone(), share.connections);
+    let state = Arc::new(state.with_outside(&config, reload::outside(&loader, logging.switches())));
 
+    let hangup = signal(SignalKind::hangup()).map_err(|e| format!("cannot handle signals: {e}"))?;
+    let watch = tokio::spawn(reload::watch(loader, state.clone(), hangup, seen));
+    metrics.config_is(true);
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
     let heartbeat = config.heartbeat_file.clone().map(|path| tokio::spawn(heartbeat::keep(path, state.clone())));
     announce(&config, &address, share.connections);
@@ -108,6 +117,7 @@ async fn start(
     if let Some(heartbeat) = heartbeat {
         heartbeat.abort();
     }
+    watch.abort();
     if let Bind::Unix(path) = &config.bind {
         // If it is gone already, so much the better.
         let _ = std::fs::remove_file(path);

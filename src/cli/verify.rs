@@ -1,36 +1,82 @@
 //! `leitstand verify`: is every line of every file what it should be?
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::data::{COULD_NOT_LOOK, DataArgs, ProgressLine, SOMETHING_FOUND, count, print};
+use super::data::{COULD_NOT_LOOK, DataArgs, ProgressLine, SOMETHING_FOUND, count, print, refused};
 use crate::storage::TORN_DIR;
+use crate::storage::snapshot::{SnapshotError, check, continues};
 use crate::storage::verify::{Finding, NotChecked, VerifyOptions, VerifyReport, verify};
 
-pub(super) fn run(args: &DataArgs) -> Result<ExitCode, String> {
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Look at this snapshot instead: its manifest, every hash, every line
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["data_dir", "domain", "manifest"])]
+    snapshot: Option<PathBuf>,
+    /// Does the data directory go on where this snapshot ends? Takes its manifest.json; looks at no line
+    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
+    manifest: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode, String> {
+    match (&args.snapshot, &args.manifest) {
+        (Some(path), _) => {
+            let mut line = ProgressLine::new(!args.data.json);
+            let report = check(path, &mut |progress| line.tell(progress));
+            drop(line);
+            Ok(told_or_refused(report, "snapshot", &path.to_string_lossy(), args.data.json))
+        }
+        (None, Some(manifest)) => {
+            let disk = args.data.open()?;
+            let mut line = ProgressLine::new(!args.data.json);
+            let report = continues(&disk, manifest, &mut |progress| line.tell(progress));
+            drop(line);
+            Ok(told_or_refused(report, "data_dir", &disk.root().to_string_lossy(), args.data.json))
+        }
+        (None, None) => lines_of_data(&args.data),
+    }
+}
+
+fn told_or_refused(report: Result<VerifyReport, SnapshotError>, what: &str, path: &str, json: bool) -> ExitCode {
+    match report {
+        Ok(report) => tell(&report, what, path, json),
+        Err(e) => refused(&e, json),
+    }
+}
+
+fn lines_of_data(args: &DataArgs) -> Result<ExitCode, String> {
     let disk = args.open()?;
     let options = VerifyOptions { only: args.domain.clone(), lock_timeout: args.lock_timeout() };
     let mut line = ProgressLine::new(!args.json);
     let report = verify(&disk, &options, &mut |progress| line.tell(progress));
     drop(line);
     let report = report.map_err(|e| format!("cannot look at {:?}: {e}", disk.root()))?;
-    if args.json {
-        print(&format!("{:#}\n", document(&report, &disk.root().to_string_lossy())));
+    Ok(tell(&report, "data_dir", &disk.root().to_string_lossy(), args.json))
+}
+
+fn tell(report: &VerifyReport, what: &str, path: &str, json: bool) -> ExitCode {
+    if json {
+        print(&format!("{:#}\n", document(report, what, path)));
     } else {
-        print(&lines(&report));
+        print(&lines(report));
     }
-    Ok(match &report {
+    match report {
         _ if report.is_clean() => ExitCode::SUCCESS,
         report if report.findings_total > 0 => ExitCode::from(SOMETHING_FOUND),
         _ => ExitCode::from(COULD_NOT_LOOK),
-    })
+    }
 }
 
-fn document(report: &VerifyReport, data_dir: &str) -> Value {
+fn document(report: &VerifyReport, what: &str, path: &str) -> Value {
     json!({
-        "data_dir": data_dir,
+        what: path,
         "clean": report.is_clean(),
         "files": report.files,
         "lines": report.lines,

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::auth::authorise;
-use super::body::check_length;
+use super::auth::{actor, authorise};
+use super::body::read_small;
 use super::edge::Caller;
 use super::error::ApiError;
 use super::ops::json;
@@ -103,8 +101,8 @@ pub(crate) async fn read_only(State(state): State<Arc<AppState>>, request: Reque
     request_body(content = SwitchReadOnly, example = json!({"on": true, "reason": "volume snapshot"})),
     responses((status = 200, body = ReadOnlyState), super::openapi::AdminErrors, super::openapi::AdminBodyErrors)))]
 pub(crate) async fn set_read_only(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    authorise(&state, &request, Scope::Admin)?;
-    let actor = Caller::of(request.extensions()).client;
+    let pass = authorise(&state, &request, Scope::Admin)?;
+    let (actor, client) = (actor(&pass, request.headers()), Caller::of(request.extensions()).client);
     let keys = object(&state, request, &["on", "reason"]).await?;
     let Some(Value::Bool(on)) = keys.get("on") else { return Err(bad("on must be true or false")) };
     let reason = match keys.get("reason") {
@@ -112,7 +110,7 @@ pub(crate) async fn set_read_only(State(state): State<Arc<AppState>>, request: R
         Some(Value::String(text)) if is_reason(text) => Some(text.clone()),
         Some(_) => return Err(bad(&format!("reason must be a text of at most {REASON_CHARS_MAX} characters"))),
     };
-    tracing::info!(target: "leitstand::audit", action = "read_only", on, reason, %actor, "changed");
+    tracing::info!(target: "leitstand::audit", action = "read_only", on, reason, actor, %client, "changed");
     state.gate.set_read_only(*on, reason);
     let drained = if *on { Some(drain(&state).await) } else { None };
     Ok(json(StatusCode::OK, &read_only_state(&state, drained)))
@@ -134,8 +132,8 @@ pub(crate) async fn throttle(State(state): State<Arc<AppState>>, request: Reques
     request_body(content = SwitchThrottle, example = json!({"rate": "10/second", "for": "10m"})),
     responses((status = 200, body = ThrottleState), super::openapi::AdminErrors, super::openapi::AdminBodyErrors)))]
 pub(crate) async fn set_throttle(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    authorise(&state, &request, Scope::Admin)?;
-    let actor = Caller::of(request.extensions()).client;
+    let pass = authorise(&state, &request, Scope::Admin)?;
+    let (actor, client) = (actor(&pass, request.headers()), Caller::of(request.extensions()).client);
     let keys = object(&state, request, &["rate", "for"]).await?;
     let rate = match keys.get("rate") {
         Some(Value::Null) => None,
@@ -157,7 +155,7 @@ pub(crate) async fn set_throttle(State(state): State<Arc<AppState>>, request: Re
     };
     let text = rate.as_ref().map_or("none".to_owned(), |(rate, _)| rate.to_string());
     let for_s = rate.as_ref().map(|(_, duration)| duration.as_secs());
-    tracing::info!(target: "leitstand::audit", action = "throttle", rate = text, for_s, %actor, "changed");
+    tracing::info!(target: "leitstand::audit", action = "throttle", rate = text, for_s, actor, %client, "changed");
     state.gate.set_throttle(rate);
     Ok(json(StatusCode::OK, &throttle_state(&state)))
 }
@@ -203,10 +201,7 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
 /// # Errors
 /// [`ApiError::BadInput`] for anything else, and what a body can be refused for.
 async fn object(state: &AppState, request: Request, allowed: &[&str]) -> Result<Map<String, Value>, ApiError> {
-    let (parts, body) = request.into_parts();
-    check_length(&parts.headers, &body, BODY_BYTES_MAX)?;
-    let bytes = read(state.live().body_timeout, body).await?;
-    Caller::of(&parts.extensions).conn.body_read();
+    let bytes = read_small(state, request, BODY_BYTES_MAX).await?;
     let Ok(Value::Object(keys)) = serde_json::from_slice(&bytes) else {
         return Err(bad(&format!("the body must be a JSON object with {}", allowed.join(", "))));
     };
@@ -216,15 +211,6 @@ async fn object(state: &AppState, request: Request, allowed: &[&str]) -> Result<
             Err(bad(&format!("unknown key {key:?}, allowed are {}", allowed.join(", "))))
         }
         None => Ok(keys),
-    }
-}
-
-async fn read(limit: Duration, body: Body) -> Result<bytes::Bytes, ApiError> {
-    let read = tokio::time::timeout(limit, Limited::new(body, BODY_BYTES_MAX).collect());
-    match read.await.map_err(|_| ApiError::BodyTimeout)? {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit_bytes: BODY_BYTES_MAX }),
-        Err(_) => Err(ApiError::BodyCut),
     }
 }
 

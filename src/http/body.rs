@@ -2,15 +2,17 @@
 
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::Instant;
 
+use axum::extract::Request;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as HttpBody;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use super::conn::ConnState;
+use super::edge::Caller;
 use super::error::ApiError;
 use super::state::AppState;
 use crate::event::Format;
@@ -48,7 +50,11 @@ impl Coding {
 
 /// How the events stand in the body, by media type. `None`: a type that names neither.
 pub(crate) fn format_of(headers: &HeaderMap) -> Option<Format> {
-    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let value = headers.get(CONTENT_TYPE)?;
+    if value == "application/json" {
+        return Some(Format::Document);
+    }
+    let value = value.to_str().ok()?;
     // compat: of several types in one header the original found the first it knew.
     let media_type = value.split([';', ',']).next()?.trim();
     const LINES: [&str; 4] =
@@ -78,7 +84,7 @@ pub(crate) fn check_length(headers: &HeaderMap, body: &impl HttpBody, limit_byte
     }
 }
 
-/// Reads a body to its end and takes its coding off.
+/// Reads a body to its end, which must come before `deadline`, and takes its coding off.
 ///
 /// # Errors
 /// [`ApiError::TooLarge`] above the limit (which counts bytes as sent, and decompressed),
@@ -90,10 +96,10 @@ pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
     conn: &ConnState,
     body: B,
     coding: Coding,
+    deadline: Instant,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let limit = state.live().body_timeout;
-    let bytes = in_time(limit, collect(state, body, coding, reservation)).await?;
+    let bytes = in_time(deadline, collect(state, body, coding, reservation)).await?;
     conn.body_read();
     match coding {
         Coding::Identity => Ok(bytes),
@@ -113,13 +119,36 @@ async fn decompress(
     state.decoders.decode(coding, bytes, limit_bytes).await
 }
 
+/// Reads the small body of an admin request, of at most `limit_bytes`.
+///
+/// # Errors
+/// As [`check_length`] and [`read`].
+pub(crate) async fn read_small(state: &AppState, request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
+    let (parts, body) = request.into_parts();
+    check_length(&parts.headers, &body, limit_bytes)?;
+    let caller = Caller::of(&parts.extensions);
+    let deadline = state.live().terms(caller.started).body_deadline;
+    let collect = async {
+        match Limited::new(body, limit_bytes).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(e) if e.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit_bytes }),
+            Err(_) => Err(ApiError::BodyCut),
+        }
+    };
+    let bytes = in_time(deadline, collect).await?;
+    caller.conn.body_read();
+    Ok(bytes)
+}
+
 /// Bodies that have arrived with their head need no timer.
-async fn in_time<T>(limit: Duration, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+async fn in_time<T>(deadline: Instant, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
     let mut read = pin!(read);
     let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(result) => result,
-        Poll::Pending => Box::pin(tokio::time::timeout(limit, read)).await.map_err(|_| ApiError::BodyTimeout)?,
+        Poll::Pending => {
+            Box::pin(tokio::time::timeout_at(deadline.into(), read)).await.map_err(|_| ApiError::BodyTimeout)?
+        }
     }
 }
 

@@ -196,9 +196,9 @@ impl ConnState {
 
     /// Is this the first time in a minute or two that this client shows this token here? Spares the
     /// map of known clients a look with every request.
-    pub(crate) fn shows_token_anew(&self, client: u128, token: u32) -> bool {
+    pub(crate) fn shows_token_anew(&self, client: u128, token: u64) -> bool {
         let minute = self.clock.load(Ordering::Relaxed) / TICKS_PER_MINUTE;
-        let mixed = (client ^ (client >> 64)) as u64 ^ u64::from(token).rotate_left(32);
+        let mixed = (client ^ (client >> 64)) as u64 ^ token.rotate_left(32);
         let shown = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(minute + 1);
         self.token_shown.swap(shown, Ordering::Relaxed) != shown
     }

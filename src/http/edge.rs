@@ -21,12 +21,13 @@ use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tower::Service as _;
 
+use super::auth::Admitted;
 use super::client::{Client, Peer};
 use super::conn::ConnState;
 use super::error::{ApiError, Refused};
 use super::ingest::{Route, Subject};
 use super::state::AppState;
-use super::{ingest, route_template};
+use super::{feature_of, ingest, route_template};
 use crate::metrics::{Refusal, RequestSample};
 use crate::storage::{StoreError, chain};
 
@@ -160,6 +161,11 @@ impl Edge {
             let (parts, body) = request.into_parts();
             return ingest::respond(&self.state, route, &caller, &parts, body, &mut log.subject).await;
         }
+        if let Some(feature) = feature_of(log.route)
+            && let Err(error) = self.state.live().need(feature)
+        {
+            return error.into_response();
+        }
         // Boxed, as every branch off the hot path: the future of each request has room for all.
         Box::pin(self.through_router(request, caller, log)).await
     }
@@ -167,9 +173,14 @@ impl Edge {
     async fn through_router(&self, request: Request<Incoming>, caller: Caller, log: &mut Log) -> Response {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller);
+        let admitted = Admitted::default();
+        request.extensions_mut().insert(admitted.clone());
         // A router is always ready.
         let Ok(mut response) = self.router.clone().call(request).await;
         log.subject = response.extensions_mut().remove().unwrap_or_default();
+        if let Some(pass) = admitted.0.get() {
+            log.subject.pass = pass.clone();
+        }
         response
     }
 
@@ -227,6 +238,7 @@ impl Edge {
             events = subject.events,
             domain = subject.domain.as_ref().map(|d| d.as_str()),
             client = %log.client,
+            token = subject.pass.name(),
             "request"
         );
     }
@@ -236,6 +248,7 @@ impl Edge {
         match error {
             ApiError::RateLimited(_) => metrics.refused(Refusal::RateLimited),
             ApiError::Unauthorized => metrics.refused(Refusal::Unauthorized),
+            ApiError::TokenExpired => metrics.refused(Refusal::TokenExpired),
             ApiError::Forbidden => metrics.refused(Refusal::Forbidden),
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),

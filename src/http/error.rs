@@ -40,6 +40,8 @@ pub enum ApiError {
     NotFound,
     MethodNotAllowed,
     Unauthorized,
+    /// A token that was right. The client is told what strangers are told.
+    TokenExpired,
     /// A right token that may not do this.
     Forbidden,
     /// Too many wrong tokens from this client.
@@ -100,7 +102,7 @@ impl ApiError {
             ApiError::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             ApiError::NotFound => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ApiError::Unauthorized | ApiError::TokenExpired => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden => StatusCode::FORBIDDEN,
             ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
@@ -144,7 +146,7 @@ impl ApiError {
             ApiError::TransferCoding => "unsupported transfer-encoding",
             ApiError::NotFound => "Not Found",
             ApiError::MethodNotAllowed => "Method Not Allowed",
-            ApiError::Unauthorized => "unauthorized",
+            ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
             ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
                 "too many requests"
@@ -183,7 +185,7 @@ impl ApiError {
             ApiError::TransferCoding => "unsupported_transfer_encoding",
             ApiError::NotFound => "not_found",
             ApiError::MethodNotAllowed => "method_not_allowed",
-            ApiError::Unauthorized => "unauthorized",
+            ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
             ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
@@ -285,8 +287,9 @@ impl ApiError {
         if matches!(self, ApiError::Malformed | ApiError::TransferCoding | ApiError::BodyCut | ApiError::BodyTimeout) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        if matches!(self, ApiError::Unauthorized) {
-            headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("X-Auth"));
+        if matches!(self, ApiError::Unauthorized | ApiError::TokenExpired) {
+            let challenges = HeaderValue::from_static("Bearer realm=\"leitstand\", X-Auth");
+            headers.insert(http::header::WWW_AUTHENTICATE, challenges);
         }
         if matches!(self, ApiError::ContentEncoding) {
             headers.insert(http::header::ACCEPT_ENCODING, HeaderValue::from_static("identity, gzip, zstd"));

@@ -109,7 +109,7 @@ impl Gate {
         if switches.throttle.as_ref().is_some_and(|throttle| throttle.ends <= now) {
             switches.throttle = None;
             self.post(&switches);
-            tracing::info!(target: "leitstand::audit", action = "throttle", rate = "none", reason = "its time is over", "changed");
+            tracing::info!(target: "leitstand::audit", action = "throttle", rate = "none", actor = "time", "changed");
         }
         switches.throttle.clone()
     }

@@ -12,11 +12,14 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use http_body::Body as HttpBody;
 
+use super::auth::Pass;
 use super::body::{self, Coding, format_of};
 use super::edge::Caller;
 use super::error::ApiError;
 use super::limits::Standing;
+use super::live::Terms;
 use super::state::AppState;
+use crate::config::Feature;
 use crate::domain::Domain;
 use crate::event::{Batch, EventError, Format, Reason};
 use crate::token::Scope;
@@ -41,6 +44,7 @@ pub(crate) enum Route {
 /// What a request was about, for the access log.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Subject {
+    pub pass: Pass,
     pub domain: Option<Domain>,
     pub events: u64,
     pub body_bytes: u64,
@@ -123,10 +127,10 @@ pub(crate) async fn respond<B: HttpBody<Data = Bytes> + Unpin>(
     subject: &mut Subject,
 ) -> Response {
     let mut standing = None;
-    let result = match admit(state, caller, parts, &body) {
-        Ok(passed) => {
+    let result = match admit(state, route, caller, parts, &body, subject) {
+        Ok((passed, terms)) => {
             standing = passed;
-            ingest(state, route, caller, parts, body, subject).await
+            ingest(state, route, caller, parts, body, &terms, subject).await
         }
         Err(error) => Err(error),
     };
@@ -150,21 +154,29 @@ pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
     headers.insert(LINK, SUCCESSOR);
 }
 
-/// X-Auth, then read-only mode, Content-Length, rate limit and throttle: a stranger learns nothing but
+/// The token, then read-only mode, Content-Length, rate limit and throttle: a stranger learns nothing but
 /// 401.
-fn admit(state: &AppState, caller: &Caller, parts: &Parts, body: &impl HttpBody) -> Result<Option<Standing>, ApiError> {
-    state.auth.check(&parts.headers, caller, Scope::Ingest)?;
+fn admit(
+    state: &AppState,
+    route: Route,
+    caller: &Caller,
+    parts: &Parts,
+    body: &impl HttpBody,
+    subject: &mut Subject,
+) -> Result<(Option<Standing>, Terms), ApiError> {
+    let live = state.live();
+    if route == Route::Old {
+        live.need(Feature::OldPath)?;
+    }
+    subject.pass = state.auth.check(&parts.headers, caller, Scope::Ingest)?;
     let posted = state.gate.posted();
     posted.writable()?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    let standing = state
-        .live()
-        .limiter
-        .hit((caller.client.key(), parts.uri.path()), caller.started)
-        .map_err(ApiError::RateLimited)?;
+    let key = (caller.client.key(), parts.uri.path());
+    let standing = live.limiter.hit(key, caller.started).map_err(ApiError::RateLimited)?;
     state.gate.slow_down(posted, caller.started)?;
-    Ok(standing)
+    Ok((standing, live.terms(caller.started)))
 }
 
 /// One request, from admitted to acknowledged.
@@ -174,6 +186,7 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     caller: &Caller,
     parts: &Parts,
     body: B,
+    terms: &Terms,
     subject: &mut Subject,
 ) -> Result<(), ApiError> {
     let domain = match route {
@@ -181,16 +194,26 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
         Route::Old => Some(domain_of_path(parts)?),
     };
     subject.domain.clone_from(&domain);
+    if let Some(domain) = &domain {
+        subject.pass.check_domain(domain)?;
+        terms.check(domain)?;
+    }
     let coding = Coding::of(&parts.headers)?;
     let mut reservation = state.store.reserve(expected_bytes(&body))?;
-    let body = body::read(state, &caller.conn, body, coding, &mut reservation).await?;
+    let body = body::read(state, &caller.conn, body, coding, terms.body_deadline, &mut reservation).await?;
     subject.body_bytes = body.len() as u64;
-    let unparsed = Unparsed { route, named: format_of(&parts.headers), body, domain };
+    let named_by_payload = domain.is_none();
+    let default_domain = subject.pass.default_domain().cloned();
+    let unparsed = Unparsed { route, named: format_of(&parts.headers), body, domain, default_domain };
     let Some(batch) = unparsed.parse(state).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
+    if named_by_payload {
+        subject.pass.check_domain(batch.domain())?;
+        terms.check(batch.domain())?;
+    }
     state.gate.still_writable()?;
-    Ok(state.store.append(batch, reservation).await?)
+    Ok(state.store.append_before(batch, reservation, Some(terms.deadline)).await?)
 }
 
 /// What a small request of announced length will hold in memory, lines included, so that its
@@ -210,6 +233,8 @@ struct Unparsed {
     body: Bytes,
     /// The domain of the query or the path.
     domain: Option<Domain>,
+    /// The domain that the token gives to events whose request names none.
+    default_domain: Option<Domain>,
 }
 
 impl Unparsed {
@@ -232,7 +257,7 @@ impl Unparsed {
     /// compat: on the old path a document that is no UTF-8 is invalid JSON, and any type but the line
     /// formats is a document.
     fn parse_now(self) -> Result<Option<Batch>, ApiError> {
-        let Unparsed { route, named, body, domain } = self;
+        let Unparsed { route, named, body, domain, default_domain } = self;
         let Ok(text) = std::str::from_utf8(&body) else {
             let as_json = route == Route::Old && named != Some(Format::Lines);
             let invalid_json = EventError { reason: Reason::InvalidJson, line: None };
@@ -242,7 +267,13 @@ impl Unparsed {
             Route::V1 => named.ok_or(ApiError::ContentType)?,
             Route::Old => named.unwrap_or(Format::Document),
         };
-        Ok(Batch::parse(text, format, domain)?)
+        match (Batch::parse(text, format, domain), default_domain) {
+            // Read once more, which only such requests of such tokens pay for.
+            (Err(EventError { reason: Reason::DomainMissing, .. }), Some(default)) => {
+                Ok(Batch::parse(text, format, Some(default))?)
+            }
+            (parsed, _) => Ok(parsed?),
+        }
     }
 }
 
@@ -256,10 +287,18 @@ fn accepted(route: Route) -> Response {
 
 /// compat: the last `domain` wins, an empty one counts as none.
 fn domain_of_query(parts: &Parts) -> Result<Option<Domain>, ApiError> {
-    let query = parts.uri.query().unwrap_or_default().as_bytes();
-    let named = form_urlencoded::parse(query).filter(|(name, _)| name == "domain").last();
-    match named {
-        Some((_, text)) if !text.is_empty() => Domain::parse(&text).map(Some).map_err(|_| ApiError::InvalidDomain),
+    let query = parts.uri.query().unwrap_or_default();
+    let plain = query.strip_prefix("domain=").filter(|rest| !rest.contains(['&', '%', '+']));
+    let text = match plain {
+        // As nearly every query is; there is nothing to decode.
+        Some(text) => Some(Cow::Borrowed(text)),
+        None => {
+            let named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "domain").last();
+            named.map(|(_, text)| text)
+        }
+    };
+    match text {
+        Some(text) if !text.is_empty() => Domain::parse(&text).map(Some).map_err(|_| ApiError::InvalidDomain),
         _ => Ok(None),
     }
 }

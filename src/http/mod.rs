@@ -7,6 +7,7 @@ mod admin;
 mod auth;
 mod body;
 mod client;
+mod config;
 mod conn;
 mod decode;
 mod edge;
@@ -27,9 +28,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{get, post};
 
+use crate::config::Feature;
+
 // Public for the fuzz target of X-Forwarded-For, which no answer shows.
 #[doc(hidden)]
 pub use client::{Client, Peer};
+pub use config::Outside;
 pub use error::ApiError;
 pub use limits::{Limiter, Standing};
 #[cfg(feature = "docs")]
@@ -53,6 +57,7 @@ fn routes() -> Router<Arc<AppState>> {
         .route("/stats", get(stats::stats))
         .route("/admin/read-only", get(admin::read_only).post(admin::set_read_only))
         .route("/admin/throttle", get(admin::throttle).post(admin::set_throttle))
+        .route("/config", get(config::show).post(config::change))
 }
 
 /// The routes with their fallbacks, in front of `state`.
@@ -82,6 +87,7 @@ fn route_template(path: &str) -> &'static str {
         "/stats" => "/stats",
         "/admin/read-only" => "/admin/read-only",
         "/admin/throttle" => "/admin/throttle",
+        "/config" => "/config",
         "/openapi.json" if PAGES => "/openapi.json",
         "/docs" | "/redoc" if PAGES => "/docs",
         _ => match path.strip_prefix("/ingest/") {
@@ -89,6 +95,20 @@ fn route_template(path: &str) -> &'static str {
             _ if PAGES && path.starts_with("/docs/") => "/docs",
             _ => "none",
         },
+    }
+}
+
+/// What must be switched on for a route, by its template. The edge asks; the ingest routes ask themselves.
+fn feature_of(route: &str) -> Option<Feature> {
+    match route {
+        "/version" => Some(Feature::Version),
+        "/stats" => Some(Feature::Stats),
+        "/metrics" => Some(Feature::Metrics),
+        "/config" => Some(Feature::Config),
+        "/docs" | "/openapi.json" => Some(Feature::Docs),
+        "/ingest/{domain}" => Some(Feature::OldPath),
+        _ if route.starts_with("/admin/") => Some(Feature::Admin),
+        _ => None,
     }
 }
 

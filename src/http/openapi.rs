@@ -16,7 +16,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{admin, ingest, ops, stats};
+use super::{admin, config, ingest, ops, stats};
 
 /// Errors of all answers: the shape of FastAPI.
 #[derive(Serialize, ToSchema)]
@@ -68,7 +68,10 @@ pub(crate) enum IngestErrors {
     /// `unauthorized`: X-Auth is missing, wrong or sent twice.
     #[response(status = 401, content_type = "application/json")]
     Unauthorized(Detail),
-    /// `Not Found`: unknown path.
+    /// `forbidden`: the token is not for this, or this domain may not be written. Nothing was written.
+    #[response(status = 403, content_type = "application/json")]
+    Forbidden(Detail),
+    /// `Not Found`: unknown path, or switched off.
     #[response(status = 404, content_type = "application/json")]
     NotFound(Detail),
     /// `request timeout`: the body did not arrive in time.
@@ -133,6 +136,82 @@ pub(crate) enum AdminBodyErrors {
     BadInput(Detail),
 }
 
+/// What a patch can be refused for as well.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described, never built")]
+pub(crate) enum ConfigErrors {
+    /// `request timeout`: the body did not arrive in time.
+    #[response(status = 408, content_type = "application/json")]
+    Timeout(Detail),
+    /// `length required`: neither Content-Length nor chunked coding.
+    #[response(status = 411, content_type = "application/json")]
+    LengthRequired(Detail),
+    /// `payload too large`: over 64 KiB.
+    #[response(status = 413, content_type = "application/json")]
+    TooLarge(Detail),
+    /// `unsupported content-type`: neither JSON nor a merge patch.
+    #[response(status = 415, content_type = "application/json")]
+    Unsupported(Detail),
+    /// Every wrong key by its name, and what is allowed. Nothing was changed.
+    #[response(status = 422, content_type = "application/json")]
+    BadInput(Detail),
+}
+
+/// What may change at run time. `null` takes a change back.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConfigPatch {
+    /// Per client and path, e.g. `60/minute`, or `off`. A change starts all windows anew.
+    #[schema(pattern = "^([1-9][0-9]{0,8}/(second|minute|hour|day)|off)$", example = "120/minute")]
+    rate_limit: Option<String>,
+    /// Wrong tokens per client, of the same form.
+    #[schema(pattern = "^([1-9][0-9]{0,8}/(second|minute|hour|day)|off)$", example = "120/minute")]
+    auth_rate_limit: Option<String>,
+    logging: Option<LoggingPatch>,
+    /// Seconds for a whole body.
+    #[schema(minimum = 1, maximum = 3600)]
+    body_timeout: Option<u64>,
+    /// Milliseconds from the head of a request to the end of its waits.
+    #[schema(minimum = 1000, maximum = 300000)]
+    request_timeout_ms: Option<u64>,
+    /// Only these may be written, with `*` for any characters; none: all. A text with commas is taken too.
+    #[schema(max_items = 1000, value_type = Option<Vec<DomainPattern>>)]
+    allow_domains: Option<Vec<String>>,
+    /// These may not be written; wins.
+    #[schema(max_items = 1000, value_type = Option<Vec<DomainPattern>>)]
+    deny_domains: Option<Vec<String>>,
+    features: Option<FeaturesPatch>,
+}
+
+/// A domain with `*` for any characters.
+#[derive(Serialize, ToSchema)]
+#[schema(pattern = "^[a-z0-9.*-]{1,253}$", example = "*.example.com")]
+pub(crate) struct DomainPattern(String);
+
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LoggingPatch {
+    /// In any case; also WARN, FATAL and TRACE.
+    #[schema(pattern = "^(CRITICAL|ERROR|WARNING|INFO|DEBUG|NOTSET)$", example = "DEBUG")]
+    level: Option<String>,
+    #[schema(pattern = "^(text|json)$", example = "json")]
+    format: Option<String>,
+}
+
+/// `false`: its routes are unknown paths.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FeaturesPatch {
+    version: Option<bool>,
+    stats: Option<bool>,
+    docs: Option<bool>,
+    metrics: Option<bool>,
+    /// Cannot be switched off by a request.
+    config: Option<bool>,
+    admin: Option<bool>,
+    old_path: Option<bool>,
+}
+
 /// The whole description. That each path is served is tested, not generated.
 #[derive(OpenApi)]
 #[openapi(
@@ -142,6 +221,8 @@ pub(crate) enum AdminBodyErrors {
         license(name = "MIT", identifier = "MIT")
     ),
     paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics,
+        config::show, config::change,
+
         stats::ops_metrics, stats::stats, admin::read_only, admin::set_read_only, admin::throttle, admin::set_throttle),
     components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service"),

@@ -9,12 +9,14 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::auth::Auth;
+use super::config::{Outside, Settings};
 use super::decode::Decoders;
 use super::gate::Gate;
 use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::storage::Store;
+use crate::token::TokenSet;
 
 /// Most large bodies being parsed at once.
 const PARSERS_MAX: usize = 4;
@@ -26,6 +28,7 @@ pub struct AppState {
     pub(crate) auth: Auth,
     pub(crate) gate: Gate,
     live: ArcSwap<Live>,
+    pub(crate) settings: Settings,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) max_body_bytes: usize,
     pub(crate) version: String,
@@ -45,9 +48,13 @@ impl AppState {
         AppState {
             store,
             metrics,
-            auth: Auth::new(&config.tokens, &config.admin_tokens, config.auth_rate_limit.clone()),
+            auth: Auth::new(
+                TokenSet::shared(config.tokens.expose(), config.admin_tokens.expose()),
+                config.auth_rate_limit.clone(),
+            ),
             gate: Gate::default(),
             live: ArcSwap::from_pointee(Live::new(config)),
+            settings: Settings::new(config, Outside::none(config)),
             trusted_proxies: config.trusted_proxies.clone(),
             max_body_bytes: config.max_body_bytes,
             version: config.version.clone(),
@@ -58,6 +65,16 @@ impl AppState {
             connections_max,
             closing: AtomicBool::new(false),
         }
+    }
+
+    /// With somebody to ask for changed settings.
+    pub fn with_outside(self, config: &Config, outside: Outside) -> AppState {
+        AppState { settings: Settings::new(config, outside), ..self }
+    }
+
+    /// For requests that come from now on.
+    pub(crate) fn set_live(&self, live: Live) {
+        self.live.store(Arc::new(live));
     }
 
     /// The settings as they are now. Not to be kept over an `await`.

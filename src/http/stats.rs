@@ -179,7 +179,7 @@ pub(crate) struct OpsMetrics {
 /// answer, and goes on with the next.
 #[cfg_attr(feature = "docs", utoipa::path(get, path = "/stats", tag = "admin", security(("x-auth" = [])),
     params(
-        ("domain" = Option<String>, Query, description = "Only this domain."),
+        ("domain" = Option<String>, Query, pattern = "^\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*$", max_length = 253, description = "Only this domain."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 10000, description = "Most domains, the first ones by name; 1000 if it is not given."),
     ),
     responses((status = 200, body = Stats), super::openapi::AdminErrors,

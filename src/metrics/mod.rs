@@ -10,7 +10,7 @@ mod hot;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use metrics::{Gauge, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -32,7 +32,7 @@ const BYTES_BUCKETS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0];
 
 /// The route templates that may stand in the `handler` label.
-pub const HANDLERS: [&str; 14] = [
+pub const HANDLERS: [&str; 15] = [
     "none",
     "/v1/ingest",
     "/ingest/{domain}",
@@ -45,6 +45,7 @@ pub const HANDLERS: [&str; 14] = [
     "/stats",
     "/admin/read-only",
     "/admin/throttle",
+    "/config",
     "/docs",
     "/openapi.json",
 ];
@@ -143,6 +144,7 @@ pub struct RequestSample<'a> {
 pub enum Refusal {
     RateLimited,
     Unauthorized,
+    TokenExpired,
     Forbidden,
     TokenGuessing,
     MalformedRequest,
@@ -158,6 +160,7 @@ impl Refusal {
         match self {
             Refusal::RateLimited => "rate_limited",
             Refusal::Unauthorized => "unauthorized",
+            Refusal::TokenExpired => "token_expired",
             Refusal::Forbidden => "forbidden",
             Refusal::TokenGuessing => "token_guessing",
             Refusal::MalformedRequest => "malformed_request",
@@ -275,6 +278,24 @@ impl Metrics {
     /// Counts log lines that were dropped because nobody read them.
     pub fn log_lines_dropped(&self, total: u64) {
         self.rare().log_lines_dropped = total;
+    }
+
+    /// Counts an attempt to read the configuration anew.
+    pub fn config_reloaded(&self, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.count(|| metrics::counter!("leitstand_config_reloads_total", "result" => result).increment(1));
+        self.config_is(ok);
+    }
+
+    /// Says how the last attempt to read the configuration ended.
+    pub fn config_is(&self, ok: bool) {
+        self.count(|| {
+            metrics::gauge!("leitstand_config_last_reload_successful").set(if ok { 1.0 } else { 0.0 });
+            if ok {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+                metrics::gauge!("leitstand_config_last_reload_success_timestamp_seconds").set(now);
+            }
+        });
     }
 
     /// Sets what is only looked at when somebody asks.
@@ -572,6 +593,13 @@ fn describe() {
     describe_counter!("leitstand_deprecated_requests_total", "Requests on the deprecated path /ingest/{domain}.");
     describe_counter!("leitstand_connections_total", "Connections accepted.");
     describe_counter!("leitstand_log_lines_dropped_total", "Log lines dropped because nobody read them.");
+    describe_counter!("leitstand_config_reloads_total", "Attempts to read the configuration anew, by result.");
+    describe_gauge!("leitstand_config_last_reload_successful", "0 while the files say what cannot be taken over.");
+    describe_gauge!(
+        "leitstand_config_last_reload_success_timestamp_seconds",
+        Unit::Seconds,
+        "When the configuration was last read without a problem; Unix time."
+    );
     describe_gauge!("leitstand_queue_depth", "Requests handed to the store and not yet answered.");
     describe_gauge!("leitstand_in_flight_bytes", Unit::Bytes, "Bytes of requests in memory, not yet acknowledged.");
     describe_gauge!(

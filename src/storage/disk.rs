@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -97,6 +97,11 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_side(&self, dir: &str) -> io::Result<()>;
     /// Free and total space.
     fn space(&self) -> io::Result<DiskSpace>;
+    /// Bytes that a write finds room for; `None` where a write may be tried without asking, because
+    /// one that finds no room can be taken back whole.
+    fn room(&self) -> Option<u64> {
+        None
+    }
     /// May this process create files here? Writes nothing.
     fn writable(&self) -> io::Result<()>;
 }
@@ -114,7 +119,12 @@ struct Dir {
     id: FileId,
     /// `None` when the system has no more watches to give.
     watch: Option<LockWatch>,
+    /// A file keeps all that one write took, as long as it keeps the first byte of it.
+    extents_stay_whole: bool,
 }
+
+/// `f_type` of btrfs, see statfs(2).
+const BTRFS: rustix::fs::FsWord = 0x9123_683e_u32 as rustix::fs::FsWord;
 
 impl RealDisk {
     /// Opens the data directory, creating it (mode 0700 for what is new, and synced into its
@@ -251,7 +261,10 @@ impl Dir {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
         let fd = retry_on_intr(|| rustix::fs::open(root, flags, Mode::empty()))?;
         let stat = retry_on_intr(|| rustix::fs::fstat(&fd))?;
-        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok() })
+        // btrfs: when space runs out, the kernel first puts what was written so far into one extent.
+        // A cut in the middle of the extent's first block leaves that block, and with it the extent.
+        let extents_stay_whole = rustix::fs::fstatfs(&fd).is_ok_and(|system| system.f_type == BTRFS);
+        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), extents_stay_whole })
     }
 }
 
@@ -271,7 +284,7 @@ fn create_dirs(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn file_id(stat: &rustix::fs::Stat) -> FileId {
+pub(super) fn file_id(stat: &rustix::fs::Stat) -> FileId {
     FileId { dev: stat.st_dev, ino: stat.st_ino }
 }
 
@@ -396,8 +409,14 @@ impl Disk for RealDisk {
     }
 
     fn space(&self) -> io::Result<DiskSpace> {
-        let space = retry_on_intr(|| rustix::fs::fstatvfs(&self.dir().fd))?;
-        Ok(DiskSpace { free_bytes: space.f_bavail * space.f_frsize, total_bytes: space.f_blocks * space.f_frsize })
+        space(self.dir().fd.as_fd())
+    }
+
+    fn room(&self) -> Option<u64> {
+        if !self.dir().extents_stay_whole {
+            return None;
+        }
+        self.space().ok().map(|space| space.free_bytes)
     }
 
     fn writable(&self) -> io::Result<()> {
@@ -406,7 +425,12 @@ impl Disk for RealDisk {
     }
 }
 
-fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<FileStat>> {
+pub(super) fn space(fd: BorrowedFd<'_>) -> io::Result<DiskSpace> {
+    let space = retry_on_intr(|| rustix::fs::fstatvfs(fd))?;
+    Ok(DiskSpace { free_bytes: space.f_bavail * space.f_frsize, total_bytes: space.f_blocks * space.f_frsize })
+}
+
+pub(super) fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<FileStat>> {
     match result {
         Ok(stat) => Ok(Some(file_stat(&stat))),
         Err(rustix::io::Errno::NOENT) => Ok(None),
@@ -414,7 +438,7 @@ fn found(result: rustix::io::Result<rustix::fs::Stat>) -> io::Result<Option<File
     }
 }
 
-fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+pub(super) fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
         let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();

@@ -19,6 +19,10 @@ const LOCK_REOPENS_MAX: usize = 16;
 /// Most buffers in one append: `IOV_MAX` is 1024 on Linux, and a repair may add one.
 pub(crate) const GROUP_JOBS_MAX: usize = 1000;
 
+/// Largest write that is tried without asking for room: a block, of which the file may have a part
+/// left.
+const ROOM_ASKED_ABOVE: usize = 4096;
+
 /// The open files of one domain.
 pub(crate) struct Log<D: Disk> {
     names: FileNames,
@@ -189,6 +193,9 @@ impl<D: Disk> Log<D> {
         bufs.extend(lines.iter().map(|line| IoSlice::new(line)));
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
 
+        if total > ROOM_ASKED_ABOVE && disk.room().is_some_and(|room| room < total as u64) {
+            return Err(StoreError::io("look for room", io::ErrorKind::StorageFull.into()));
+        }
         let started = Instant::now();
         data.known_len = None;
         match disk.append(&data.file, &bufs) {

@@ -34,13 +34,18 @@ pub(crate) fn leave<D: Disk>(disk: &D, data: &str, reason: &str, file: Option<Fi
     let name = side_name(data, POISONED_SUFFIX);
     remove(disk, data)?;
     let mark = disk.create_side(TORN_DIR, &name)?;
-    let ino = file.map_or(String::new(), |file| format!(" ino={}", file.ino));
-    let text = format!("reason={reason}{ino}\n");
+    let text = text(reason, file.map(|file| file.ino));
     if disk.append(&mark, &[IoSlice::new(text.as_bytes())])? != text.len() {
         return Err(io::ErrorKind::WriteZero.into());
     }
     disk.sync_data(&mark)?;
     disk.sync_side(TORN_DIR)
+}
+
+/// What a mark says. Without the number of a file it is about any.
+pub(crate) fn text(reason: &str, ino: Option<u64>) -> String {
+    let ino = ino.map_or(String::new(), |ino| format!(" ino={ino}"));
+    format!("reason={reason}{ino}\n")
 }
 
 /// Removes the mark, if there is one.

@@ -9,11 +9,13 @@ mod error;
 mod gather;
 mod inbox;
 mod layout;
+mod lock;
 mod log;
 mod marker;
 mod pace;
 mod ready;
 pub mod repair;
+pub mod snapshot;
 pub mod stats;
 mod tail;
 pub mod verify;
@@ -237,14 +239,31 @@ impl<D: Disk> Store<D> {
     /// # Cancel safety
     /// Dropping the future cancels nothing: the writer owns the bytes and the reservation. Only
     /// the answer is lost.
-    pub async fn append(&self, batch: Batch, mut reservation: Reservation) -> Result<(), StoreError> {
+    pub async fn append(&self, batch: Batch, reservation: Reservation) -> Result<(), StoreError> {
+        self.append_before(batch, reservation, None).await
+    }
+
+    /// As [`Store::append`], but waits for a foreign lock at most until `deadline`. Once the lock is
+    /// taken there is no deadline: what is being written is written to its end, and answered then.
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    pub async fn append_before(
+        &self,
+        batch: Batch,
+        mut reservation: Reservation,
+        deadline: Option<Instant>,
+    ) -> Result<(), StoreError> {
         let queued_at = Instant::now();
+        let lock_deadline = queued_at + self.inner.shared.options.lock_timeout;
+        let lock_deadline = deadline.map_or(lock_deadline, |deadline| deadline.min(lock_deadline));
         let (domain, lines, events) = batch.into_parts();
         reservation.grow_to(lines.capacity())?;
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         let (ack, done) = oneshot::channel();
         self.inner.shared.metrics.submitted();
-        let job = Job { lines, events, queued_at, ack, home: Handle::current(), _reservation: reservation };
+        let home = Handle::current();
+        let job = Job { lines, events, queued_at, lock_deadline, ack, home, _reservation: reservation };
         self.inner.gather.add(self.writer(&domain), job);
         done.await.unwrap_or_else(|_| {
             self.inner.shared.metrics.answered();
@@ -445,9 +464,13 @@ impl<D: Disk> Shared<D> {
     }
 
     fn reserve_bytes(&self, space: Option<DiskSpace>) -> u64 {
-        let default = |space: DiskSpace| (space.total_bytes / 100).min(64 << 20);
-        self.options.reserve_bytes.unwrap_or_else(|| space.map_or(0, default))
+        self.options.reserve_bytes.unwrap_or_else(|| space.map_or(0, default_reserve_bytes))
     }
+}
+
+/// What stays free unless somebody says otherwise.
+fn default_reserve_bytes(space: DiskSpace) -> u64 {
+    (space.total_bytes / 100).min(64 << 20)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use super::disk::{Disk, FileId, RealDisk};
 use super::error::{StoreError, chain};
 use super::layout::{REWRITE_SUFFIX, TORN_DIR, side_name};
+use super::lock::{LOCK_POLL, lock};
 use super::log::{Log, OpenCount, SyncWhen};
 use super::marker;
 use super::tail::{self, Tail};
-use super::verify::{DataFile, LOCK_POLL, NotChecked, data_files, lock, look_at};
+use super::verify::{DataFile, NotChecked, data_files, look_at};
 use crate::domain::Domain;
 
 /// What to repair, and whether.

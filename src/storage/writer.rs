@@ -45,6 +45,8 @@ pub(crate) struct Job {
     pub lines: Vec<u8>,
     pub events: u64,
     pub queued_at: Instant,
+    /// Until when it waits for a foreign lock.
+    pub lock_deadline: Instant,
     pub ack: oneshot::Sender<Ack>,
     /// The runtime that waits for the ack.
     pub home: Handle,
@@ -346,24 +348,25 @@ impl<D: Disk> DomainWriter<D> {
     fn lock_is_taken(&self, desk: &mut Desk<D>) -> Option<Duration> {
         let now = Instant::now();
         desk.lock_waiting_since.get_or_insert(now);
-        // Whoever queued meanwhile waits for the same lock and has the same timeout.
+        // Whoever queued meanwhile waits for the same lock.
         self.inbox.drain_into(&mut desk.group);
         let drained = self.shared.lock_deadline().is_some_and(|until| until <= now);
-        let timeout = self.shared.options.lock_timeout;
-        let waited = |job: &Job| now.saturating_duration_since(job.queued_at);
-        let given_up = desk.group.iter().take_while(|job| drained || waited(job) >= timeout).count();
-        for job in desk.group.drain(..given_up) {
-            let waited = waited(&job);
+        // Not in the order of the queue: the deadline of its request may cut a wait short.
+        let (given_up, waiting) = desk.group.drain(..).partition(|job| drained || job.lock_deadline <= now);
+        desk.group = waiting;
+        let given_up: VecDeque<Job> = given_up;
+        for job in given_up {
+            let waited = now.saturating_duration_since(job.queued_at);
             self.shared.metrics.lock_wait(waited);
             let late = StoreError::LockTimeout { waited_ms: waited.as_millis() as u64 };
             self.answer(job, Err(if drained { StoreError::ShuttingDown } else { late }));
         }
-        let Some(next) = desk.group.front() else {
+        let Some(next) = desk.group.iter().map(|job| job.lock_deadline).min() else {
             desk.lock_waiting_since = None;
             desk.lock_poll = LOCK_POLL_MIN;
             return None;
         };
-        let pause = desk.lock_poll.min(timeout - waited(next));
+        let pause = desk.lock_poll.min(next - now);
         desk.lock_poll = (desk.lock_poll * 2).min(LOCK_POLL_MAX);
         Some(pause)
     }

@@ -87,10 +87,11 @@ fn read_only_mode_refuses_events_and_nothing_else() {
         let line = server.log_line("the audit line", |line| line["action"] == "read_only" && line["on"] == on);
         assert_eq!((&line["target"], &line["level"]), (&"leitstand::audit".into(), &"INFO".into()), "{line}");
         assert_eq!(
-            (&line["reason"], &line["actor"]),
+            (&line["reason"], &line["client"]),
             (&"copy of the \"volume\"".into(), &"127.0.0.1".into()),
             "{line}"
         );
+        assert!(line["actor"].as_str().unwrap().starts_with("sha256:"), "{line}");
     }
 }
 

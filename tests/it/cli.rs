@@ -34,6 +34,8 @@ fn effective(dir: &Path, env: &[(&str, &str)]) -> (HashMap<String, String>, Stri
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let values = finished.stdout.lines().map(|line| {
         let (name, value) = line.split_once('=').unwrap_or_else(|| panic!("not NAME=value: {line:?}"));
+        let (value, source) = value.rsplit_once("  # ").unwrap_or_else(|| panic!("no source: {line:?}"));
+        assert!(!source.is_empty(), "{line:?}");
         (name.to_owned(), value.to_owned())
     });
     (values.collect(), finished.stderr)
@@ -404,7 +406,7 @@ fn env_example_lists_every_setting_and_no_other() {
         (!name.is_empty() && name.bytes().all(plain)).then(|| name.to_owned())
     };
     let listed: BTreeSet<String> = text.lines().filter_map(name_of).collect();
-    let known: BTreeSet<String> = SETTINGS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let known: BTreeSet<String> = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
     let missing: Vec<_> = known.difference(&listed).collect();
     let unknown: Vec<_> = listed.difference(&known).collect();
     assert!(
@@ -417,6 +419,7 @@ fn env_example_lists_every_setting_and_no_other() {
 #[test]
 fn every_setting_that_config_check_prints_is_in_settings() {
     let (values, _) = effective(dir().path(), &[("LEITSTAND_TOKEN", SECRET)]);
-    let unknown: Vec<_> = values.keys().filter(|name| !SETTINGS.iter().any(|(known, _)| known == name)).collect();
+    let unknown: Vec<_> =
+        values.keys().filter(|name| !SETTINGS.iter().any(|setting| setting.name == name.as_str())).collect();
     assert!(unknown.is_empty(), "printed by `config check`, but not in config::SETTINGS: {unknown:?}");
 }

@@ -44,6 +44,17 @@ fn every_file_is_opened_as_carefully_as_promised() {
     assert_eq!(disk.create_side(".side", "x").unwrap_err().kind(), ErrorKind::AlreadyExists);
 }
 
+/// Broken, a full btrfs would not be seen before a write, or every other disk would be asked in vain.
+#[test]
+fn only_btrfs_is_asked_for_room() {
+    for dir in ["/tmp", "/dev/shm"] {
+        let Ok(dir) = tempfile::tempdir_in(dir) else { continue };
+        let system = rustix::fs::statfs(dir.path()).unwrap();
+        let btrfs = system.f_type == 0x9123_683e;
+        assert_eq!(RealDisk::open(dir.path()).unwrap().room().is_some(), btrfs, "{:x}", system.f_type);
+    }
+}
+
 /// Broken, what is cut from a file would be written wherever a link leads.
 #[test]
 fn a_side_directory_that_is_a_link_is_not_followed() {

@@ -38,6 +38,8 @@ pub struct Plan {
     wrote_on: Mutex<Option<ThreadId>>,
     space: Mutex<Option<DiskSpace>>,
     space_looks: AtomicUsize,
+    room: Mutex<Option<u64>>,
+    room_looks: AtomicUsize,
     /// 0: as many as are asked for.
     read_bytes_max: AtomicUsize,
 }
@@ -92,6 +94,16 @@ impl Plan {
     /// From now on the file system has that much space.
     pub fn set_space(&self, free_bytes: u64, total_bytes: u64) {
         *self.space.lock().unwrap() = Some(DiskSpace { free_bytes, total_bytes });
+    }
+
+    /// From now on it is a file system that must be asked for room, and has so much.
+    pub fn set_room(&self, bytes: u64) {
+        *self.room.lock().unwrap() = Some(bytes);
+    }
+
+    /// How often somebody asked for room.
+    pub fn room_looks(&self) -> usize {
+        self.room_looks.load(Ordering::SeqCst)
     }
 
     /// From now on a read gives at most so many bytes.
@@ -248,6 +260,12 @@ impl Disk for FaultyDisk {
         self.plan.space_looks.fetch_add(1, Ordering::SeqCst);
         let told = *self.plan.space.lock().unwrap();
         told.map_or_else(|| self.real.space(), Ok)
+    }
+
+    fn room(&self) -> Option<u64> {
+        // As `space`.
+        self.plan.room_looks.fetch_add(1, Ordering::SeqCst);
+        *self.plan.room.lock().unwrap()
     }
 
     fn writable(&self) -> io::Result<()> {

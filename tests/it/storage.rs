@@ -346,6 +346,58 @@ fn small_members_of_a_full_group_succeed() {
     });
 }
 
+/// Broken: on btrfs a huge batch would take the last room, keep it after it was cut off, and so fail
+/// its small neighbours and all that come later.
+#[test]
+fn a_write_that_has_no_room_is_not_begun_where_that_costs_room() {
+    // As long as the file's line, with its newline.
+    let line = |bytes: usize| {
+        let text = format!("{{\"id\":2,\"p\":\"{}\",\"domain\":\"a\"}}", "x".repeat(bytes - 29));
+        Batch::parse(&text, Format::Lines, Some(Domain::parse("a").unwrap())).unwrap().unwrap()
+    };
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        append(&store, "a", &[1]).await.unwrap();
+        let length = content(dir.path(), "a").len();
+        plan.set_room(0);
+        store.append(line(4096), store.reserve(1).unwrap()).await.unwrap();
+        assert_eq!((content(dir.path(), "a").len(), plan.room_looks()), (length + 4096, 0), "no more than a block");
+        plan.set_room(5000);
+        store.append(line(5000), store.reserve(1).unwrap()).await.unwrap();
+        plan.clear();
+        let error = store.append(line(5001), store.reserve(1).unwrap()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        assert_eq!((plan.count("append"), plan.count("set_len"), plan.count("sync_data")), (0, 0, 0));
+
+        let lock = std::fs::File::open(dir.path().join("a.jsonl.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let mut waiting: Vec<_> = [10, 11, 12]
+            .map(|id| {
+                let store = store.clone();
+                tokio::spawn(async move { append(&store, "a", &[id]).await })
+            })
+            .into();
+        let huge = store.clone();
+        let huge = tokio::spawn(async move { huge.append(line(6000), huge.reserve(1).unwrap()).await });
+        waiting.push(tokio::spawn({
+            let store = store.clone();
+            async move { append(&store, "a", &[13]).await }
+        }));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(lock);
+        for task in waiting {
+            task.await.unwrap().unwrap();
+        }
+        assert!(matches!(huge.await.unwrap(), Err(StoreError::Full { .. })));
+        assert_eq!((plan.count("append"), plan.count("set_len")), (4, 0), "each small one alone");
+        assert_eq!(plan.count("read_at"), 0, "the end of the file was known all the time");
+        let mut found = ids(dir.path(), "a");
+        found.sort_unstable();
+        assert_eq!(found, [1, 2, 2, 10, 11, 12, 13]);
+    });
+}
+
 /// Broken: a torn tail would glue the next event onto itself, or cost sound lines.
 #[test]
 fn a_file_cut_at_any_byte_is_repaired_by_the_next_append() {

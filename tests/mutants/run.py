@@ -40,7 +40,7 @@ LONG = ("it", "a_large_file_is_streamed beside_a_service_at_full_load under_load
 # The steps for a file; the first that fits. A step ends with the first test that fails.
 STEPS = [
     ("src/domain.rs", TEXT), ("src/event.rs", TEXT), ("src/http/*", HTTP),
-    ("src/storage/verify.rs", [UNIT, LOOK, STORE, DEEP, LONG]),
+    ("src/storage/verify/*", [UNIT, LOOK, STORE, DEEP, LONG]),
     ("src/storage/repair.rs", [UNIT, LOOK, STORE, DEEP]), ("src/storage/marker.rs", [UNIT, LOOK, STORE, DEEP]),
     ("src/storage/layout.rs", [UNIT, LOOK, STORE]), ("src/storage/watch.rs", [UNIT, ("lib", "names_are_bounded"), STORE]),
     ("src/storage/log.rs", [UNIT, STORE, DEEP, LOOK, WIDE]), ("src/storage/tail.rs", [UNIT, STORE, DEEP, LOOK]),

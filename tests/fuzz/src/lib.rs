@@ -240,7 +240,8 @@ pub fn config(data: &[u8]) {
                 let rest = name.strip_prefix("CHRONIK_");
                 SETTINGS
                     .iter()
-                    .any(|(s, _)| *s == name || rest.is_some_and(|rest| s.strip_prefix("LEITSTAND_") == Some(rest)))
+                    .map(|setting| setting.name)
+                    .any(|s| s == name || rest.is_some_and(|rest| s.strip_prefix("LEITSTAND_") == Some(rest)))
             };
             assert!(!error.0.is_empty() && error.0.iter().all(|problem| known(&problem.name)), "{error}");
             assert!(!error.to_string().contains(SECRET), "a secret is in: {error}");

@@ -1,4 +1,8 @@
-//! What a token may do.
+//! Who may do what: scopes, grants, and the set of tokens that are accepted.
+
+mod set;
+
+pub use set::{Digest, Grant, Known, Pattern, TokenSet, Transport};
 
 /// A kind of request. Each token is given some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +31,34 @@ impl Scopes {
     }
 }
 
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Scopes {
+        Scopes(scopes.into_iter().fold(0, |bits, scope| bits | scope.bit()))
+    }
+}
+
 impl Scope {
+    /// All of them, in the order in which they are shown.
+    pub const EVERY: [Scope; 3] = [Scope::Ingest, Scope::Read, Scope::Admin];
+
     const fn bit(self) -> u8 {
         1 << self as u8
+    }
+
+    /// The name in the store and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::Ingest => "ingest",
+            Scope::Read => "read",
+            Scope::Admin => "admin",
+        }
+    }
+
+    /// # Errors
+    /// What the name must be.
+    pub fn parse(text: &str) -> Result<Scope, String> {
+        let known = Scope::EVERY.into_iter().find(|scope| scope.as_str() == text);
+        known.ok_or_else(|| "must be ingest, read or admin".to_owned())
     }
 }
 

@@ -1,0 +1,144 @@
+//! Which layer says what: defaults < file < `.env` < environment < options < run-time patch.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use super::document::Values;
+use super::{Problem, Setting};
+
+type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Everything that may say something, the last word first.
+pub struct Layers<'a> {
+    /// What an admin has changed since the start.
+    pub patch: &'a Values,
+    /// Options of the command line.
+    pub flags: &'a Values,
+    /// `--uds`.
+    pub socket: Option<&'a Path>,
+    pub environment: Lookup<'a>,
+    pub dot_env: Lookup<'a>,
+    pub file: Option<&'a FileLayer>,
+    /// Reads a file that a `*_FILE` variable names.
+    pub read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>,
+}
+
+/// The settings of a TOML file.
+pub struct FileLayer {
+    name: Arc<str>,
+    values: Values,
+    problems: Vec<Problem>,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    /// The TOML file, by its name.
+    File(Arc<str>),
+    DotEnv,
+    Environment,
+    Flag,
+    Patch,
+}
+
+/// A value, where it stands, and what it is called there.
+pub struct Found {
+    pub text: OsString,
+    pub origin: Origin,
+    pub label: String,
+}
+
+static NOTHING: LazyLock<Values> = LazyLock::new(Values::default);
+
+impl<'a> Layers<'a> {
+    /// Defaults only.
+    pub fn empty(read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>) -> Layers<'a> {
+        let nothing: Lookup<'a> = &|_| None;
+        Layers {
+            patch: &NOTHING,
+            flags: &NOTHING,
+            socket: None,
+            environment: nothing,
+            dot_env: nothing,
+            file: None,
+            read,
+        }
+    }
+
+    /// The value of the highest layer that says something.
+    pub(super) fn find(&self, setting: &Setting, warnings: &mut Vec<String>) -> Option<Found> {
+        let given = |values: &Values, origin| {
+            let text = values.get(setting)?.into();
+            Some(Found { text, origin, label: setting.key.to_owned() })
+        };
+        given(self.patch, Origin::Patch)
+            .or_else(|| given(self.flags, Origin::Flag))
+            .or_else(|| self.variable(setting, warnings))
+            .or_else(|| {
+                let file = self.file?;
+                let found = given(&file.values, Origin::File(file.name.clone()))?;
+                Some(Found { label: file.label(setting.key), ..found })
+            })
+    }
+
+    /// The variable, by either name. compat: the own name comes first, even if empty, and even if it
+    /// stands in `.env` and the older one in the environment.
+    fn variable(&self, setting: &Setting, warnings: &mut Vec<String>) -> Option<Found> {
+        let named = |name: &str| {
+            let in_environment = (self.environment)(name).map(|text| (text, Origin::Environment));
+            let (text, origin) = in_environment.or_else(|| Some(((self.dot_env)(name)?, Origin::DotEnv)))?;
+            Some(Found { text, origin, label: name.to_owned() })
+        };
+        let own = named(setting.name);
+        let older = setting.older_name().and_then(|older| named(&older));
+        if let (Some(own), Some(older)) = (&own, &older)
+            && own.text != older.text
+        {
+            warnings.push(format!("{} and {} are both set and differ; {} is used", own.label, older.label, own.label));
+        }
+        own.or(older)
+    }
+}
+
+impl FileLayer {
+    /// A file called `name` with what [`super::toml`] made of it.
+    pub fn new(name: &str, (values, problems): (Values, Vec<Problem>)) -> FileLayer {
+        FileLayer { name: name.into(), values, problems }
+    }
+
+    fn label(&self, key: &str) -> String {
+        format!("{}: {key}", self.name)
+    }
+
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.problems.iter().map(|problem| Problem { name: self.label(&problem.name), text: problem.text.clone() })
+    }
+
+    /// The text of a setting that the file sets.
+    pub fn get(&self, setting: &Setting) -> Option<&str> {
+        self.values.get(setting)
+    }
+}
+
+impl Found {
+    pub(super) fn is_from_file(&self) -> bool {
+        matches!(self.origin, Origin::File(_))
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Origin::Default => "default",
+            Origin::File(name) => name,
+            Origin::DotEnv => ".env",
+            Origin::Environment => "environment",
+            Origin::Flag => "option",
+            Origin::Patch => "patch",
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! A domain's lock, for whoever looks at its file without being a writer.
+
+use std::fs::File;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::disk::{Disk, RealDisk};
+use super::layout::FileNames;
+
+/// Pause between two looks at a foreign lock. Shorter than the gaps that the service leaves.
+pub(super) const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// Takes the domain's lock without creating its file; `None`: somebody else has it for too long.
+///
+/// Where there is no lock file nobody holds the lock, and `Some(None)` comes back.
+pub(super) fn lock(disk: &RealDisk, names: &FileNames, patience: Duration) -> io::Result<Option<Option<File>>> {
+    let began = Instant::now();
+    loop {
+        let file = match disk.open_read(&names.lock) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
+            other => other.map_err(|e| io::Error::new(e.kind(), format!("cannot open the lock file: {e}")))?,
+        };
+        // compat: the lock only counts if the name still leads to the file that was locked.
+        if disk.try_lock(&file)?
+            && disk.stat(&names.lock)?.is_some_and(|now| disk.fstat(&file).is_ok_and(|f| f.id == now.id))
+        {
+            return Ok(Some(Some(file)));
+        }
+        if began.elapsed() >= patience {
+            return Ok(None);
+        }
+        std::thread::sleep(LOCK_POLL);
+    }
+}

@@ -1,0 +1,159 @@
+//! The lines of a file, in bounded memory, and what is wrong with each.
+
+use std::io;
+
+use super::LINE_BYTES_MAX;
+use super::finding::Kind;
+use crate::domain::Domain;
+use crate::event::{self, LineFault, LineForm};
+use crate::storage::layout::{FileNames, Owner};
+
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
+
+/// Reads up to as many bytes as fit, at an offset; 0 at the end.
+pub(super) type ReadAt<'a> = &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>;
+
+/// A line, as far as it is kept.
+pub(super) struct Line<'a> {
+    pub start: u64,
+    /// Without its newline.
+    pub len: u64,
+    /// `None`: too long to be kept, or bad already by its zero bytes.
+    pub bytes: Option<&'a [u8]>,
+    /// The first zero byte and how many there are; only where `bytes` is `None`.
+    pub zeros: Option<(u64, u64)>,
+    pub ended: bool,
+}
+
+/// The lines of a part of a file, one after the other.
+pub(super) struct Lines {
+    buf: Vec<u8>,
+    /// What of `buf` is not yet taken.
+    rest: std::ops::Range<usize>,
+    /// Offset of the end of `rest` in the file.
+    at: u64,
+    end: u64,
+    /// The beginning of a line that did not fit into one chunk.
+    carry: Vec<u8>,
+}
+
+impl Lines {
+    pub(super) fn new(start: u64, end: u64) -> Lines {
+        let buf = vec![0; CHUNK_BYTES.min(end.saturating_sub(start) as usize)];
+        Lines { buf, rest: 0..0, at: start, end, carry: Vec::new() }
+    }
+
+    pub(super) fn next(&mut self, read: ReadAt<'_>) -> io::Result<Option<Line<'_>>> {
+        self.carry.clear();
+        let start = self.at - self.rest.len() as u64;
+        let mut len = 0u64;
+        let mut kept = true;
+        let mut zeros: Option<(u64, u64)> = None;
+        let ended = loop {
+            if self.rest.is_empty() && !self.fill(read)? {
+                break false;
+            }
+            let piece = &self.buf[self.rest.clone()];
+            let newline = memchr::memchr(b'\n', piece);
+            if let (Some(at), 0) = (newline, len) {
+                // The usual case: nothing is copied.
+                let whole = self.rest.start..self.rest.start + at;
+                self.rest.start = whole.end + 1;
+                let bytes = Some(&self.buf[whole]);
+                return Ok(Some(Line { start, len: at as u64, bytes, zeros: None, ended: true }));
+            }
+            let piece = &piece[..newline.unwrap_or(piece.len())];
+            if let Some(at) = memchr::memchr(0, piece) {
+                let count = memchr::memchr_iter(0, piece).count() as u64;
+                let (first, before) = zeros.unwrap_or((start + len + at as u64, 0));
+                zeros = Some((first, before + count));
+            }
+            kept &= zeros.is_none() && self.carry.len() + piece.len() <= LINE_BYTES_MAX;
+            if kept {
+                self.carry.extend_from_slice(piece);
+            } else {
+                self.carry = Vec::new();
+            }
+            len += piece.len() as u64;
+            self.rest.start += piece.len() + usize::from(newline.is_some());
+            if newline.is_some() {
+                break true;
+            }
+        };
+        if len == 0 && !ended {
+            return Ok(None);
+        }
+        Ok(Some(Line { start, len, bytes: kept.then_some(&self.carry[..]), zeros, ended }))
+    }
+
+    /// The next chunk; false at the end.
+    fn fill(&mut self, read: ReadAt<'_>) -> io::Result<bool> {
+        let want = self.buf.len().min((self.end - self.at.min(self.end)) as usize);
+        let n = read(&mut self.buf[..want], self.at)?;
+        self.rest = 0..n;
+        self.at += n as u64;
+        Ok(n > 0)
+    }
+}
+
+/// Tells what is wrong with the lines of one data file.
+pub(super) struct Judge {
+    /// The name of the data file.
+    data: String,
+    /// The domain of the file, as soon as it is known.
+    known: Option<Domain>,
+}
+
+impl Judge {
+    pub(super) fn new(data: &str, owner: &Owner) -> Judge {
+        let known = match owner {
+            Owner::Domain(domain) => Some(domain.clone()),
+            Owner::Shortened => None,
+        };
+        Judge { data: data.to_owned(), known }
+    }
+
+    /// What is not right with the line: kind, offset, number of bytes.
+    pub(super) fn judge(&mut self, line: &Line<'_>) -> Option<(Kind, u64, Option<u64>)> {
+        let all = |kind| Some((kind, line.start, Some(line.len)));
+        let Some(bytes) = line.bytes else {
+            return match line.zeros {
+                Some((at, zeros)) => Some((Kind::ZeroBytes, at, Some(zeros))),
+                None => all(Kind::LongLine),
+            };
+        };
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(e) => return Some((Kind::InvalidUtf8, line.start + e.valid_up_to() as u64, None)),
+        };
+        if self.known.as_ref().is_some_and(|domain| event::check_line(text, domain).is_ok()) {
+            return None;
+        }
+        if let Some(at) = memchr::memchr(0, bytes) {
+            let zeros = memchr::memchr_iter(0, bytes).count() as u64;
+            return Some((Kind::ZeroBytes, line.start + at as u64, Some(zeros)));
+        }
+        match event::read_line(text) {
+            Err(LineFault::Blank) => all(Kind::BlankLine),
+            Err(LineFault::NotJson) => all(Kind::InvalidJson),
+            Err(LineFault::NotAnObject) => all(Kind::NotAnObject),
+            Err(LineFault::DomainMissing) => all(Kind::DomainMissing),
+            Ok(event) if !self.is_ours(&event.domain) => all(Kind::OtherDomain),
+            Ok(event) => match event.form {
+                LineForm::Own => None,
+                LineForm::Foreign => all(Kind::ForeignForm),
+                LineForm::Lenient => all(Kind::LenientJson),
+            },
+        }
+    }
+
+    fn is_ours(&mut self, domain: &str) -> bool {
+        if let Some(known) = &self.known {
+            return known.as_str() == domain;
+        }
+        // A shortened name: the first event that fits tells the domain.
+        let parsed = Domain::parse(domain).ok().filter(|parsed| parsed.as_str() == domain);
+        self.known = parsed.filter(|parsed| FileNames::of(parsed).data == self.data);
+        self.known.is_some()
+    }
+}

@@ -1,0 +1,690 @@
+//! Configuration: which layer wins, what is told of it, and what changes without a restart.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use leitstand::config::SETTINGS;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    ADMIN_TOKEN, Builder, Client, PATIENCE, Request, Response, TOKEN, TestServer, command, run, wait_for,
+};
+
+const FILE: &str = "leitstand.toml";
+
+/// A server with a TOML file, and without what the tests set in the environment otherwise and files
+/// should change.
+fn with_file(content: &str) -> Builder {
+    TestServer::builder().without("LEITSTAND_RATE_LIMIT").file(FILE, content).arg("--config").arg(FILE)
+}
+
+fn write(server: &TestServer, content: &str) {
+    // As an editor does it; half-written files have a test of their own.
+    let new = server.dir().join("new.toml");
+    fs::write(&new, content).unwrap();
+    fs::rename(new, server.dir().join(FILE)).unwrap();
+}
+
+fn admin(method: &str, path: &str) -> Request {
+    Request::new(method, path).header("X-Auth", ADMIN_TOKEN)
+}
+
+fn patch_request(body: impl AsRef<[u8]>) -> Request {
+    admin("POST", "/config").header("Content-Type", "application/merge-patch+json").body(body)
+}
+
+fn patch(server: &TestServer, body: Value) -> Response {
+    server.send(&patch_request(body.to_string()))
+}
+
+#[track_caller]
+fn patched(server: &TestServer, body: Value) -> Value {
+    let answer = patch(server, body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+fn shown(server: &TestServer) -> Value {
+    let answer = server.send(&admin("GET", "/config"));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+/// Until a setting has this value, by whatever reload.
+fn until(server: &TestServer, key: &str, want: &Value) -> Value {
+    wait_for(&format!("{key} becomes {want}"), PATIENCE, || {
+        let shown = shown(server);
+        (shown["settings"][key]["value"] == *want).then_some(shown)
+    })
+}
+
+fn reloads(server: &TestServer, result: &str) -> f64 {
+    server.metric("leitstand_config_reloads_total", &format!("result=\"{result}\""))
+}
+
+/// Sends SIGHUP and waits until it has been dealt with.
+fn hang_up(server: &TestServer) {
+    let before = reloads(server, "ok") + reloads(server, "failed");
+    server.signal(Signal::HUP);
+    wait_for("SIGHUP is dealt with", PATIENCE, || {
+        (reloads(server, "ok") + reloads(server, "failed") > before).then_some(())
+    });
+}
+
+fn check(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let done = run(command(dir, args).envs(env.iter().copied()));
+    (done.code, done.stdout, done.stderr)
+}
+
+/// Broken, an operator's value would be hidden by one of a lower layer.
+#[test]
+fn the_last_word_is_that_of_the_highest_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let toml = "token = 't'\nport = 1\nmax_body = 1\nlock_timeout = 1\n[logging]\nlevel = 'ERROR'\n[features]\nstats = false\n";
+    fs::write(dir.path().join("c.toml"), toml).unwrap();
+    fs::write(dir.path().join(".env"), "LEITSTAND_CONFIG=c.toml\nLEITSTAND_PORT=2\nCHRONIK_MAX_BODY=2\n").unwrap();
+    let env = [("LEITSTAND_PORT", "3"), ("CHRONIK_MAX_BODY", "3")];
+    let line = |args: &[&str], name: &str| {
+        let (code, stdout, stderr) = check(dir.path(), args, &env);
+        assert_eq!(code, Some(0), "{stderr}");
+        let prefix = format!("{name}=");
+        stdout
+            .lines()
+            .find_map(|line| line.strip_prefix(&prefix))
+            .unwrap_or_else(|| panic!("{name}: {stdout}"))
+            .to_owned()
+    };
+    let args = ["config", "check"];
+    assert_eq!(line(&args, "LEITSTAND_BODY_TIMEOUT"), "30  # default");
+    assert_eq!(line(&args, "LEITSTAND_LOCK_TIMEOUT"), "1  # c.toml");
+    assert_eq!(line(&args, "LOG_LEVEL"), "ERROR  # c.toml");
+    assert_eq!(line(&args, "LEITSTAND_DISABLE"), "stats  # c.toml");
+    assert_eq!(line(&args, "LEITSTAND_TOKEN"), "1 (masked)  # c.toml");
+    assert_eq!(line(&args, "LEITSTAND_MAX_BODY"), "3  # environment");
+    assert_eq!(line(&args, "LEITSTAND_PORT"), "3  # environment");
+    assert_eq!(line(&["config", "check", "--port", "4"], "LEITSTAND_PORT"), "4  # option");
+    fs::write(dir.path().join("d.toml"), "token = 't'\nlock_timeout = 5").unwrap();
+    assert_eq!(line(&["config", "check", "--config", "d.toml"], "LEITSTAND_LOCK_TIMEOUT"), "5  # d.toml");
+    fs::write(
+        dir.path().join(".env"),
+        "LEITSTAND_CONFIG=c.toml\nLEITSTAND_LOCK_TIMEOUT=7\nLEITSTAND_TOKEN_FILE=secret\n",
+    )
+    .unwrap();
+    fs::write(dir.path().join("secret"), "a,b").unwrap();
+    assert_eq!(line(&args, "LEITSTAND_LOCK_TIMEOUT"), "7  # .env");
+    assert_eq!(
+        line(&["--validate"], "LEITSTAND_TOKEN"),
+        "2 (masked)  # .env",
+        "a file of a higher layer hides the token"
+    );
+}
+
+/// Broken, a slip in a name would do nothing, and nobody would know.
+#[test]
+fn the_check_tells_slips_wrong_types_and_what_cannot_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("c.toml"),
+        "tokn = 'x'\nport = '1'\nmax_body = 'much'\n[logging]\nlevel = 1\n[features]\nstat = true\n",
+    )
+    .unwrap();
+    let all = [
+        "c.toml: tokn is no setting; do you mean token?",
+        "c.toml: port must be a whole number",
+        "c.toml: max_body is \"much\": must be a number of bytes",
+        "c.toml: logging.level must be a text",
+        "c.toml: features.stat is none of version",
+        "LEITSTAND_LOCK_TIMEOUT is \"x\"",
+        "LEITSTAND_TOKEN is not set",
+    ];
+    let env = [("LEITSTAND_LOCK_TIMEOUT", "x")];
+    for args in [
+        &["config", "check", "--config", "c.toml"][..],
+        &["--validate", "--config", "c.toml"],
+        &["serve", "--config", "c.toml"],
+    ] {
+        let (code, stdout, stderr) = check(dir.path(), args, &env);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{args:?}");
+        for problem in all {
+            assert!(stderr.contains(problem), "{problem}: {stderr}");
+        }
+    }
+    let (code, stdout, _) = check(dir.path(), &["--validate", "--json", "--config", "c.toml"], &env);
+    let document: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, document["problems"].as_array().unwrap().len()), (Some(1), all.len()), "{document}");
+
+    let token = ("LEITSTAND_TOKEN", "t");
+    let slips = [token, ("LEITSTAND_MAXBODY", "1"), ("CHRONIK_RATELIMIT", "1/day"), ("LEITSTAND_SPOOL", "of a client")];
+    let (code, stdout, stderr) = check(dir.path(), &["config", "check", "--json"], &slips);
+    let document: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert_eq!(
+        document["settings"]["LEITSTAND_TOKEN"],
+        json!({"value": "1 (masked)", "source": "environment", "key": "token", "restart_required": false})
+    );
+    assert_eq!(
+        document["warnings"],
+        json!([
+            "CHRONIK_RATELIMIT (environment) is no setting; do you mean LEITSTAND_RATE_LIMIT?",
+            "LEITSTAND_MAXBODY (environment) is no setting; do you mean LEITSTAND_MAX_BODY?"
+        ])
+    );
+    for (dir_setting, part) in
+        [("c.toml", "no directory"), ("c.toml/x", "no directory"), ("/dev/null/x", "no directory")]
+    {
+        let (code, _, stderr) = check(dir.path(), &["config", "check"], &[token, ("LEITSTAND_DATA_DIR", dir_setting)]);
+        assert!(
+            code == Some(1) && stderr.contains("LEITSTAND_DATA_DIR") && stderr.contains(part),
+            "{dir_setting}: {stderr}"
+        );
+    }
+    for (file, part) in [("missing.toml", "missing.toml cannot be read"), (".", ". cannot be read")] {
+        let (code, _, stderr) = check(dir.path(), &["config", "check", "--config", file], &[token]);
+        assert!(code == Some(1) && stderr.contains(part), "{file}: {stderr}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is made");
+}
+
+/// Broken, a stranger or a producer could see or change how the service runs.
+#[test]
+fn only_an_admin_sees_and_changes_the_configuration() {
+    let server = TestServer::new();
+    for request in [admin("GET", "/config"), patch_request("{}")] {
+        assert_eq!(server.send(&request).status, 200);
+        server.send(&request.clone().without("X-Auth")).assert_error(401, "unauthorized");
+        server.send(&request.clone().header("X-Auth", "wrong")).assert_error(401, "unauthorized");
+        server.send(&request.header("X-Auth", TOKEN)).assert_error(403, "forbidden");
+    }
+    assert_eq!(server.send(&admin("PUT", "/config")).status, 405);
+    let text = shown(&server).to_string();
+    assert!(!text.contains(TOKEN) && !text.contains(ADMIN_TOKEN), "{text}");
+}
+
+/// Broken, nobody could tell what holds, why, and what a restart would change.
+#[test]
+fn the_document_shows_value_source_and_drift() {
+    let server = with_file("max_body = 1000\nrate_limit = '77/minute'\n").start();
+    let document = shown(&server);
+    let settings = document["settings"].as_object().unwrap();
+    for setting in SETTINGS.iter().filter(|s| !s.key.is_empty() && !s.key.ends_with("_file")) {
+        let told = &settings[setting.key];
+        assert_eq!((&told["variable"], &told["restart_required"]), (&json!(setting.name), &json!(!setting.live)));
+        assert!(told.get("drift").is_none(), "{}: {told}", setting.key);
+        let value = setting.key.split('.').fold(&document["config"], |at, name| &at[name]);
+        assert_eq!(told["value"], *value, "{}", setting.key);
+    }
+    assert_eq!(settings["max_body"]["value"], 1000);
+    assert_eq!(settings["rate_limit"]["source"], FILE);
+    assert_eq!(settings["logging.format"]["source"], "environment");
+    assert_eq!(settings["body_timeout"]["source"], "default");
+
+    write(&server, "max_body = 2000\nrate_limit = '88/minute'\n");
+    hang_up(&server);
+    let document = until(&server, "rate_limit", &json!("88/60seconds"));
+    assert_eq!(document["settings"]["max_body"]["drift"], json!({"value": 2000, "source": FILE}));
+    assert_eq!(document["config"]["max_body"], 1000);
+    let document = patched(&server, json!({"rate_limit": "99/minute"}));
+    assert_eq!(document["settings"]["rate_limit"]["source"], "patch");
+    assert_eq!(document["settings"]["rate_limit"]["drift"], json!({"value": "88/60seconds", "source": FILE}));
+    server.log_line("the restart is told", |line| {
+        line["level"] == "WARN" && line["setting"] == "LEITSTAND_MAX_BODY" && line["configured"] == "2000"
+    });
+}
+
+/// Broken, half of a wrong patch would hold, or the answer would not say what is wrong.
+#[test]
+fn a_wrong_patch_changes_nothing_and_is_told_by_key() {
+    let server = TestServer::new();
+    let before = shown(&server);
+    for (body, parts) in [
+        (r#"{"request_timeout_ms": 999}"#, &["request_timeout_ms", "1000", "300000"][..]),
+        (r#"{"request_timeout_ms": 300001}"#, &["request_timeout_ms", "1000", "300000"]),
+        (r#"{"request_timeout_ms": -5}"#, &["request_timeout_ms", "1000"]),
+        (r#"{"request_timeout_ms": "5000"}"#, &["request_timeout_ms", "whole number"]),
+        (r#"{"request_timeout_ms": 99999999999999999999}"#, &["request_timeout_ms"]),
+        (r#"{"logging": {"level": "loud"}}"#, &["logging.level", "DEBUG"]),
+        (r#"{"logging": {"levle": "INFO"}}"#, &["logging.levle", "logging.level"]),
+        (r#"{"logging": "INFO"}"#, &["logging", "table"]),
+        (r#"{"rate_limit": "0/minute"}"#, &["rate_limit", "between 1"]),
+        (r#"{"rate_limit": 60}"#, &["rate_limit", "text"]),
+        (r#"{"allow_domains": ["a b"]}"#, &["allow_domains", "a b"]),
+        (r#"{"features": {"stats": "no"}}"#, &["features.stats", "true or false"]),
+        (r#"{"features": {"config": false}}"#, &["features.config"]),
+        (r#"{"data_dir": "/tmp"}"#, &["data_dir", "restart"]),
+        (r#"{"token": "x"}"#, &["token", "secret"]),
+        (r#"{"admin_token_file": "/x"}"#, &["admin_token_file", "secret"]),
+        (r#"{"no\u0000such\"key": 1}"#, &["is no setting"]),
+        (r#"{"nope": null}"#, &["nope"]),
+        ("[]", &["object"]),
+        ("null", &["object"]),
+        ("", &["no JSON"]),
+        ("{", &["no JSON"]),
+        ("{\"a\":\u{1}}", &["no JSON"]),
+    ] {
+        // With something right beside it, which must not be taken either.
+        let body = body.strip_prefix('{').filter(|rest| rest.len() > 1 && rest.contains(':'));
+        let body = body.map_or_else(|| parts_body(parts), |rest| format!(r#"{{"body_timeout": 7, {rest}"#));
+        let answer = server.send(&patch_request(&body));
+        assert_eq!(answer.status, 422, "{body}: {answer:?}");
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        for part in parts {
+            assert!(detail.contains(part), "{body}: {part}: {detail}");
+        }
+    }
+    let problem = server.send(&patch_request(r#"{"no\"pe": 1}"#).header("Accept", "application/problem+json")).json();
+    assert_eq!((&problem["code"], &problem["written"]), (&json!("invalid_input"), &json!("no")));
+
+    let big = format!("{{\"nope\": \"{}\"}}", "x".repeat(64 << 10));
+    server.send(&patch_request(&big)).assert_error(413, "payload too large");
+    server.send(&patch_request("").chunked(&big, 1000)).assert_error(413, "payload too large");
+    server.send(&patch_request("{}").without("Content-Length")).assert_error(411, "length required");
+    server
+        .send(&patch_request("{}").header("Content-Type", "text/plain"))
+        .assert_error(415, "unsupported content-type");
+    server
+        .send(&admin("POST", "/config?persist=2").header("Content-Type", "application/json").body("{}"))
+        .assert_error(422, "persist must be 0 or 1");
+    assert_eq!(shown(&server)["config"], before["config"]);
+    assert!(!server.log().contains("leitstand::audit"));
+}
+
+/// The bodies above that are no objects.
+fn parts_body(parts: &[&str]) -> String {
+    if parts == ["object"] { "[]".to_owned() } else { "{".to_owned() }
+}
+
+/// Broken, `null` would not give the value of the file back, or one patch would undo another.
+#[test]
+fn null_takes_a_patch_back_to_the_layers_below() {
+    let server = with_file("body_timeout = 20\n[features]\ndocs = false\n")
+        .env("LEITSTAND_REQUEST_TIMEOUT_MS", "200000")
+        .start();
+    patched(&server, json!({"body_timeout": 5, "request_timeout_ms": 5000, "features": {"version": false}}));
+    let document = patched(&server, json!({"logging": {"level": "DEBUG"}, "features": {"stats": false}}));
+    let config = &document["config"];
+    assert_eq!(
+        (&config["body_timeout"], &config["request_timeout_ms"]),
+        (&json!(5), &json!(5000)),
+        "a patch beats even the environment"
+    );
+    assert_eq!(
+        config["features"],
+        json!({"version": false, "stats": false, "docs": false, "metrics": true, "config": true, "admin": true, "old_path": true})
+    );
+    let document =
+        patched(&server, json!({"body_timeout": null, "request_timeout_ms": null, "features": {"version": null}}));
+    let (config, settings) = (&document["config"], &document["settings"]);
+    assert_eq!((&config["body_timeout"], &settings["body_timeout"]["source"]), (&json!(20), &json!(FILE)));
+    assert_eq!(
+        (&config["request_timeout_ms"], &settings["request_timeout_ms"]["source"]),
+        (&json!(200_000), &json!("environment"))
+    );
+    assert_eq!((&config["features"]["version"], &config["features"]["stats"]), (&json!(true), &json!(false)));
+    // A reload leaves the patch; the end of the process takes it away.
+    hang_up(&server);
+    assert_eq!(shown(&server)["config"]["logging"]["level"], "DEBUG");
+    let document = patched(&server, json!({"features": null, "logging": null}));
+    assert_eq!(
+        (&document["config"]["features"]["stats"], &document["config"]["logging"]["level"]),
+        (&json!(true), &json!("INFO"))
+    );
+    assert_eq!(document["config"]["features"]["docs"], false);
+}
+
+/// Broken, a change would be lost with the next start, or the file's comments with the change.
+#[test]
+fn persist_writes_the_file_and_only_a_good_one() {
+    let content = "# Mine.\nbody_timeout = 20 # low\nmax_body = 1000\n";
+    let server = with_file(content).env("LEITSTAND_AUTH_RATE_LIMIT", "off").start();
+    let path = server.dir().join(FILE);
+    let persist = |body: Value| {
+        let request = admin("POST", "/config?persist=1").header("Content-Type", "application/json");
+        server.send(&request.body(body.to_string()))
+    };
+    for (body, part) in [
+        (json!({"body_timeout": 0}), "body_timeout"),
+        (json!({"max_body": 5}), "restart"),
+        (json!({"body_timeout": 9, "auth_rate_limit": "5/minute"}), "auth_rate_limit comes from environment"),
+    ] {
+        let answer = persist(body);
+        assert!(answer.status == 422 && answer.text().contains(part), "{answer:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
+    assert_eq!(shown(&server)["config"]["body_timeout"], 20);
+    patched(&server, json!({"body_timeout": 3}));
+    let answer = persist(json!({"body_timeout": 9, "features": {"docs": false}, "deny_domains": ["x.*", "y"]}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let told = &answer.json()["settings"]["body_timeout"];
+    assert_eq!(
+        (&told["value"], &told["source"], told.get("drift")),
+        (&json!(9), &json!(FILE), None),
+        "the patch is in the file now"
+    );
+    let written = fs::read_to_string(&path).unwrap();
+    assert!(written.contains("# Mine.") && written.contains("body_timeout = 9 # low"), "{written}");
+    let (code, stdout, stderr) =
+        check(server.dir(), &["config", "check", "--config", FILE], &[("LEITSTAND_TOKEN", "t")]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        stdout.contains("LEITSTAND_DENY_DOMAINS=x.*,y  # leitstand.toml")
+            && stdout.contains("LEITSTAND_DISABLE=docs  # "),
+        "{stdout}"
+    );
+    assert_eq!(persist(json!({"body_timeout": null})).json()["settings"]["body_timeout"]["source"], "default");
+    assert!(!fs::read_to_string(&path).unwrap().contains("body_timeout"));
+    let names: Vec<_> = fs::read_dir(server.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().ends_with(".new")), "{names:?}");
+
+    let without = TestServer::new();
+    let request = admin("POST", "/config?persist=1").header("Content-Type", "application/json");
+    let answer = without.send(&request.body("{\"body_timeout\": 9}"));
+    assert!(answer.status == 422 && answer.text().contains("--config"), "{answer:?}");
+}
+
+/// Broken, a bad file would stop the service or take its settings away, or nobody would know.
+#[test]
+fn a_broken_file_keeps_the_old_values_and_says_so() {
+    let good = "body_timeout = 20\n";
+    let server = with_file(good).start();
+    let gauge = || server.metric("leitstand_config_last_reload_successful", "");
+    assert_eq!(gauge(), 1.0);
+    for (content, problem) in [
+        ("body_timeout = \n", "line 1 is no TOML"),
+        ("body_timeout = 30\nbody_timout = 5\n", "do you mean body_timeout?"),
+        ("body_timeout = 'x'\n", "whole number"),
+        ("body_timeout = 0\n", "from 1 to 3600"),
+        ("body_timeout = 30\nmax_body = 'much'\n", "max_body"),
+        ("", "is empty"),
+        ("\u{feff}body_timeout = 30\nrate_limit = \"6", "line 2"),
+    ] {
+        let failed = reloads(&server, "failed");
+        write(&server, content);
+        wait_for("the broken file is seen", PATIENCE, || (reloads(&server, "failed") > failed).then_some(()));
+        let document = shown(&server);
+        assert_eq!(document["config"]["body_timeout"], 20, "{content:?}");
+        assert_eq!(document["reload"]["successful"], false);
+        assert!(document["reload"]["problems"].to_string().contains(problem), "{content:?}: {document}");
+        assert_eq!(gauge(), 0.0);
+        server.post("a", "{}").assert_accepted();
+        // A request cannot change anything either: what it takes back would be unknown.
+        assert_eq!(patch(&server, json!({"request_timeout_ms": 5000})).status, 422);
+    }
+    fs::remove_file(server.dir().join(FILE)).unwrap();
+    hang_up(&server);
+    assert_eq!(shown(&server)["config"]["body_timeout"], 20, "without the file too");
+    write(&server, "body_timeout = 21\n");
+    let document = until(&server, "body_timeout", &json!(21));
+    assert_eq!((gauge(), &document["reload"]["successful"]), (1.0, &json!(true)));
+    assert!(server.metric("leitstand_config_last_reload_success_timestamp_seconds", "") > 1.7e9);
+    server.log_line("the failure is an error", |line| {
+        line["level"] == "ERROR" && line["problem"].as_str().is_some_and(|p| p.contains("is empty"))
+    });
+}
+
+/// Broken, a file that is being written would be taken by halves.
+#[test]
+fn a_half_written_file_is_not_taken() {
+    let whole: String = (0..40)
+        .map(|n| format!("# line {n}\n"))
+        .chain(["body_timeout = 55\nrate_limit = '7/minute'\n".to_owned()])
+        .collect();
+    let server = with_file("body_timeout = 20\nrate_limit = '5/minute'\n").start();
+    // Every prefix is good TOML up to the last lines, and says less.
+    let began = Instant::now();
+    let path = server.dir().join(FILE);
+    while began.elapsed() < Duration::from_secs(3) {
+        for end in (0..whole.len()).step_by(16) {
+            fs::write(&path, &whole[..end]).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let config = shown(&server)["config"].clone();
+    assert_eq!((&config["body_timeout"], &config["rate_limit"]), (&json!(20), &json!("5/60seconds")));
+    fs::write(&path, &whole).unwrap();
+    let document = until(&server, "body_timeout", &json!(55));
+    assert_eq!(document["config"]["rate_limit"], "7/60seconds");
+}
+
+/// Broken, a secret that Kubernetes or an operator exchanges would need a restart, or lock everybody out.
+#[test]
+fn tokens_of_files_change_while_the_service_runs() {
+    let builder = TestServer::builder()
+        .without("LEITSTAND_TOKEN")
+        .env("LEITSTAND_TOKEN_FILE", "mount/token")
+        .env("LEITSTAND_AUTH_RATE_LIMIT", "off");
+    let dir = builder.dir().to_owned();
+    // As Kubernetes mounts a secret: a link to a link, which is turned.
+    for (name, secret) in [("one", "alef-1"), ("two", "alef-1,bet-2"), ("three", "bet-2")] {
+        fs::create_dir_all(dir.join("mount").join(name)).unwrap();
+        fs::write(dir.join("mount").join(name).join("token"), secret).unwrap();
+    }
+    let turn = |name: &str| {
+        let new = dir.join("mount/new");
+        std::os::unix::fs::symlink(name, &new).unwrap();
+        fs::rename(new, dir.join("mount/..data")).unwrap();
+    };
+    turn("one");
+    std::os::unix::fs::symlink("..data/token", dir.join("mount/token")).unwrap();
+    let server = builder.start();
+    let with = |token: &str| server.send(&Request::post("a", "{}").header("X-Auth", token)).status;
+    assert_eq!((with("alef-1"), with("bet-2")), (202, 401));
+    turn("two");
+    wait_for("the new token is taken", PATIENCE, || (with("bet-2") == 202).then_some(()));
+    assert_eq!(with("alef-1"), 202, "both");
+    turn("three");
+    wait_for("the old token is refused", PATIENCE, || (with("alef-1") == 401).then_some(()));
+    assert_eq!(with("bet-2"), 202);
+    fs::write(dir.join("mount/three/token"), "").unwrap();
+    wait_for("the empty file is seen", PATIENCE, || (reloads(&server, "failed") > 0.0).then_some(()));
+    assert_eq!(with("bet-2"), 202, "nobody is locked out by an empty file");
+    let line =
+        server.log_line("the change is audited", |line| line["target"] == "leitstand::audit" && line["key"] == "token");
+    assert_eq!((&line["action"], &line["actor"]), (&json!("reload"), &json!("file")));
+    // SHA-256 of "alef-1" begins with these digits.
+    assert_eq!(line["old"], "1 (sha256 48bc569a)");
+    assert!(!server.log().contains("bet-2"), "no secret is in the log");
+}
+
+/// Broken, a changed limit would not hold, an unchanged one would be given anew with each reload.
+#[test]
+fn a_rate_limit_keeps_its_counts_unless_it_changes() {
+    let server = with_file("rate_limit = '2/hour'\n").start();
+    let send = || server.post("a", "{}").status;
+    assert_eq!([send(), send(), send()], [202, 202, 429]);
+    hang_up(&server);
+    assert_eq!(send(), 429, "an unchanged limit keeps its counts");
+    patched(&server, json!({"body_timeout": 9}));
+    assert_eq!(send(), 429);
+    patched(&server, json!({"rate_limit": "1/hour"}));
+    assert_eq!([send(), send()], [202, 429], "a changed one begins anew");
+    write(&server, "rate_limit = 'off'\n");
+    patched(&server, json!({"rate_limit": null}));
+    assert_eq!([send(), send(), send()], [202, 202, 202]);
+
+    let wrong = || server.send(&Request::post("a", "{}").header("X-Auth", "wrong")).status;
+    patched(&server, json!({"auth_rate_limit": "1/hour"}));
+    assert_eq!([wrong(), wrong()], [401, 429]);
+    hang_up(&server);
+    assert_eq!(wrong(), 429);
+    patched(&server, json!({"auth_rate_limit": "2/hour"}));
+    assert_eq!([wrong(), wrong(), wrong()], [401, 401, 429]);
+}
+
+/// Broken, an operator could not look closer while something goes wrong, or would not see who changed what.
+#[test]
+fn level_and_format_of_the_log_change_and_audit_lines_always_pass() {
+    let server = TestServer::new();
+    // Refused requests tell their reason at DEBUG.
+    let probe = |name: &str| {
+        let id = format!("probe-{name}");
+        assert_eq!(server.send(&Request::post("a", "{").header("X-Request-ID", &id)).status, 400);
+        id
+    };
+    let lines = |id: &str| server.log().lines().filter(|line| line.contains(id)).map(str::to_owned).collect::<Vec<_>>();
+    let before = probe("info");
+    wait_for("the access line", PATIENCE, || (lines(&before).len() == 1).then_some(()));
+    patched(&server, json!({"logging": {"level": "DEBUG", "format": "text"}}));
+    let debug = probe("debug");
+    wait_for("access line and reason", PATIENCE, || (lines(&debug).len() == 2).then_some(()));
+    assert!(
+        lines(&debug).iter().all(|line| !line.starts_with('{') && line.contains(" leitstand::")),
+        "{:?}",
+        lines(&debug)
+    );
+    patched(&server, json!({"logging": {"level": "ERROR", "format": "json"}}));
+    let quiet = probe("quiet");
+    patched(&server, json!({"logging": {"level": "trace"}}));
+    let after = probe("after");
+    wait_for("access line and reason", PATIENCE, || (lines(&after).len() >= 2).then_some(()));
+    assert_eq!(lines(&quiet), [""; 0]);
+    let audit: Vec<Value> = server
+        .log()
+        .lines()
+        .filter(|line| line.contains("leitstand::audit") && line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    // The change to ERROR and to JSON, told at ERROR; and the change back. SHA-256 of the admin token.
+    let told: Vec<_> =
+        audit.iter().map(|line| (line["key"].as_str().unwrap(), line["new"].as_str().unwrap())).collect();
+    assert_eq!(told, [("logging.level", "ERROR"), ("logging.format", "json"), ("logging.level", "NOTSET")]);
+    assert!(audit.iter().all(|line| line["action"] == "patch" && line["actor"] == "sha256:10a4c7c9"), "{audit:?}");
+}
+
+/// Broken, events of a domain that is not ours would be stored, or told apart only by its route.
+#[test]
+fn domains_are_refused_on_both_routes_and_by_their_payload() {
+    let server = TestServer::builder()
+        .env("LEITSTAND_ALLOW_DOMAINS", "*.example.com,ours")
+        .env("LEITSTAND_DENY_DOMAINS", "secret.*")
+        .start();
+    let payload = |domain: &str| server.send(&Request::post_to("/v1/ingest", format!("{{\"domain\":\"{domain}\"}}")));
+    let all = |domain: &str| {
+        let lines = Request::post_to(&format!("/v1/ingest?domain={domain}"), "{}\n{}\n")
+            .header("Content-Type", "application/x-ndjson");
+        [
+            server.post(domain, "{}").status,
+            server.send(&Request::post_to(&format!("/ingest/{domain}"), "{}")).status,
+            payload(domain).status,
+            server.send(&lines).status,
+        ]
+    };
+    assert_eq!(all("a.example.com"), [202, 200, 202, 202]);
+    assert_eq!(all("OURS"), [202, 200, 202, 202]);
+    for refused in ["other", "example.com", "secret.example.com"] {
+        assert_eq!(all(refused), [403; 4], "{refused}");
+        assert!(!server.data_dir().join(format!("{refused}.jsonl")).exists());
+    }
+    payload("other").assert_error(403, "forbidden");
+    // Before the body is looked at, and after what is no domain.
+    server.post("other", "nonsense").assert_error(403, "forbidden");
+    server.post("-bad", "{}").assert_error(400, "invalid domain");
+    patched(&server, json!({"allow_domains": [], "deny_domains": "ours"}));
+    assert_eq!((all("other"), all("ours")), ([202, 200, 202, 202], [403; 4]));
+    assert!(server.metric("leitstand_refused_total", "forbidden") >= 18.0);
+}
+
+/// Broken, a route that is switched off would still answer, or say that it is there.
+#[test]
+fn what_is_switched_off_is_an_unknown_path() {
+    let server = TestServer::builder().env("LEITSTAND_DISABLE", "version,metrics,docs,old_path").start();
+    let status = |request: Request| server.send(&request.header("X-Auth", ADMIN_TOKEN)).status;
+    for path in ["/version", "/metrics", "/docs", "/docs/init.js", "/redoc", "/openapi.json"] {
+        server.send(&Request::get(path)).assert_error(404, "Not Found");
+        server.send(&Request::get(path).with_method("POST")).assert_error(404, "Not Found");
+        server.send(&Request::get(path).without("X-Auth")).assert_error(404, "Not Found");
+    }
+    server.send(&Request::post_to("/ingest/a", "{}")).assert_error(404, "Not Found");
+    server.send(&Request::get("/ingest/a")).assert_error(404, "Not Found");
+    server.post("a", "{}").assert_accepted();
+    assert_eq!(server.get("/health").status, 200);
+    patched(&server, json!({"features": {"version": true, "metrics": true, "old_path": true}}));
+    assert_eq!((status(Request::get("/version")), status(Request::get("/metrics"))), (200, 200));
+    assert_eq!(status(Request::post_to("/ingest/a", "{}")), 200);
+    assert_eq!(status(Request::get("/docs")), 404);
+    let off = TestServer::builder().env("LEITSTAND_DISABLE", "config").start();
+    off.send(&admin("GET", "/config")).assert_error(404, "Not Found");
+}
+
+/// Broken, a client with little time would wait for others, or be told "timeout" of what was written.
+#[test]
+fn the_request_timeout_bounds_the_waits_for_body_and_lock() {
+    let server = TestServer::builder().env("LEITSTAND_REQUEST_TIMEOUT_MS", "1000").start();
+    server.post("held", "{}").assert_accepted();
+    let took = |ask: &mut dyn FnMut() -> Response| {
+        let began = Instant::now();
+        let answer = ask();
+        (answer, began.elapsed())
+    };
+    let in_time = |took: Duration| (Duration::from_millis(900)..Duration::from_secs(5)).contains(&took);
+    let (answer, waited) = took(&mut || {
+        let mut client = server.connect();
+        client.send(Request::post("a", "{}").header("Content-Length", "100").head());
+        client.read_answer("POST")
+    });
+    answer.assert_error(408, "request timeout");
+    assert!(in_time(waited), "{waited:?}");
+    let lock = server.hold_lock("held");
+    let (answer, waited) = took(&mut || server.post("held", "{}"));
+    answer.assert_error(503, "lock timeout");
+    assert!(in_time(waited), "{waited:?}");
+    // A request that is there already keeps its own time; one that comes later has the new one.
+    patched(&server, json!({"request_timeout_ms": 60_000}));
+    std::thread::scope(|scope| {
+        let later = scope.spawn(|| server.post("held", "{}"));
+        wait_for("it waits", PATIENCE, || (server.metric("leitstand_queue_depth", "") >= 1.0).then_some(()));
+        patched(&server, json!({"request_timeout_ms": 1000}));
+        // This one is behind it in the queue and gives up before it.
+        server.post("held", "{}").assert_error(503, "lock timeout");
+        drop(lock);
+        later.join().unwrap().assert_accepted();
+    });
+    assert_eq!(server.lines("held").len(), 2, "what was refused is not written");
+}
+
+/// Broken, a reload would fail requests that are under way.
+#[test]
+fn no_request_fails_while_the_configuration_changes() {
+    let server = with_file("rate_limit = '1000000/second'\n").start();
+    let (stop, clients) = (AtomicBool::new(false), 16);
+    let sent: u64 = std::thread::scope(|scope| {
+        let load: Vec<_> = (0..clients)
+            .map(|n| {
+                let (server, stop) = (&server, &stop);
+                scope.spawn(move || {
+                    let mut client: Client = server.connect();
+                    let request = Request::post(&format!("d{}", n % 4), format!("{{\"client\":{n}}}"));
+                    let mut sent = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        client.roundtrip(&request).assert_accepted();
+                        sent += 1;
+                    }
+                    sent
+                })
+            })
+            .collect();
+        for n in 0..20 {
+            write(
+                &server,
+                &format!(
+                    "rate_limit = '{}/second'\nbody_timeout = {}\n[logging]\nlevel = 'ERROR'\n",
+                    1_000_000 + n,
+                    20 + n
+                ),
+            );
+            if n % 2 == 0 {
+                hang_up(&server)
+            } else {
+                drop(patched(&server, json!({"request_timeout_ms": 10_000 + n, "deny_domains": [format!("x{n}")]})))
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        load.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    let stored: usize = (0..4).map(|n| server.lines(&format!("d{n}")).len()).sum();
+    assert_eq!(stored as u64, sent);
+    assert!(reloads(&server, "ok") >= 20.0 && reloads(&server, "failed") == 0.0);
+    println!("{sent} requests of {clients} clients, {} reloads", reloads(&server, "ok"));
+}
