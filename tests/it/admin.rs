@@ -134,7 +134,7 @@ fn the_switch_waits_ten_seconds_at_most() {
     let began = Instant::now();
     assert_eq!(read_only(&server, true)["drained"], false);
     let took = began.elapsed();
-    assert!((Duration::from_secs(9)..Duration::from_secs(20)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(9)..Duration::from_secs(25)).contains(&took), "{took:?}");
 }
 
 /// Sends the head of a request and half of its body.

@@ -258,6 +258,7 @@ pub fn config(data: &[u8]) {
                 }
             }
             again.insert("LEITSTAND_TOKEN".to_owned(), config.tokens.expose().join(",").into());
+            again.insert("LEITSTAND_ADMIN_TOKEN".to_owned(), config.admin_tokens.expose().join(",").into());
             let again = load(&again).unwrap_or_else(|e| panic!("{e}: of {:?}", config.effective()));
             assert_eq!(again.effective(), config.effective());
             assert_eq!(again.tokens, config.tokens);
