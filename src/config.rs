@@ -125,6 +125,8 @@ pub struct Config {
     pub features: Features,
     /// `LEITSTAND_SNAPSHOT_DIR`, below which `POST /admin/snapshot` may write. Default none. New.
     pub snapshot_dir: Option<PathBuf>,
+    /// `LEITSTAND_HEARTBEAT_FILE`, default none: written every 5 seconds while the service is ready. New.
+    pub heartbeat_file: Option<PathBuf>,
     /// Things that are no mistake but worth a line in the log.
     pub warnings: Vec<String>,
     /// Where each of [`SETTINGS`] comes from.
@@ -181,7 +183,7 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 28] = [
+pub const SETTINGS: [Setting; 29] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
     live("LEITSTAND_TOKEN_FILE", "token_file", "", Kind::Text),
@@ -210,6 +212,7 @@ pub const SETTINGS: [Setting; 28] = [
     live("LEITSTAND_ALLOW_DOMAINS", "allow_domains", "", Kind::List),
     live("LEITSTAND_DENY_DOMAINS", "deny_domains", "", Kind::List),
     live("LEITSTAND_DISABLE", "features", "", Kind::Switches),
+    fixed("LEITSTAND_HEARTBEAT_FILE", "heartbeat_file", "", Kind::Text),
 ];
 
 impl Setting {
@@ -317,6 +320,7 @@ impl Config {
             snapshot_dir: reader.get("LEITSTAND_SNAPSHOT_DIR", |text| {
                 Ok(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from))
             }),
+            heartbeat_file: reader.get("LEITSTAND_HEARTBEAT_FILE", heartbeat_file),
             warnings: Vec::new(),
             origins: Vec::new(),
         };
@@ -405,6 +409,10 @@ impl Config {
             (
                 "LEITSTAND_SNAPSHOT_DIR",
                 self.snapshot_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default(),
+            ),
+            (
+                "LEITSTAND_HEARTBEAT_FILE",
+                self.heartbeat_file.as_ref().map_or(String::new(), |path| path.display().to_string()),
             ),
         ]
     }
@@ -607,6 +615,18 @@ pub fn token_store(given: &str, data_dir: &Path) -> PathBuf {
     if given.is_empty() { data_dir.join(".leitstand").join("tokens.json") } else { PathBuf::from(given) }
 }
 
+/// The file is written over, so it must not be one with events.
+fn heartbeat_file(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "" => Ok(None),
+        text if text.ends_with(".jsonl") || text.ends_with(".lock") => {
+            Err("must not end in .jsonl or .lock, the names of files with events".to_owned())
+        }
+        text if text.ends_with('/') => Err("must name a file".to_owned()),
+        text => Ok(Some(PathBuf::from(text))),
+    }
+}
+
 fn non_empty(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("must not be empty".to_owned()),
@@ -774,6 +794,7 @@ mod tests {
             ("LEITSTAND_HOST", &["", " "]),
             ("LEITSTAND_LOG_FORMAT", &["xml"]),
             ("LEITSTAND_MAX_IN_FLIGHT", &["1", "5GiB"]),
+            ("LEITSTAND_HEARTBEAT_FILE", &["data/a.jsonl", "data/a.jsonl.lock", "/run/"]),
         ] {
             for value in bad {
                 assert_eq!(names(&[("LEITSTAND_TOKEN", "t"), (name, value)]), [name], "{value:?}");

@@ -25,4 +25,5 @@ pub mod patterns;
 pub mod rate;
 mod rng;
 pub mod storage;
+pub mod timestamp;
 pub mod token;

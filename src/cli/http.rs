@@ -28,6 +28,8 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
+    /// The `Date` field.
+    pub(super) date: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
@@ -108,7 +110,7 @@ impl Connection {
                 std::mem::take(&mut self.buffer)
             }
         };
-        Ok(Answer { status, body })
+        Ok(Answer { status, date: field(&head, "date").map(str::to_owned), body })
     }
 
     /// Reads some more; false at the end of the connection.
@@ -150,9 +152,13 @@ fn status(head: &str) -> Option<u16> {
 }
 
 fn content_length(head: &str) -> Option<usize> {
+    field(head, "content-length")?.parse().ok()
+}
+
+fn field<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
     head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        if name.eq_ignore_ascii_case("content-length") { value.trim().parse().ok() } else { None }
+        name.eq_ignore_ascii_case(wanted).then(|| value.trim())
     })
 }
 

@@ -1,16 +1,18 @@
 //! The command line: options to one library call to a line of output.
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
-//! `verify`, `repair`, `snapshot`, `restore` and `drill` end with 1 when there is something to tell or
-//! the contents are wrong, with 2 when they could not look.
+//! `verify`, `repair`, `doctor`, `snapshot`, `restore` and `drill` end with 1 when there is something to
+//! tell or the contents are wrong, with 2 when they could not look.
 
 mod config_check;
 mod data;
+mod doctor;
 mod drill;
 // Public for the fuzz target of the `.env` reader, which only this module needs otherwise.
 #[doc(hidden)]
 pub mod env;
 mod healthcheck;
+mod heartbeat;
 mod http;
 mod logging;
 mod openapi;
@@ -25,9 +27,12 @@ mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::timestamp::parse_span;
 
 /// HTTP ingest of JSON events into one append-only JSONL file per domain.
 ///
@@ -76,7 +81,11 @@ enum Command {
         command: ConfigCommand,
     },
     /// Ask a running service whether it would accept an event (exit code 0 or 1); for containers
-    Healthcheck(BindArgs),
+    Healthcheck(HealthcheckArgs),
+    /// Look at a service and its machine, and say what to do next; writes nothing
+    ///
+    /// Exit code 0: fine, or warnings only, 1: something fails, 2: could not look.
+    Doctor(doctor::DoctorArgs),
     /// Look at every line of every file; changes nothing, may run beside the service
     ///
     /// Exit code 0: clean, 1: something was found, 2: something could not be looked at.
@@ -136,6 +145,26 @@ pub struct BindArgs {
     uds: Option<PathBuf>,
 }
 
+/// How to judge a service.
+#[derive(Debug, Args)]
+pub struct HealthcheckArgs {
+    #[command(flatten)]
+    bind: BindArgs,
+    /// Judge it by its heartbeat file (LEITSTAND_HEARTBEAT_FILE) instead of asking it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["host", "port", "uds"])]
+    heartbeat: Option<PathBuf>,
+    /// Oldest good heartbeat: a whole number of s, m or h [default: 60s]
+    #[arg(long, value_name = "AGE", requires = "heartbeat", value_parser = span)]
+    max_age: Option<Duration>,
+    /// Longest good time without an acknowledged append [default: any]
+    #[arg(long, value_name = "AGE", requires = "heartbeat", value_parser = span)]
+    max_success_age: Option<Duration>,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    parse_span(text).ok_or_else(|| "must be a whole number of s, m or h, e.g. 60s".to_owned())
+}
+
 /// Runs the command that `args` names.
 pub fn run() -> ExitCode {
     // clap prints usage errors and exits with 2.
@@ -144,7 +173,11 @@ pub fn run() -> ExitCode {
         Command::Config { command: ConfigCommand::Check(args) } => {
             return ended(config_check::run(&args), 1);
         }
-        Command::Healthcheck(bind) => healthcheck::run(&bind),
+        Command::Healthcheck(args) => match &args.heartbeat {
+            Some(path) => heartbeat::run(path, args.max_age, args.max_success_age),
+            None => healthcheck::run(&args.bind),
+        },
+        Command::Doctor(args) => return ended(doctor::run(&args), data::COULD_NOT_LOOK),
         Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
         Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
         Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::env::Loader;
 use super::token_watch::TokenWatch;
-use super::{BindArgs, logging, reload};
+use super::{BindArgs, heartbeat, logging, reload};
 use crate::config::{Bind, Config, Values};
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
 use crate::metrics::Metrics;
@@ -112,10 +112,14 @@ async fn start(
     let watch = tokio::spawn(reload::watch(loader, state.clone(), hangup, seen));
     metrics.config_is(true);
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
+    let heartbeat = config.heartbeat_file.clone().map(|path| tokio::spawn(heartbeat::keep(path, state.clone())));
     announce(&config, &address, share.connections);
     let server = ServerOptions { shutdown_timeout: config.shutdown_timeout, workers };
     let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.abort();
+    }
     watch.abort();
     drop(tokens);
     if let Bind::Unix(path) = &config.bind {

@@ -4,13 +4,15 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
 
+use axum::extract::Request;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as HttpBody;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use super::conn::ConnState;
+use super::edge::Caller;
 use super::error::ApiError;
 use super::state::AppState;
 use crate::event::Format;
@@ -117,11 +119,29 @@ async fn decompress(
     state.decoders.decode(coding, bytes, limit_bytes).await
 }
 
+/// Reads the small body of an admin request, of at most `limit_bytes`.
+///
+/// # Errors
+/// As [`check_length`] and [`read`].
+pub(crate) async fn read_small(state: &AppState, request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
+    let (parts, body) = request.into_parts();
+    check_length(&parts.headers, &body, limit_bytes)?;
+    let caller = Caller::of(&parts.extensions);
+    let deadline = state.live().terms(caller.started).body_deadline;
+    let collect = async {
+        match Limited::new(body, limit_bytes).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(e) if e.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit_bytes }),
+            Err(_) => Err(ApiError::BodyCut),
+        }
+    };
+    let bytes = in_time(deadline, collect).await?;
+    caller.conn.body_read();
+    Ok(bytes)
+}
+
 /// Bodies that have arrived with their head need no timer.
-pub(crate) async fn in_time<T>(
-    deadline: Instant,
-    read: impl Future<Output = Result<T, ApiError>>,
-) -> Result<T, ApiError> {
+async fn in_time<T>(deadline: Instant, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
     let mut read = pin!(read);
     let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
     match first {

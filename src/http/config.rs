@@ -8,16 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::auth::{actor, authorise};
-use super::body::{check_length, in_time};
-use super::edge::Caller;
+use super::body::read_small;
 use super::error::ApiError;
 use super::ops::json;
 use super::state::AppState;
@@ -140,7 +137,7 @@ pub(crate) async fn change(State(state): State<Arc<AppState>>, request: Request)
     if !is_json(request.headers()) {
         return Err(ApiError::ContentType);
     }
-    let body = read(&state, request).await?;
+    let body = read_small(&state, request, PATCH_BYTES_MAX).await?;
     let document = match serde_json::from_slice(&body) {
         Ok(Value::Object(document)) => document,
         Ok(_) => return Err(bad("the patch must be a JSON object")),
@@ -175,23 +172,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = value.split(';').next().unwrap_or_default().trim();
     ["application/json", "application/merge-patch+json"].iter().any(|known| media_type.eq_ignore_ascii_case(known))
-}
-
-async fn read(state: &AppState, request: Request) -> Result<Bytes, ApiError> {
-    let (parts, body) = request.into_parts();
-    check_length(&parts.headers, &body, PATCH_BYTES_MAX)?;
-    let caller = Caller::of(&parts.extensions);
-    let deadline = state.live().terms(caller.started).body_deadline;
-    let collect = async {
-        match Limited::new(body, PATCH_BYTES_MAX).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(e) if e.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit_bytes: PATCH_BYTES_MAX }),
-            Err(_) => Err(ApiError::BodyCut),
-        }
-    };
-    let bytes = in_time(deadline, collect).await?;
-    caller.conn.body_read();
-    Ok(bytes)
 }
 
 fn bad(text: impl Into<String>) -> ApiError {

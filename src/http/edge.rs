@@ -253,6 +253,8 @@ impl Edge {
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
+            ApiError::ReadOnly => metrics.refused(Refusal::ReadOnly),
+            ApiError::Throttled { .. } => metrics.refused(Refusal::Throttled),
             ApiError::NotFound | ApiError::MethodNotAllowed | ApiError::BadInput(_) => {}
             // No events; counted where it happened.
             ApiError::InvalidBody | ApiError::Snapshot(_) => {}

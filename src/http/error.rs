@@ -9,7 +9,7 @@
 //! | too often | 429 | waits `Retry-After` | raises the limit, or finds the loop |
 //! | body too slow | 408 | sends again | looks at the network |
 //! | bad input for an admin route | 422 | reads the text | nothing |
-//! | lock, queue, connections, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
+//! | lock, queue, connections, read-only, stopping | 503 | waits `Retry-After` | RUNBOOK, by `detail` |
 //! | no room | 507 | keeps the event | makes room |
 //! | disk or bug | 500 | keeps the event, see `written` | RUNBOOK, log by request id |
 //!
@@ -28,6 +28,9 @@ use super::limits::Standing;
 use crate::event::{EventError, Reason};
 use crate::storage::snapshot::SnapshotError;
 use crate::storage::{StoreError, Written};
+
+/// A maintenance window is rarely shorter.
+const READ_ONLY_RETRY_AFTER_S: u64 = 60;
 
 /// Everything a request can be refused for.
 #[derive(Debug, Clone)]
@@ -62,6 +65,12 @@ pub enum ApiError {
     /// The connection ended within the body.
     BodyCut,
     Store(StoreError),
+    /// An operator has switched writing off.
+    ReadOnly,
+    /// Above the rate that an operator has set for all clients together.
+    Throttled {
+        retry_after_s: u64,
+    },
     /// A request to an admin route says something that means nothing there; the text says what would.
     BadInput(String),
     /// A body that is not what an operation takes.
@@ -101,7 +110,9 @@ impl ApiError {
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Unauthorized | ApiError::TokenExpired => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden => StatusCode::FORBIDDEN,
-            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
             ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::ContentEncoding | ApiError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -115,6 +126,7 @@ impl ApiError {
                 | Reason::DomainMissing => StatusCode::BAD_REQUEST,
             },
             ApiError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            ApiError::ReadOnly => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::BadInput(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::Store(error) => match error {
                 StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown => {
@@ -155,7 +167,10 @@ impl ApiError {
             ApiError::MethodNotAllowed => "Method Not Allowed",
             ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
             ApiError::Forbidden => "forbidden",
-            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) => "too many requests",
+            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
+                "too many requests"
+            }
+            ApiError::ReadOnly => "read only",
             ApiError::BadInput(text) => return text.clone().into(),
             ApiError::LengthRequired => "length required",
             ApiError::TooLarge { .. } => "payload too large",
@@ -205,6 +220,8 @@ impl ApiError {
             ApiError::Forbidden => "forbidden",
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
+            ApiError::Throttled { .. } => "throttled",
+            ApiError::ReadOnly => "read_only",
             ApiError::BadInput(_) => "invalid_input",
             ApiError::LengthRequired => "length_required",
             ApiError::TooLarge { .. } => "payload_too_large",
@@ -254,7 +271,10 @@ impl ApiError {
     pub fn retry_after_s(&self) -> Option<u64> {
         match self {
             ApiError::RateLimited(standing) => Some(standing.retry_after_s()),
-            ApiError::TokenGuessing { retry_after_s } => Some((*retry_after_s).max(1)),
+            ApiError::TokenGuessing { retry_after_s } | ApiError::Throttled { retry_after_s } => {
+                Some((*retry_after_s).max(1))
+            }
+            ApiError::ReadOnly => Some(READ_ONLY_RETRY_AFTER_S),
             ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
                 Some(1)
             }
@@ -281,7 +301,11 @@ impl ApiError {
             ("application/problem+json", self.problem(status, &detail, request_id))
         } else if matches!(
             self,
-            ApiError::Malformed | ApiError::BodyCut | ApiError::RateLimited(_) | ApiError::TokenGuessing { .. }
+            ApiError::Malformed
+                | ApiError::BodyCut
+                | ApiError::RateLimited(_)
+                | ApiError::TokenGuessing { .. }
+                | ApiError::Throttled { .. }
         ) {
             ("text/plain; charset=utf-8", detail.into_owned())
         } else if let ApiError::BadInput(_) = self {

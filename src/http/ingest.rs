@@ -154,7 +154,8 @@ pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
     headers.insert(LINK, SUCCESSOR);
 }
 
-/// The token, then Content-Length, then rate limit: a stranger learns nothing but 401.
+/// The token, then read-only mode, Content-Length, rate limit and throttle: a stranger learns nothing but
+/// 401.
 fn admit(
     state: &AppState,
     route: Route,
@@ -168,10 +169,13 @@ fn admit(
         live.need(Feature::OldPath)?;
     }
     subject.pass = state.auth.check(&parts.headers, caller, Scope::Ingest)?;
+    let posted = state.gate.posted();
+    posted.writable()?;
     body::check_length(&parts.headers, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
     let key = (caller.client.key(), parts.uri.path());
     let standing = live.limiter.hit(key, caller.started).map_err(ApiError::RateLimited)?;
+    state.gate.slow_down(posted, caller.started)?;
     Ok((standing, live.terms(caller.started)))
 }
 
@@ -208,6 +212,7 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
         subject.pass.check_domain(batch.domain())?;
         terms.check(batch.domain())?;
     }
+    state.gate.still_writable()?;
     Ok(state.store.append_before(batch, reservation, Some(terms.deadline)).await?)
 }
 

@@ -3,6 +3,7 @@
 //! Outside in: [`server`] accepts connections, [`edge`] wraps every request, [`router`] picks the
 //! handler, `ingest` admits (X-Auth, then Content-Length, then rate limit) and appends.
 
+mod admin;
 mod auth;
 mod body;
 mod client;
@@ -11,6 +12,7 @@ mod conn;
 mod decode;
 mod edge;
 mod error;
+mod gate;
 mod ingest;
 mod limits;
 mod live;
@@ -20,6 +22,7 @@ mod ops;
 mod server;
 mod snapshot;
 mod state;
+mod stats;
 
 use std::sync::Arc;
 
@@ -51,6 +54,10 @@ fn routes() -> Router<Arc<AppState>> {
         .route("/health/ready", get(ops::ready))
         .route("/version", get(ops::version))
         .route("/metrics", get(ops::metrics))
+        .route("/api/v1/ops/metrics", get(stats::ops_metrics))
+        .route("/stats", get(stats::stats))
+        .route("/admin/read-only", get(admin::read_only).post(admin::set_read_only))
+        .route("/admin/throttle", get(admin::throttle).post(admin::set_throttle))
         .route("/config", get(config::show).post(config::change))
         .route("/admin/snapshot", post(snapshot::create))
 }
@@ -78,6 +85,10 @@ fn route_template(path: &str) -> &'static str {
         "/health/ready" => "/health/ready",
         "/version" => "/version",
         "/metrics" => "/metrics",
+        "/api/v1/ops/metrics" => "/api/v1/ops/metrics",
+        "/stats" => "/stats",
+        "/admin/read-only" => "/admin/read-only",
+        "/admin/throttle" => "/admin/throttle",
         "/config" => "/config",
         "/admin/snapshot" => "/admin/snapshot",
         "/openapi.json" if PAGES => "/openapi.json",

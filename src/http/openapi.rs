@@ -16,7 +16,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{config, ingest, ops, snapshot};
+use super::{admin, config, ingest, ops, snapshot, stats};
 
 /// Errors of all answers: the shape of FastAPI.
 #[derive(Serialize, ToSchema)]
@@ -95,7 +95,7 @@ pub(crate) enum IngestErrors {
     /// `storage error`. A retry may double an event, unless the problem document says `"written":"no"`.
     #[response(status = 500, content_type = "application/json")]
     Storage(Detail),
-    /// `lock timeout`, `busy` or `shutting down`. Nothing was written; wait for `Retry-After` seconds.
+    /// `lock timeout`, `busy`, `read only` or `shutting down`. Nothing was written; wait for `Retry-After` seconds.
     #[response(status = 503, content_type = "application/json", headers(("Retry-After" = u64)))]
     Unavailable(Detail),
     /// `insufficient storage`. Nothing was written.
@@ -116,6 +116,24 @@ pub(crate) enum AdminErrors {
     /// `too many requests`: too many wrong tokens.
     #[response(status = 429, content_type = "text/plain", headers(("Retry-After" = u64)))]
     TooMany(String),
+}
+
+/// What an admin request with a body can be refused for as well.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described, never built")]
+pub(crate) enum AdminBodyErrors {
+    /// `request timeout`: the body did not arrive in time.
+    #[response(status = 408, content_type = "application/json")]
+    Timeout(Detail),
+    /// `length required`: neither Content-Length nor chunked coding.
+    #[response(status = 411, content_type = "application/json")]
+    LengthRequired(Detail),
+    /// `payload too large`: over 64 KiB.
+    #[response(status = 413, content_type = "application/json")]
+    TooLarge(Detail),
+    /// What is wrong, and what is allowed.
+    #[response(status = 422, content_type = "application/json")]
+    BadInput(Detail),
 }
 
 /// What a patch can be refused for as well.
@@ -203,7 +221,8 @@ pub(crate) struct FeaturesPatch {
         license(name = "MIT", identifier = "MIT")
     ),
     paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics,
-        config::show, config::change, snapshot::create),
+        config::show, config::change, snapshot::create,
+        stats::ops_metrics, stats::stats, admin::read_only, admin::set_read_only, admin::throttle, admin::set_throttle),
     components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service"),
         (name = "admin", description = "See and change how the service runs; needs a token of LEITSTAND_ADMIN_TOKEN")),

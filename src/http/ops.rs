@@ -1,7 +1,7 @@
 //! Health, version and metrics.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::auth::authorise;
 use super::error::ApiError;
 use super::state::AppState;
+use crate::metrics::Observed;
 use crate::storage::StoreHealth;
 use crate::token::Scope;
 
@@ -69,6 +70,32 @@ pub(crate) struct Checks {
     not_draining: bool,
     /// No domain is refused after a failed sync.
     no_poisoned_domain: bool,
+    /// Events are not refused by `POST /admin/read-only`.
+    not_read_only: bool,
+}
+
+impl Checks {
+    fn of(state: &AppState, health: &StoreHealth) -> Checks {
+        Checks {
+            data_dir_writable: health.writable,
+            disk_reserve: health.above_reserve,
+            not_draining: !health.draining,
+            no_poisoned_domain: health.poisoned_domains == 0,
+            not_read_only: !state.gate.is_read_only(),
+        }
+    }
+
+    fn all(&self) -> bool {
+        let Checks { data_dir_writable, disk_reserve, not_draining, no_poisoned_domain, not_read_only } = *self;
+        data_dir_writable && disk_reserve && not_draining && no_poisoned_domain && not_read_only
+    }
+}
+
+impl AppState {
+    /// Would an event be accepted now? As `/health/ready`.
+    pub async fn is_ready(&self) -> bool {
+        store_health(self).await.is_ok_and(|health| Checks::of(self, &health).all())
+    }
 }
 
 /// Is the token right and the service up?
@@ -90,14 +117,9 @@ pub(crate) async fn live(State(state): State<Arc<AppState>>) -> Response {
     responses((status = 200, body = Ready), (status = 503, body = Ready))))]
 pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
-    let checks = Checks {
-        data_dir_writable: health.writable,
-        disk_reserve: health.above_reserve,
-        not_draining: !health.draining,
-        no_poisoned_domain: health.poisoned_domains == 0,
-    };
-    let ok = checks.data_dir_writable && checks.disk_reserve && checks.not_draining && checks.no_poisoned_domain;
-    let (status, word) = if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    let checks = Checks::of(&state, &health);
+    let (status, word) =
+        if checks.all() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
     let ready = Ready {
         status: word,
         version: state.version.clone(),
@@ -121,14 +143,21 @@ pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request
     responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))))]
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
-    state.metrics.observe(&health, state.connections_open(), state.connections_max, state.live().limiter.keys());
+    let observed = Observed {
+        connections: state.connections_open(),
+        connections_max: state.connections_max,
+        rate_limit_keys: state.live().limiter.keys(),
+        read_only: state.gate.is_read_only(),
+        throttle: state.gate.throttle(Instant::now()).is_some(),
+    };
+    state.metrics.observe(&health, &observed);
     let mut response = state.metrics.render().into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     Ok(response)
 }
 
 /// A slow disk must not hold up the async workers.
-async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
+pub(crate) async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
     let store = state.store.clone();
     tokio::task::spawn_blocking(move || store.health()).await.map_err(|_| ApiError::Panicked)
 }

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::auth::Auth;
 use super::config::{Outside, Settings};
 use super::decode::Decoders;
+use super::gate::Gate;
 use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -26,6 +27,7 @@ pub struct AppState {
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) auth: Auth,
+    pub(crate) gate: Gate,
     live: ArcSwap<Live>,
     pub(crate) settings: Settings,
     pub(crate) trusted_proxies: Vec<IpNet>,
@@ -33,6 +35,8 @@ pub struct AppState {
     pub(crate) version: String,
     pub(crate) decoders: Decoders,
     pub(crate) parsers: Arc<Semaphore>,
+    /// Who holds it counts lines.
+    pub(crate) counting: Semaphore,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) connections_max: usize,
     /// Below which snapshots may be made.
@@ -53,6 +57,7 @@ impl AppState {
                 TokenSet::shared(config.tokens.expose(), config.admin_tokens.expose()),
                 config.auth_rate_limit.clone(),
             ),
+            gate: Gate::default(),
             live: ArcSwap::from_pointee(Live::new(config)),
             settings: Settings::new(config, Outside::none(config)),
             trusted_proxies: config.trusted_proxies.clone(),
@@ -60,6 +65,7 @@ impl AppState {
             version: config.version.clone(),
             decoders: Decoders::new(),
             parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
+            counting: Semaphore::new(1),
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
             snapshot_dir: config.snapshot_dir.clone(),
@@ -88,9 +94,10 @@ impl AppState {
         self.connections_max - self.connections.available_permits()
     }
 
-    /// Forgets clients that have been quiet. Call it every few seconds.
+    /// Forgets clients that have been quiet, and a throttle that is over. Call it every few seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
+        self.gate.throttle(now);
         self.live().limiter.sweep(now);
         self.auth.sweep(now);
     }

@@ -58,13 +58,45 @@ impl HotHistogram {
         lane.sum.fetch_add(units, Ordering::Relaxed);
     }
 
+    /// Samples in each bucket, the last one without an upper bound.
+    fn counts(&self) -> Vec<u64> {
+        let total = |i: usize| self.lanes.iter().map(|lane| lane.counts[i].load(Ordering::Relaxed)).sum();
+        (0..=self.bounds.len()).map(total).collect()
+    }
+
+    /// How many samples there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.counts().iter().sum()
+    }
+
+    /// The value, in the exported unit, that `q` (0 to 1) of the samples do not exceed, as Prometheus'
+    /// `histogram_quantile` reckons: samples are spread evenly in their bucket, and the last bucket
+    /// counts as its lower bound. `None` without samples.
+    pub(crate) fn quantile(&self, q: f64) -> Option<f64> {
+        let counts = self.counts();
+        let rank = q * counts.iter().sum::<u64>() as f64;
+        let mut below = 0.0;
+        let mut lower = 0;
+        for (i, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            lower = if i == 0 { 0 } else { self.bounds[i - 1] };
+            if below + count as f64 >= rank {
+                let upper = self.bounds.get(i).copied().unwrap_or(lower);
+                let share = (rank - below) / count as f64;
+                return Some((lower as f64 + share * (upper - lower) as f64) / self.unit);
+            }
+            below += count as f64;
+        }
+        // Rounding may leave a rank above all samples.
+        (below > 0.0).then(|| lower as f64 / self.unit)
+    }
+
     /// Appends the series of one label set, in text format 0.0.4. `labels` is empty or `a="b",…`.
     pub(crate) fn render(&self, name: &str, labels: &str, out: &mut String) {
         let comma = if labels.is_empty() { "" } else { "," };
         let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
         let mut count = 0;
-        for i in 0..=self.bounds.len() {
-            count += self.lanes.iter().map(|lane| lane.counts[i].load(Ordering::Relaxed)).sum::<u64>();
+        for (i, samples) in self.counts().into_iter().enumerate() {
+            count += samples;
             let bound = self.bounds.get(i).map_or("+Inf".to_owned(), |&bound| (bound as f64 / self.unit).to_string());
             // Writing to a String cannot fail.
             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
@@ -78,6 +110,22 @@ impl HotHistogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Broken, an operator would be told a latency that nobody had.
+    #[test]
+    fn quantiles_are_those_of_the_buckets() {
+        let histogram = HotHistogram::new(&[0.001, 0.01, 0.1], NANOSECONDS);
+        assert_eq!(histogram.quantile(0.5), None);
+        (0..90).for_each(|_| histogram.record(500_000));
+        (0..10).for_each(|_| histogram.record(50_000_000));
+        for (q, want) in [(0.45, 0.0005), (0.9, 0.001), (0.95, 0.055), (1.0, 0.1)] {
+            let got = histogram.quantile(q).unwrap();
+            assert!((got - want).abs() < 1e-9, "{q}: {got}");
+        }
+        (0..100).for_each(|_| histogram.record(9_000_000_000));
+        assert_eq!(histogram.quantile(0.99), Some(0.1), "above all bounds nothing more is known");
+        assert_eq!(histogram.count(), 200);
+    }
 
     #[test]
     fn samples_land_in_their_buckets_from_every_thread() {

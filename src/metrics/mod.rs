@@ -4,21 +4,27 @@
 //! original use. Own families begin with `leitstand_`. Every label comes from a bounded set; no
 //! label carries a domain, a path or a client.
 
+mod figures;
 mod hot;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use metrics::{Gauge, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::storage::{Appended, StoreError, StoreHealth, SyncWhen};
+pub use figures::{Figures, Rejected};
 use hot::{HotCounter, HotHistogram, NANOSECONDS};
 
 /// compat: prometheus-fastapi-instrumentator's buckets, in seconds.
 const DURATION_BUCKETS: &[f64] = &[0.1, 0.5, 1.0];
+/// The same, with finer ones below the first: most requests take less than 10 ms.
 const HIGHR_BUCKETS: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 7.5, 10.0, 30.0, 60.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5,
+    3.0, 3.5, 4.0, 4.5, 5.0, 7.5, 10.0, 30.0, 60.0,
 ];
 const DISK_BUCKETS: &[f64] =
     &[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
@@ -26,7 +32,7 @@ const BYTES_BUCKETS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0];
 
 /// The route templates that may stand in the `handler` label.
-pub const HANDLERS: [&str; 12] = [
+pub const HANDLERS: [&str; 16] = [
     "none",
     "/v1/ingest",
     "/ingest/{domain}",
@@ -35,6 +41,10 @@ pub const HANDLERS: [&str; 12] = [
     "/health/ready",
     "/version",
     "/metrics",
+    "/api/v1/ops/metrics",
+    "/stats",
+    "/admin/read-only",
+    "/admin/throttle",
     "/config",
     "/admin/snapshot",
     "/docs",
@@ -55,6 +65,20 @@ struct Inner {
     store: StoreMetrics,
     gauges: Gauges,
     tokens: Mutex<TokenFigures>,
+    rare: Mutex<Rare>,
+    deprecated: HotCounter,
+    heartbeat_failures: HotCounter,
+    started: Instant,
+    started_at: SystemTime,
+}
+
+/// Counted when something goes wrong.
+#[derive(Default)]
+struct Rare {
+    /// By the reason given to the client.
+    rejected: BTreeMap<&'static str, Rejected>,
+    refused: BTreeMap<&'static str, u64>,
+    log_lines_dropped: u64,
 }
 
 /// Named tokens, as Prometheus sees them.
@@ -104,6 +128,19 @@ struct Gauges {
     connections: Gauge,
     connections_max: Gauge,
     rate_limit_keys: Gauge,
+    read_only: Gauge,
+    throttle: Gauge,
+    last_success: Gauge,
+}
+
+/// What is only looked at when somebody asks, beside the health of the store.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed {
+    pub connections: usize,
+    pub connections_max: usize,
+    pub rate_limit_keys: usize,
+    pub read_only: bool,
+    pub throttle: bool,
 }
 
 /// One finished request.
@@ -129,6 +166,8 @@ pub enum Refusal {
     ConnectionLimit,
     HeaderTimeout,
     BodyTimeout,
+    ReadOnly,
+    Throttled,
 }
 
 impl Refusal {
@@ -143,6 +182,8 @@ impl Refusal {
             Refusal::ConnectionLimit => "connection_limit",
             Refusal::HeaderTimeout => "header_timeout",
             Refusal::BodyTimeout => "body_timeout",
+            Refusal::ReadOnly => "read_only",
+            Refusal::Throttled => "throttled",
         }
     }
 }
@@ -162,8 +203,35 @@ impl Metrics {
         });
         let http = Http { handlers: Default::default(), highr: HotHistogram::new(HIGHR_BUCKETS, NANOSECONDS) };
         let store = StoreMetrics::new();
-        let tokens = Mutex::new(TokenFigures { reload_successful: true, ..TokenFigures::default() });
-        Metrics(Arc::new(Inner { handle: recorder.handle(), recorder, process, http, store, gauges, tokens }))
+        Metrics(Arc::new(Inner {
+            handle: recorder.handle(),
+            recorder,
+            process,
+            http,
+            store,
+            gauges,
+            tokens: Mutex::new(TokenFigures { reload_successful: true, ..TokenFigures::default() }),
+            rare: Mutex::default(),
+            deprecated: HotCounter::default(),
+            heartbeat_failures: HotCounter::default(),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+        }))
+    }
+
+    /// When the service started, by the clock of that time.
+    pub fn started_at(&self) -> SystemTime {
+        self.0.started_at
+    }
+
+    /// How long it runs.
+    pub fn uptime(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// When an append was last acknowledged.
+    pub fn last_success(&self) -> Option<SystemTime> {
+        self.0.store.last_success()
     }
 
     /// What the store counts into.
@@ -195,22 +263,27 @@ impl Metrics {
 
     /// Counts a request or connection that was turned away.
     pub fn refused(&self, refusal: Refusal) {
-        self.count(|| metrics::counter!("leitstand_refused_total", "reason" => refusal.label()).increment(1));
+        *self.rare().refused.entry(refusal.label()).or_default() += 1;
     }
 
     /// Counts a request whose content was not stored, with its events (if they could be counted)
     /// and its body bytes, by the reason given to the client.
     pub fn rejected(&self, reason: &'static str, events: u64, bytes: u64) {
-        self.count(|| {
-            metrics::counter!("leitstand_rejected_requests_total", "reason" => reason).increment(1);
-            metrics::counter!("leitstand_rejected_events_total", "reason" => reason).increment(events);
-            metrics::counter!("leitstand_rejected_bytes_total", "reason" => reason).increment(bytes);
-        });
+        let mut rare = self.rare();
+        let rejected = rare.rejected.entry(reason).or_default();
+        rejected.requests += 1;
+        rejected.events += events;
+        rejected.bytes += bytes;
     }
 
     /// Counts a request on the deprecated path.
     pub fn deprecated(&self) {
-        self.count(|| metrics::counter!("leitstand_deprecated_requests_total").increment(1));
+        self.0.deprecated.add(1);
+    }
+
+    /// Counts a heartbeat that could not be written.
+    pub fn heartbeat_failed(&self) {
+        self.0.heartbeat_failures.add(1);
     }
 
     /// Counts a snapshot that somebody asked for. `refused` says why there is none.
@@ -231,7 +304,7 @@ impl Metrics {
 
     /// Counts log lines that were dropped because nobody read them.
     pub fn log_lines_dropped(&self, total: u64) {
-        self.count(|| metrics::counter!("leitstand_log_lines_dropped_total").absolute(total));
+        self.rare().log_lines_dropped = total;
     }
 
     /// Counts an attempt to read the configuration anew.
@@ -258,7 +331,7 @@ impl Metrics {
     }
 
     /// Sets what is only looked at when somebody asks.
-    pub fn observe(&self, health: &StoreHealth, connections: usize, connections_max: usize, rate_limit_keys: usize) {
+    pub fn observe(&self, health: &StoreHealth, observed: &Observed) {
         let gauges = &self.0.gauges;
         gauges.queue_depth.set(health.queued_requests as f64);
         gauges.in_flight_bytes.set(health.in_flight_bytes as f64);
@@ -266,9 +339,13 @@ impl Metrics {
         gauges.open_domains.set(health.open_domains as f64);
         gauges.known_domains.set(health.known_domains as f64);
         gauges.poisoned_domains.set(health.poisoned_domains as f64);
-        gauges.connections.set(connections as f64);
-        gauges.connections_max.set(connections_max as f64);
-        gauges.rate_limit_keys.set(rate_limit_keys as f64);
+        gauges.connections.set(observed.connections as f64);
+        gauges.connections_max.set(observed.connections_max as f64);
+        gauges.rate_limit_keys.set(observed.rate_limit_keys as f64);
+        gauges.read_only.set(f64::from(u8::from(observed.read_only)));
+        gauges.throttle.set(f64::from(u8::from(observed.throttle)));
+        let last_success = self.last_success().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        gauges.last_success.set(last_success.map_or(0.0, |since| since.as_secs_f64()));
         if let Some(space) = health.space {
             gauges.disk_free_bytes.set(space.free_bytes as f64);
             gauges.disk_total_bytes.set(space.total_bytes as f64);
@@ -281,12 +358,33 @@ impl Metrics {
             self.0.process.collect();
             self.0.http.export_counters();
             self.0.store.export_counters();
+            self.export_rare();
         });
         let mut page = self.0.handle.render();
         self.0.http.render(&mut page);
         self.0.store.render(&mut page);
         self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner).render(&mut page);
         page
+    }
+
+    fn export_rare(&self) {
+        let rare = self.rare();
+        for (reason, rejected) in &rare.rejected {
+            metrics::counter!("leitstand_rejected_requests_total", "reason" => *reason).absolute(rejected.requests);
+            metrics::counter!("leitstand_rejected_events_total", "reason" => *reason).absolute(rejected.events);
+            metrics::counter!("leitstand_rejected_bytes_total", "reason" => *reason).absolute(rejected.bytes);
+        }
+        for (reason, total) in &rare.refused {
+            metrics::counter!("leitstand_refused_total", "reason" => *reason).absolute(*total);
+        }
+        metrics::counter!("leitstand_log_lines_dropped_total").absolute(rare.log_lines_dropped);
+        metrics::counter!("leitstand_deprecated_requests_total").absolute(self.0.deprecated.get());
+        metrics::counter!("leitstand_heartbeat_failures_total").absolute(self.0.heartbeat_failures.get());
+    }
+
+    fn rare(&self) -> MutexGuard<'_, Rare> {
+        // Only additions happen under it.
+        self.0.rare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For what is rare enough to look its handle up each time.
@@ -379,6 +477,9 @@ struct StoreCells {
     write: HotHistogram,
     sync: HotHistogram,
     lock_wait: HotHistogram,
+    started: Instant,
+    /// Milliseconds from `started` to the last acknowledged append, and one more; 0 if there is none.
+    last_success_ms: AtomicU64,
 }
 
 const REFUSED: [&str; 10] =
@@ -402,6 +503,8 @@ impl StoreMetrics {
             write: HotHistogram::new(DISK_BUCKETS, NANOSECONDS),
             sync: HotHistogram::new(DISK_BUCKETS, NANOSECONDS),
             lock_wait: HotHistogram::new(DISK_BUCKETS, NANOSECONDS),
+            started: Instant::now(),
+            last_success_ms: AtomicU64::new(0),
         }))
     }
 
@@ -443,6 +546,19 @@ impl StoreMetrics {
         self.0.events.add(events);
         self.0.bytes.add(bytes as u64);
         self.0.batch.record(events);
+    }
+
+    /// A group was written, and synced if it must be before the answer.
+    pub(crate) fn succeeded(&self, at: Instant) {
+        let ms = at.saturating_duration_since(self.0.started).as_millis() as u64;
+        self.0.last_success_ms.store(ms + 1, Ordering::Relaxed);
+    }
+
+    /// By the clock of now, so that a clock that was set does not make it older or younger.
+    fn last_success(&self) -> Option<SystemTime> {
+        let ms = self.0.last_success_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        let ago = self.0.started.elapsed().saturating_sub(Duration::from_millis(ms));
+        SystemTime::now().checked_sub(ago)
     }
 
     pub(crate) fn lock_wait(&self, waited: Duration) {
@@ -511,6 +627,9 @@ impl Gauges {
             connections: metrics::gauge!("leitstand_connections"),
             connections_max: metrics::gauge!("leitstand_connections_max"),
             rate_limit_keys: metrics::gauge!("leitstand_rate_limit_keys"),
+            read_only: metrics::gauge!("leitstand_read_only"),
+            throttle: metrics::gauge!("leitstand_throttle"),
+            last_success: metrics::gauge!("leitstand_last_success_timestamp_seconds"),
         }
     }
 }
@@ -563,5 +682,13 @@ fn describe() {
     describe_gauge!("leitstand_connections", "Open connections.");
     describe_gauge!("leitstand_connections_max", "Limit of leitstand_connections.");
     describe_gauge!("leitstand_rate_limit_keys", "Clients and paths the rate limit remembers.");
+    describe_gauge!("leitstand_read_only", "1 while events are refused by POST /admin/read-only.");
+    describe_gauge!("leitstand_throttle", "1 while POST /admin/throttle limits all clients together.");
+    describe_gauge!(
+        "leitstand_last_success_timestamp_seconds",
+        Unit::Seconds,
+        "When an append was last acknowledged, in Unix time; 0 if none was since the start."
+    );
+    describe_counter!("leitstand_heartbeat_failures_total", "Heartbeats that could not be written.");
     describe_gauge!("leitstand_build_info", "Always 1; the labels tell version and durability mode.");
 }

@@ -49,15 +49,18 @@ impl Budget {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Waits until nothing is reserved. Only for the end of the process, so it just looks again.
+    /// Waits until nothing is reserved. For the end of the process and for a switch to read-only, so
+    /// it just looks again.
     pub(crate) async fn idle(&self) {
-        while self.0.used.load(Ordering::Acquire) > 0 {
+        while self.0.used.load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(IDLE_POLL).await;
         }
     }
 
     fn take(&self, bytes: usize) -> Result<(), StoreError> {
-        let before = self.0.used.fetch_add(bytes, Ordering::AcqRel);
+        // In one order with the switch to read-only: whoever reserved before `idle` looked is seen by
+        // it, and whoever reserves later sees the switch.
+        let before = self.0.used.fetch_add(bytes, Ordering::SeqCst);
         if before + bytes <= self.0.bytes_max {
             return Ok(());
         }

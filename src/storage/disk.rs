@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::retry_on_intr;
@@ -159,6 +160,31 @@ impl RealDisk {
     /// The names in the data directory, sorted, without `.` and `..`.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         list(&self.dir().fd)
+    }
+
+    /// Shows every name of the data directory to `look`, unsorted; holds one at a time.
+    pub(crate) fn each_name(&self, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.dir().fd)? {
+            look(OsStr::from_bytes(entry?.file_name().to_bytes()));
+        }
+        Ok(())
+    }
+
+    /// As [`Disk::stat`], with the time of the last change of the content.
+    pub(crate) fn stat_changed(&self, name: &str) -> io::Result<Option<(FileStat, SystemTime)>> {
+        match rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                let since = Duration::new(u64::try_from(stat.st_mtime).unwrap_or(0), stat.st_mtime_nsec as u32);
+                Ok(Some((file_stat(&stat), UNIX_EPOCH + since)))
+            }
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// `syncfs`: everything that was written to this file system, by anybody.
+    pub(crate) fn sync_file_system(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.dir().fd)?)
     }
 
     /// The names in a side directory; `None` when there is none.

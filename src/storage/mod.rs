@@ -17,6 +17,7 @@ mod pieces;
 mod ready;
 pub mod repair;
 pub mod snapshot;
+pub mod stats;
 mod tail;
 pub mod verify;
 mod watch;
@@ -139,6 +140,8 @@ pub struct StoreHealth {
     pub space: Option<DiskSpace>,
     /// Free space is above the reserve.
     pub above_reserve: bool,
+    /// Appends are refused while less than this is free.
+    pub reserve_bytes: u64,
     pub draining: bool,
     pub poisoned_domains: usize,
     /// Handed to a writer and not yet answered.
@@ -166,6 +169,7 @@ struct Inner<D: Disk> {
     shared: Arc<Shared<D>>,
     budget: Budget,
     gather: Arc<Gather<D>>,
+    lines: stats::LineIndex,
     shards: Vec<Mutex<Writers<D>>>,
     hasher: RandomState,
 }
@@ -213,6 +217,7 @@ impl<D: Disk> Store<D> {
                 shared,
                 budget,
                 gather: Arc::new(Gather::new()),
+                lines: stats::LineIndex::default(),
                 shards,
                 hasher: RandomState::default(),
             }),
@@ -283,6 +288,7 @@ impl<D: Disk> Store<D> {
             writable: shared.disk.check_root().is_ok() && shared.disk.writable().is_ok(),
             space,
             above_reserve: space.is_none_or(|space| !shared.is_low(space)),
+            reserve_bytes: shared.reserve_bytes(space),
             draining: shared.draining.load(Ordering::Relaxed),
             poisoned_domains: shared.poisoned.load(Ordering::Relaxed),
             queued_requests: shared.metrics.queue_depth(),
@@ -408,6 +414,24 @@ impl Store<RealDisk> {
         };
         snapshot::snapshot(&shared.disk, &options, &mut |_| {})
     }
+
+    /// Waits until nothing is in flight, and sees to it that everything acknowledged is on the disk,
+    /// with [`Fsync::Never`] by a sync of the whole file system.
+    ///
+    /// # Errors
+    /// Whatever that sync says. With [`Fsync::EverySecond`] a failed sync poisons its domain instead.
+    ///
+    /// # Cancel safety
+    /// As [`Store::drained`].
+    pub async fn settled(&self) -> io::Result<()> {
+        self.drained().await;
+        if self.fsync() != Fsync::Never {
+            return Ok(());
+        }
+        let store = self.clone();
+        let synced = tokio::task::spawn_blocking(move || store.inner.shared.disk.sync_file_system());
+        synced.await.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")))
+    }
 }
 
 impl<D: Disk> Shared<D> {
@@ -461,7 +485,11 @@ impl<D: Disk> Shared<D> {
     }
 
     fn is_low(&self, space: DiskSpace) -> bool {
-        space.free_bytes < self.options.reserve_bytes.unwrap_or_else(|| default_reserve_bytes(space))
+        space.free_bytes < self.reserve_bytes(Some(space))
+    }
+
+    fn reserve_bytes(&self, space: Option<DiskSpace>) -> u64 {
+        self.options.reserve_bytes.unwrap_or_else(|| space.map_or(0, default_reserve_bytes))
     }
 }
 

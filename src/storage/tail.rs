@@ -97,7 +97,7 @@ pub(crate) fn copy<D: Disk>(disk: &D, from: &D::File, to: &D::File, range: std::
     Ok(())
 }
 
-fn read_exact<D: Disk>(disk: &D, file: &D::File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub(crate) fn read_exact<D: Disk>(disk: &D, file: &D::File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {
         match disk.read_at(file, buf, offset)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

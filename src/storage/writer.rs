@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -69,6 +69,8 @@ pub(crate) struct DomainWriter<D: Disk> {
     /// Written since the last sync (`Fsync::EverySecond` only).
     dirty: AtomicBool,
     poisoned: AtomicBool,
+    /// Jobs without an answer. Negative for a moment after a panic, which loses count.
+    queued: AtomicIsize,
 }
 
 /// Everything a turn works with; it goes from hand to hand, so that nobody needs a lock for it.
@@ -144,11 +146,13 @@ impl<D: Disk> DomainWriter<D> {
             inbox: Inbox::new(desk),
             dirty: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            queued: AtomicIsize::new(0),
         }
     }
 
     /// Queues a job. The answer comes by `job.ack`, once somebody has called [`Self::start`].
     pub(crate) fn queue(&self, job: Job) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
         self.inbox.put(job);
     }
 
@@ -259,7 +263,11 @@ impl<D: Disk> DomainWriter<D> {
         let group = desk.next_group();
         let results = self.append(desk, &group);
         desk.log.unlock(&self.shared.disk);
-        desk.pace.released(Instant::now());
+        let released = Instant::now();
+        desk.pace.released(released);
+        if results.iter().any(Result::is_ok) {
+            self.shared.metrics.succeeded(released);
+        }
         self.acknowledge(group, results, inline);
         None
     }
@@ -267,6 +275,7 @@ impl<D: Disk> DomainWriter<D> {
     /// Waking a task from outside its runtime costs a lock and a system call; so each runtime but
     /// the one we are on gets its acks in one parcel.
     fn acknowledge(&self, group: Vec<Job>, results: Vec<Ack>, inline: bool) {
+        self.queued.fetch_sub(group.len() as isize, Ordering::Relaxed);
         for (job, result) in group.iter().zip(&results) {
             self.account(job, result);
         }
@@ -418,6 +427,7 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     fn answer(&self, job: Job, result: Ack) {
+        self.queued.fetch_sub(1, Ordering::Relaxed);
         self.account(&job, &result);
         job.answer(result);
     }
@@ -438,6 +448,16 @@ impl<D: Disk> DomainWriter<D> {
     /// Are appends refused?
     pub(crate) fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
+    }
+
+    /// Requests that were handed to this writer and are not yet answered.
+    pub(crate) fn queued(&self) -> usize {
+        usize::try_from(self.queued.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// Name of the domain's data file.
+    pub(crate) fn data_name(&self) -> String {
+        FileNames::of(&self.domain).data
     }
 
     /// Closes the files if the writer has been idle for `idle`. True when the writer holds nothing
@@ -517,5 +537,7 @@ impl<D: Disk> Drop for PoisonOnUnwind<'_, D> {
             desk = taken;
             writer.lift_poison(&mut desk);
         }
+        // Those that were on the lost desk have their answer.
+        writer.queued.store(0, Ordering::Relaxed);
     }
 }

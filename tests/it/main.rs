@@ -5,18 +5,21 @@
 
 mod support;
 
+mod admin;
 mod auth;
 mod cli;
 mod clients;
 mod config;
 mod crashdisk;
 mod disk;
+mod doctor;
 mod drill;
 mod errors;
 mod faulty;
 mod framing;
 mod fuzz_corpus;
 mod handover;
+mod heartbeat;
 mod ingest;
 mod limits;
 mod logs;
@@ -27,6 +30,7 @@ mod producer;
 mod repair;
 mod shutdown;
 mod snapshot;
+mod stats;
 mod storage;
 mod threads;
 mod tidy;

@@ -3,12 +3,19 @@ import json, os
 from common import TRACEABLE, Server, Tracer, at_once, need, paths_of, problem, ready, seed, setting, wait_until
 from harness import request
 
+ADMIN = "admin-token"
+
+
+def poisoned(server, domain):
+    answer = request(server.port, "GET", f"/stats?domain={domain}", [("X-Auth", ADMIN)], wait=0.0)[2]
+    return [(one["name"], one["poisoned"]) for one in json.loads(answer)["domains"]]
+
 
 def run():
     need("strace")
     rng, rounds = seed("failed_sync"), setting("SYNCS", 5, 100)
     refused = lifted = 0.0
-    with Server({"LEITSTAND_DISK_RESERVE": "0"}, wrap=TRACEABLE) as server:
+    with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_ADMIN_TOKEN": ADMIN}, wrap=TRACEABLE) as server:
         assert server.up, server.log_text()
         for n in range(rounds):
             count, seconds = one(server, f"s{n}.example", rng)
@@ -36,6 +43,7 @@ def one(server, domain, rng):
     checks = json.loads(request(server.port, "GET", "/health/ready", wait=0.0)[2])["checks"]
     assert checks["no_poisoned_domain"] is False, checks
     assert "leitstand_poisoned_domains 1" in request(server.port, "GET", "/metrics", wait=0.0)[2].decode()
+    assert poisoned(server, domain) == [(domain, True)]
     # Touching and appending to the doubtful file is no proof that anybody wrote it anew.
     os.utime(file)
     with open(file, "ab") as f: f.write(b'{"by":"hand"}\n')
@@ -45,6 +53,7 @@ def one(server, domain, rng):
     os.replace(file + ".repaired", file)
     seconds = wait_until(lambda: ready(server.port) == 200, 1.5, "ready after the file was replaced")
     assert problem(server.port, domain, {"id": 400})[0] == 202
+    assert poisoned(server, domain) == [(domain, False)]
     ids = [json.loads(line)["id"] for line in open(file, "rb")]
     assert ids == acked + [400], ids
     return clients + len(later) + 1, seconds
