@@ -98,6 +98,8 @@ pub struct Config {
     pub in_flight_bytes_max: usize,
     /// `LEITSTAND_DISK_RESERVE`, default 64 MiB or 1 % of the disk, whichever is less. New.
     pub reserve_bytes: Option<u64>,
+    /// `LEITSTAND_SNAPSHOT_DIR`, below which `POST /admin/snapshot` may write. Default none. New.
+    pub snapshot_dir: Option<PathBuf>,
     /// Things that are no mistake but worth a line in the log.
     pub warnings: Vec<String>,
 }
@@ -115,7 +117,7 @@ pub struct ConfigError(pub Vec<Problem>);
 
 /// The settings every value of which is read from the environment, with their defaults, in the
 /// order of the documents. `.env.example` is compared with it.
-pub const SETTINGS: [(&str, &str); 21] = [
+pub const SETTINGS: [(&str, &str); 22] = [
     ("LEITSTAND_TOKEN", ""),
     ("LEITSTAND_TOKEN_FILE", ""),
     ("LEITSTAND_ADMIN_TOKEN", ""),
@@ -137,6 +139,7 @@ pub const SETTINGS: [(&str, &str); 21] = [
     ("LEITSTAND_BODY_TIMEOUT", "30"),
     ("LEITSTAND_MAX_IN_FLIGHT", "64MiB"),
     ("LEITSTAND_DISK_RESERVE", ""),
+    ("LEITSTAND_SNAPSHOT_DIR", ""),
 ];
 
 impl Config {
@@ -189,6 +192,9 @@ impl Config {
                 .max(2 * max_body_bytes),
             reserve_bytes: reader
                 .get("LEITSTAND_DISK_RESERVE", |text| if text.is_empty() { Ok(None) } else { bytes(text).map(Some) }),
+            snapshot_dir: reader.get("LEITSTAND_SNAPSHOT_DIR", |text| {
+                Ok(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from))
+            }),
             warnings: Vec::new(),
         };
         if !reader.problems.is_empty() {
@@ -224,6 +230,10 @@ impl Config {
             ("LEITSTAND_BODY_TIMEOUT", self.body_timeout.as_secs().to_string()),
             ("LEITSTAND_MAX_IN_FLIGHT", self.in_flight_bytes_max.to_string()),
             ("LEITSTAND_DISK_RESERVE", self.reserve_bytes.map_or("min(64MiB, 1%)".to_owned(), |n| n.to_string())),
+            (
+                "LEITSTAND_SNAPSHOT_DIR",
+                self.snapshot_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default(),
+            ),
         ]
     }
 }

@@ -48,7 +48,11 @@ impl Coding {
 
 /// How the events stand in the body, by media type. `None`: a type that names neither.
 pub(crate) fn format_of(headers: &HeaderMap) -> Option<Format> {
-    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let value = headers.get(CONTENT_TYPE)?;
+    if value == "application/json" {
+        return Some(Format::Document);
+    }
+    let value = value.to_str().ok()?;
     // compat: of several types in one header the original found the first it knew.
     let media_type = value.split([';', ',']).next()?.trim();
     const LINES: [&str; 4] =

@@ -241,6 +241,8 @@ impl Edge {
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
             ApiError::NotFound | ApiError::MethodNotAllowed => {}
+            // No events; counted where it happened.
+            ApiError::InvalidBody | ApiError::Snapshot(_) => {}
             ApiError::LengthRequired
             | ApiError::TooLarge { .. }
             | ApiError::InvalidDomain
@@ -261,12 +263,15 @@ impl Edge {
         let domain = log.subject.domain.as_ref().map(|d| d.as_str());
         let cause = match error {
             ApiError::Store(error) => chain(error),
+            // Its text holds its source.
+            ApiError::Snapshot(error) => error.to_string(),
             other => other.detail().into_owned(),
         };
         match error {
             ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
                 tracing::warn!(request_id, domain, cause, "request deferred");
             }
+            ApiError::Snapshot(_) => tracing::warn!(request_id, domain, cause, "snapshot refused"),
             ApiError::Store(_) | ApiError::Panicked => tracing::error!(request_id, domain, cause, "request failed"),
             _ => tracing::debug!(request_id, domain, cause, "request refused"),
         }

@@ -3,6 +3,7 @@
 //! | error | status | the client | the operator |
 //! |---|---|---|---|
 //! | bad content, domain, framing | 400, 411, 413, 415, 422, 501 | mends the request | nothing |
+//! | snapshot runs, or its path is taken | 409 | waits, or takes another path | nothing |
 //! | token | 401 | sets the token | compares both sides |
 //! | right token, not for this | 403 | takes another token | gives the scope |
 //! | too often | 429 | waits `Retry-After` | raises the limit, or finds the loop |
@@ -24,6 +25,7 @@ use serde::Serialize;
 
 use super::limits::Standing;
 use crate::event::{EventError, Reason};
+use crate::storage::snapshot::SnapshotError;
 use crate::storage::{StoreError, Written};
 
 /// Everything a request can be refused for.
@@ -57,6 +59,10 @@ pub enum ApiError {
     /// The connection ended within the body.
     BodyCut,
     Store(StoreError),
+    /// A body that is not what an operation takes.
+    InvalidBody,
+    /// No snapshot came about.
+    Snapshot(Arc<SnapshotError>),
     Panicked,
 }
 
@@ -117,6 +123,19 @@ impl ApiError {
                 | StoreError::Rollback { .. }
                 | StoreError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             },
+            ApiError::InvalidBody => StatusCode::BAD_REQUEST,
+            ApiError::Snapshot(error) => match **error {
+                SnapshotError::AlreadyRunning(_) | SnapshotError::NotEmpty(_) => StatusCode::CONFLICT,
+                SnapshotError::Inside { .. }
+                | SnapshotError::BadTarget { .. }
+                | SnapshotError::OtherFileSystem { .. }
+                | SnapshotError::BadBase(_) => StatusCode::BAD_REQUEST,
+                SnapshotError::NoSpace { .. } => StatusCode::INSUFFICIENT_STORAGE,
+                SnapshotError::Locked { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                SnapshotError::Damaged { .. } | SnapshotError::NotFound { .. } | SnapshotError::Io { .. } => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+            },
             ApiError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -150,6 +169,18 @@ impl ApiError {
                 | StoreError::Rollback { .. }
                 | StoreError::Panicked,
             ) => "storage error",
+            ApiError::InvalidBody => "invalid body",
+            ApiError::Snapshot(error) => match **error {
+                SnapshotError::AlreadyRunning(_) => "another snapshot is running",
+                SnapshotError::NotEmpty(_) => "path is taken",
+                SnapshotError::Inside { .. } | SnapshotError::BadTarget { .. } => "invalid path",
+                SnapshotError::OtherFileSystem { .. } | SnapshotError::BadBase(_) => "invalid base",
+                SnapshotError::NoSpace { .. } => "insufficient storage",
+                SnapshotError::Locked { .. } => "lock timeout",
+                SnapshotError::Damaged { .. } | SnapshotError::NotFound { .. } | SnapshotError::Io { .. } => {
+                    "storage error"
+                }
+            },
             ApiError::Panicked => "internal error",
         };
         text.into()
@@ -195,6 +226,18 @@ impl ApiError {
                 | StoreError::ShuttingDown
                 | StoreError::Symlink => error.label(),
             },
+            ApiError::InvalidBody => "invalid_body",
+            ApiError::Snapshot(error) => match **error {
+                SnapshotError::AlreadyRunning(_) => "snapshot_running",
+                SnapshotError::NotEmpty(_) => "path_taken",
+                SnapshotError::Inside { .. } | SnapshotError::BadTarget { .. } => "invalid_path",
+                SnapshotError::OtherFileSystem { .. } | SnapshotError::BadBase(_) => "invalid_base",
+                SnapshotError::NoSpace { .. } => "insufficient_storage",
+                SnapshotError::Locked { .. } => "lock_timeout",
+                SnapshotError::Damaged { .. } | SnapshotError::NotFound { .. } | SnapshotError::Io { .. } => {
+                    "storage_error"
+                }
+            },
             ApiError::Panicked => "internal_error",
         }
     }
@@ -207,6 +250,7 @@ impl ApiError {
             ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
                 Some(1)
             }
+            ApiError::Snapshot(error) if matches!(**error, SnapshotError::Locked { .. }) => Some(1),
             _ => None,
         }
     }
@@ -296,6 +340,12 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> ApiError {
         ApiError::Store(error)
+    }
+}
+
+impl From<SnapshotError> for ApiError {
+    fn from(error: SnapshotError) -> ApiError {
+        ApiError::Snapshot(Arc::new(error))
     }
 }
 

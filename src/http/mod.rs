@@ -17,6 +17,7 @@ mod live;
 mod openapi;
 mod ops;
 mod server;
+mod snapshot;
 mod state;
 
 use std::sync::Arc;
@@ -46,6 +47,7 @@ fn routes() -> Router<Arc<AppState>> {
         .route("/health/ready", get(ops::ready))
         .route("/version", get(ops::version))
         .route("/metrics", get(ops::metrics))
+        .route("/admin/snapshot", post(snapshot::create))
 }
 
 /// The routes with their fallbacks, in front of `state`.
@@ -71,6 +73,7 @@ fn route_template(path: &str) -> &'static str {
         "/health/ready" => "/health/ready",
         "/version" => "/version",
         "/metrics" => "/metrics",
+        "/admin/snapshot" => "/admin/snapshot",
         "/openapi.json" if PAGES => "/openapi.json",
         "/docs" | "/redoc" if PAGES => "/docs",
         _ => match path.strip_prefix("/ingest/") {

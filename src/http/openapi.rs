@@ -16,7 +16,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{ingest, ops};
+use super::{ingest, ops, snapshot};
 
 /// Errors of all answers: the shape of FastAPI.
 #[derive(Serialize, ToSchema)]
@@ -108,7 +108,7 @@ pub(crate) enum IngestErrors {
         description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced.",
         license(name = "MIT", identifier = "MIT")
     ),
-    paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics),
+    paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics, snapshot::create),
     components(schemas(Detail, Event, Events)),
     tags((name = "ingest", description = "Append events"), (name = "ops", description = "Operate the service")),
     modifiers(&XAuth)

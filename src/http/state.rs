@@ -1,5 +1,6 @@
 //! `AppState`: what every request can reach.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -31,6 +32,10 @@ pub struct AppState {
     pub(crate) parsers: Arc<Semaphore>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) connections_max: usize,
+    /// Below which snapshots may be made.
+    pub(crate) snapshot_dir: Option<PathBuf>,
+    /// One at a time.
+    pub(crate) snapshots: Arc<Semaphore>,
     /// The stop signal came: answers close their connection.
     pub(crate) closing: AtomicBool,
 }
@@ -50,6 +55,8 @@ impl AppState {
             parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
+            snapshot_dir: config.snapshot_dir.clone(),
+            snapshots: Arc::new(Semaphore::new(1)),
             closing: AtomicBool::new(false),
         }
     }

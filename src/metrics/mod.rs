@@ -7,7 +7,7 @@
 mod hot;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Gauge, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -26,7 +26,7 @@ const BYTES_BUCKETS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0];
 
 /// The route templates that may stand in the `handler` label.
-pub const HANDLERS: [&str; 10] = [
+pub const HANDLERS: [&str; 11] = [
     "none",
     "/v1/ingest",
     "/ingest/{domain}",
@@ -35,6 +35,7 @@ pub const HANDLERS: [&str; 10] = [
     "/health/ready",
     "/version",
     "/metrics",
+    "/admin/snapshot",
     "/docs",
     "/openapi.json",
 ];
@@ -192,6 +193,17 @@ impl Metrics {
     /// Counts a request on the deprecated path.
     pub fn deprecated(&self) {
         self.count(|| metrics::counter!("leitstand_deprecated_requests_total").increment(1));
+    }
+
+    /// Counts a snapshot that somebody asked for. `refused` says why there is none.
+    pub fn snapshot(&self, refused: Option<&'static str>) {
+        self.count(|| {
+            metrics::counter!("leitstand_snapshots_total", "result" => refused.unwrap_or("ok")).increment(1);
+            if refused.is_none() {
+                let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+                metrics::gauge!("leitstand_snapshot_last_success_timestamp_seconds").set(now_s);
+            }
+        });
     }
 
     /// Counts an accepted connection.
@@ -453,6 +465,12 @@ fn describe() {
     describe_counter!("leitstand_deprecated_requests_total", "Requests on the deprecated path /ingest/{domain}.");
     describe_counter!("leitstand_connections_total", "Connections accepted.");
     describe_counter!("leitstand_log_lines_dropped_total", "Log lines dropped because nobody read them.");
+    describe_counter!("leitstand_snapshots_total", "Snapshots asked for by POST /admin/snapshot, by result.");
+    describe_gauge!(
+        "leitstand_snapshot_last_success_timestamp_seconds",
+        Unit::Seconds,
+        "Unix time at which the last of them was whole."
+    );
     describe_gauge!("leitstand_queue_depth", "Requests handed to the store and not yet answered.");
     describe_gauge!("leitstand_in_flight_bytes", Unit::Bytes, "Bytes of requests in memory, not yet acknowledged.");
     describe_gauge!(

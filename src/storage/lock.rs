@@ -9,22 +9,33 @@ use super::layout::FileNames;
 
 /// Pause between two looks at a foreign lock. Shorter than the gaps that the service leaves.
 pub(super) const LOCK_POLL: Duration = Duration::from_millis(2);
+/// A service takes each open of the lock file for a wish, and leaves a gap for it. So not each look
+/// opens it; but a wish may be overlooked.
+const REOPEN_AFTER: Duration = Duration::from_millis(250);
 
 /// Takes the domain's lock without creating its file; `None`: somebody else has it for too long.
 ///
 /// Where there is no lock file nobody holds the lock, and `Some(None)` comes back.
 pub(super) fn lock(disk: &RealDisk, names: &FileNames, patience: Duration) -> io::Result<Option<Option<File>>> {
     let began = Instant::now();
+    let mut opened = None;
     loop {
-        let file = match disk.open_read(&names.lock) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
-            other => other.map_err(|e| io::Error::new(e.kind(), format!("cannot open the lock file: {e}")))?,
+        let kept = opened.take().filter(|(_, at): &(File, Instant)| at.elapsed() < REOPEN_AFTER);
+        let (file, at) = match kept {
+            Some(kept) => kept,
+            None => match disk.open_read(&names.lock) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
+                Err(e) => return Err(io::Error::new(e.kind(), format!("cannot open the lock file: {e}"))),
+                Ok(file) => (file, Instant::now()),
+            },
         };
-        // compat: the lock only counts if the name still leads to the file that was locked.
-        if disk.try_lock(&file)?
-            && disk.stat(&names.lock)?.is_some_and(|now| disk.fstat(&file).is_ok_and(|f| f.id == now.id))
-        {
-            return Ok(Some(Some(file)));
+        if disk.try_lock(&file)? {
+            // compat: the lock only counts if the name still leads to the file that was locked.
+            if disk.stat(&names.lock)?.is_some_and(|now| disk.fstat(&file).is_ok_and(|f| f.id == now.id)) {
+                return Ok(Some(Some(file)));
+            }
+        } else {
+            opened = Some((file, at));
         }
         if began.elapsed() >= patience {
             return Ok(None);

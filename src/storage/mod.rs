@@ -29,6 +29,7 @@ mod sync {
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ use budget::Budget;
 use gather::Gather;
 use log::{Log, OpenCount};
 use ready::Ready;
+use snapshot::{SnapshotError, SnapshotOptions, SnapshotReport};
 use writer::{DomainWriter, Job, Turns, TurnsThread};
 
 use crate::domain::Domain;
@@ -365,6 +367,22 @@ impl Store<RealDisk> {
         let disk = RealDisk::open(dir)?;
         disk.writable()?;
         Ok(Store::new(disk, options, metrics))
+    }
+
+    /// Takes a snapshot of the data directory, see [`snapshot::snapshot`]. Blocks for as long as it takes.
+    ///
+    /// # Errors
+    /// See [`snapshot::SnapshotError`]; appends are not concerned.
+    pub fn snapshot(&self, to: PathBuf, base: Option<PathBuf>) -> Result<SnapshotReport, SnapshotError> {
+        let shared = &self.inner.shared;
+        let options = SnapshotOptions {
+            to,
+            base,
+            lock_timeout: shared.options.lock_timeout,
+            rate: None,
+            reserve_bytes: shared.options.reserve_bytes,
+        };
+        snapshot::snapshot(&shared.disk, &options, &mut |_| {})
     }
 }
 

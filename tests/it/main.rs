@@ -25,6 +25,7 @@ mod power_cut;
 mod producer;
 mod repair;
 mod shutdown;
+mod snapshot;
 mod storage;
 mod threads;
 mod tidy;

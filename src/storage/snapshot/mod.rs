@@ -47,6 +47,8 @@ pub use restore::{RestoreOptions, RestoreReport, restore};
 
 /// Most segments of one file; then it is copied anew.
 pub const SEGMENTS_MAX: usize = 30;
+/// Most names in the path of a snapshot that is asked for from outside.
+const DEPTH_MAX: usize = 4;
 /// How much of the end of a base is compared with the source before the base is trusted.
 const TRUST_BYTES: u64 = 64 << 10;
 /// Copies that are not synced yet: how many, and how large.
@@ -102,6 +104,35 @@ pub fn snapshot(
         let thread = thread.map_err(|e| SnapshotError::io("start a thread for", &options.to, e))?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// The path of a snapshot with a name below `root`, as somebody who is not trusted gives it: names
+/// that are plain, one below the other, over no link.
+///
+/// # Errors
+/// [`SnapshotError::BadTarget`] for any other name, [`SnapshotError::Io`] when `root` cannot be opened.
+pub fn place(root: &Path, name: &str) -> Result<PathBuf, SnapshotError> {
+    let bad = |reason: String| SnapshotError::BadTarget { path: name.into(), reason };
+    let parts: Vec<&str> = name.split('/').collect();
+    let is_plain = |part: &&str| {
+        !part.is_empty() && !part.starts_with('.') && part.len() <= 128 && !part.chars().any(char::is_control)
+    };
+    if parts.len() > DEPTH_MAX || !parts.iter().all(is_plain) {
+        return Err(bad("not a plain name below the directory for snapshots".to_owned()));
+    }
+    let mut dir = Directory::open(&root.canonicalize().map_err(|e| SnapshotError::io("open", root, e))?)
+        .map_err(|e| SnapshotError::io("open", root, e))?;
+    for (number, part) in parts.iter().enumerate() {
+        match dir.stat(part).map_err(|e| SnapshotError::io("look at", dir.path_of(part), e))? {
+            Some(stat) if stat.kind == FileKind::Symlink => return Err(bad(format!("{part:?} is a link"))),
+            None if number + 1 < parts.len() => return Err(bad(format!("there is no directory {part:?}"))),
+            _ => {}
+        }
+        if number + 1 < parts.len() {
+            dir = dir.open_dir(part).map_err(|e| bad(format!("{part:?}: {e}")))?;
+        }
+    }
+    Ok(dir.path_of(parts[parts.len() - 1]))
 }
 
 fn take(
@@ -561,8 +592,12 @@ fn skip(name: &OsStr, kind: Kind) -> Skipped {
 }
 
 fn id(created: SystemTime) -> String {
-    let digits: String = time::rfc3339(created, false).chars().filter(|c| !matches!(c, '-' | ':')).collect();
-    format!("{digits}-{:016x}", crate::rng::random_u64())
+    format!("{}-{:016x}", stamp(created), crate::rng::random_u64())
+}
+
+/// A moment as a name that sorts by time: `20261121T183000Z`.
+pub fn stamp(at: SystemTime) -> String {
+    time::rfc3339(at, false).chars().filter(|c| !matches!(c, '-' | ':')).collect()
 }
 
 /// Reads from the parts of a file as if they were one.

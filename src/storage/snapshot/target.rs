@@ -59,11 +59,11 @@ impl Target {
                     io::ErrorKind::NotADirectory => target.not_empty(),
                     _ => fail(e),
                 })?;
-                if !there.names().map_err(fail)?.is_empty() {
-                    return Err(target.not_empty());
-                }
                 if there.id().map_err(fail)?.dev != target.parent.id().map_err(fail)?.dev {
                     return Err(target.is_mount_point());
+                }
+                if !there.names().map_err(fail)?.is_empty() {
+                    return Err(target.not_empty());
                 }
                 target.owner = Some(there.owner().map_err(fail)?);
             }

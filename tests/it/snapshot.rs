@@ -1,0 +1,1035 @@
+//! `leitstand snapshot`, `restore` and `verify --snapshot`: what goes in comes out, and whatever is
+//! wrong is told and changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use leitstand::storage::RealDisk;
+use leitstand::storage::snapshot::{
+    MANIFEST, MANIFEST_SHA256, Manifest, RestoreOptions, SEGMENTS_MAX, SnapshotOptions, check, continues, restore,
+    snapshot,
+};
+
+use crate::support::{Finished, PATIENCE, Request, TOKEN, TestServer, command, run, skip, wait_exit, wait_for};
+
+/// Stands in every payload; nothing that a command prints, and no manifest, may hold it.
+const CANARY: &str = "payload-canary";
+
+/// A directory for backups with a data directory in it.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(place.data()).unwrap();
+        place
+    }
+
+    /// With a few domains of every kind.
+    fn filled() -> Place {
+        let place = Place::new();
+        for (domain, lines) in [("a", 3), ("b.example", 40_000), ("empty", 0)] {
+            place.append(domain, 0..lines);
+        }
+        place
+    }
+
+    fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn append(&self, domain: &str, ids: std::ops::Range<u32>) {
+        let text: String = ids.map(|id| line(domain, id)).collect();
+        self.append_raw(domain, text.as_bytes());
+    }
+
+    fn append_raw(&self, domain: &str, bytes: &[u8]) {
+        let path = self.data().join(format!("{domain}.jsonl"));
+        OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(bytes).unwrap();
+    }
+
+    fn leitstand(&self, args: &[&str]) -> Finished {
+        let finished = run(command(self.dir.path(), args).env("LEITSTAND_DISK_RESERVE", "0"));
+        for said in [&finished.stdout, &finished.stderr] {
+            assert!(!said.contains(CANARY), "a payload is shown: {said}");
+        }
+        finished
+    }
+
+    fn snapshot(&self, to: &str, more: &[&str]) -> Finished {
+        self.leitstand(&[&["snapshot", "--data-dir", "data", "--to", to], more].concat())
+    }
+
+    /// One that must succeed; gives what it says of itself.
+    #[track_caller]
+    fn taken(&self, to: &str, more: &[&str]) -> Value {
+        let finished = self.snapshot(to, &[&["--json"], more].concat());
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
+        let manifest = fs::read_to_string(self.path(to).join(MANIFEST)).unwrap();
+        assert!(!manifest.contains(CANARY) && !manifest.contains(&hex(CANARY.as_bytes())), "a payload in the manifest");
+        serde_json::from_str(&finished.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn restored(&self, from: &str, to: &str) -> BTreeMap<String, Vec<u8>> {
+        let finished = self.leitstand(&["restore", "--from", from, "--to", to]);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        files(&self.path(to))
+    }
+
+    /// The findings of `verify --snapshot`, as kind and file.
+    fn found(&self, name: &str) -> (Vec<(String, String)>, Option<i32>) {
+        let finished = self.leitstand(&["verify", "--json", "--snapshot", name]);
+        let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished:?}"));
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let findings = report["findings"].as_array().unwrap_or_else(|| panic!("{finished:?}"));
+        (findings.iter().map(|f| (text(&f["kind"]), text(&f["file"]))).collect(), finished.code)
+    }
+
+    /// What lies beside the data directory.
+    fn names(&self) -> Vec<String> {
+        names(self.dir.path()).into_iter().filter(|name| name != "data" && name != ".snapshot.lock").collect()
+    }
+
+    /// Makes the hash beside the manifest right again.
+    fn sign(&self, name: &str) {
+        let sha = hex(&Sha256::digest(fs::read(self.path(name).join(MANIFEST)).unwrap()));
+        fs::write(self.path(name).join(MANIFEST_SHA256), format!("{sha}  {MANIFEST}\n")).unwrap();
+    }
+
+    /// Changes the manifest, with its hash.
+    fn forge(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let path = self.path(name).join(MANIFEST);
+        let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut manifest);
+        fs::write(&path, manifest.to_string()).unwrap();
+        self.sign(name);
+    }
+}
+
+fn line(domain: &str, id: u32) -> String {
+    format!("{{\"id\":{id},\"p\":\"{CANARY}\",\"domain\":\"{domain}\"}}\n")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Every data file with its bytes.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let names = names(dir).into_iter().filter(|name| name.ends_with(".jsonl"));
+    names.map(|name| (name.clone(), fs::read(dir.join(&name)).unwrap())).collect()
+}
+
+/// Refused with this exit code, these words, and nothing left behind.
+#[track_caller]
+fn assert_refused(place: &Place, finished: &Finished, code: i32, words: &[&str], left: &[&str]) {
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(code), ""), "{finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "one line: {finished:?}");
+    for word in words {
+        assert!(finished.stderr.contains(word), "{word:?} is not in {finished:?}");
+    }
+    assert_eq!(place.names(), left, "{finished:?}");
+}
+
+/// Broken, a backup would not be what was backed up.
+#[test]
+fn what_is_restored_is_what_was_there() {
+    let place = Place::filled();
+    // 253 characters: the name of the file is shortened, and so is that of its mark.
+    let long = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(61));
+    let long_name = leitstand::storage::FileNames::of(&leitstand::domain::Domain::parse(&long).unwrap()).data;
+    fs::write(place.data().join(&long_name), line(&long, 1)).unwrap();
+    place.append_raw("whole", b"{\"id\":1,\"domain\":\"whole\"}\n{\"id\":2,\"domain\":\"whole\"}");
+    let before = files(&place.data());
+    let said = place.taken("s", &[]);
+    let bytes: u64 = before.values().map(|bytes| bytes.len() as u64).sum();
+    assert_eq!((&said["files"], &said["bytes"], &said["lines"]), (&json!(5), &json!(bytes), &json!(40_006)));
+    assert_eq!(place.restored("s", "r"), before);
+    assert_eq!(names(&place.path("r")), before.keys().cloned().collect::<Vec<_>>(), "and nothing else");
+    assert_eq!(files(&place.path("s")), before, "a full snapshot is the files themselves");
+    let alias = place.leitstand(&["--restore", "s", "--target", "r2"]);
+    assert_eq!((alias.code, files(&place.path("r2"))), (Some(0), before.clone()), "{alias:?}");
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    for dir in ["s", "r"] {
+        assert_eq!(mode(&place.path(dir)), 0o700);
+        assert_eq!(mode(&place.path(dir).join("a.jsonl")), 0o600);
+    }
+    let sums = Command::new("sha256sum").args(["-c", MANIFEST_SHA256]).current_dir(place.path("s")).output().unwrap();
+    assert!(sums.status.success(), "{sums:?}");
+    assert_eq!(files(&place.data()), before);
+    assert_eq!(names(&place.data()).len(), 5, "nothing is created in the data directory");
+    // An unended line is told, as it is of a data directory.
+    assert_eq!(place.found("s"), (vec![("missing_newline".into(), "whole.jsonl".into())], Some(1)));
+}
+
+/// Broken, half a line would be restored, or a doubt about a file would be forgotten.
+#[test]
+fn torn_tails_are_left_out_and_poison_stays() {
+    let place = Place::filled();
+    let before = files(&place.data());
+    place.append_raw("a", b"{\"id\":3,\"p\":\"payload-can");
+    fs::create_dir(place.data().join(".torn")).unwrap();
+    let ino = fs::metadata(place.data().join("b.example.jsonl")).unwrap().ino();
+    fs::write(place.data().join(".torn/b.example.jsonl.poisoned"), format!("reason=sync ino={ino}\n")).unwrap();
+    fs::write(place.data().join(".torn/a.jsonl.poisoned"), "reason=sync ino=1\n").unwrap();
+    fs::write(place.data().join(".torn/a.jsonl.3.4"), "half").unwrap();
+    let said = place.taken("s", &[]);
+    assert_eq!(said["torn_tails"], json!([{"file": "a.jsonl", "bytes": 24}]));
+    assert_eq!(said["poisoned"], json!([{"file": "b.example.jsonl", "reason": "sync"}]), "and no mark that is stale");
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    assert_eq!(place.restored("s", "r"), before);
+    assert_eq!(names(&place.path("r").join(".torn")), ["b.example.jsonl.poisoned"]);
+    for dir in ["r", "copied"] {
+        if dir == "copied" {
+            assert!(
+                Command::new("cp").args(["-r", "s", dir]).current_dir(place.dir.path()).status().unwrap().success()
+            );
+        }
+        let looked = place.leitstand(&["verify", "--json", "--data-dir", dir]);
+        let report: Value = serde_json::from_str(&looked.stdout).unwrap();
+        assert_eq!((looked.code, &report["findings_total"]), (Some(1), &json!(1)), "{dir}: {looked:?}");
+        assert_eq!(report["findings"][0]["kind"], "poisoned", "{dir}");
+        let mended = place.leitstand(&["repair", "--apply", "--data-dir", dir]);
+        assert_eq!(mended.code, Some(0), "{dir}: {mended:?}");
+        assert_eq!(place.leitstand(&["verify", "--data-dir", dir]).code, Some(0), "{dir}");
+    }
+}
+
+/// Broken, a link would carry foreign bytes into the backup, or a file that was left out would not be told.
+#[test]
+fn what_is_no_data_file_is_told_and_not_followed() {
+    let place = Place::filled();
+    fs::write(place.path("secret"), CANARY).unwrap();
+    symlink(place.path("secret"), place.data().join("link.jsonl")).unwrap();
+    symlink(place.data().join("a.jsonl"), place.data().join("c.jsonl")).unwrap();
+    let fifo = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, place.data().join("fifo.jsonl"), rustix::fs::FileType::Fifo, fifo, 0).unwrap();
+    fs::create_dir(place.data().join("dir.jsonl")).unwrap();
+    fs::write(place.data().join("Other.jsonl"), CANARY).unwrap();
+    fs::write(place.data().join("a.jsonl.lock"), "").unwrap();
+    let finished = place.snapshot("s", &["--json"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let said: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let skipped = said["skipped"].as_array().unwrap().iter();
+    let skipped: Vec<_> = skipped.map(|s| (s["name"].as_str().unwrap(), s["kind"].as_str().unwrap())).collect();
+    let want = [
+        ("Other.jsonl", "not_a_domain"),
+        ("c.jsonl", "symlink"),
+        ("dir.jsonl", "not_regular"),
+        ("fifo.jsonl", "not_regular"),
+        ("link.jsonl", "symlink"),
+    ];
+    assert_eq!(skipped, want);
+    assert_eq!(files(&place.path("s")).into_keys().collect::<Vec<_>>(), ["a.jsonl", "b.example.jsonl", "empty.jsonl"]);
+    let text = place.snapshot("s2", &[]);
+    assert!(text.code == Some(1) && text.stdout.contains("skipped: link.jsonl: symlink"), "{text:?}");
+    for (name, _) in want {
+        let path = place.data().join(name);
+        if path.is_dir() { fs::remove_dir(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+    // What nobody takes for data is told, and is no reason to fail.
+    fs::write(place.data().join("README"), CANARY).unwrap();
+    let finished = place.snapshot("s3", &[]);
+    assert!(finished.code == Some(0) && finished.stdout.contains("README: stray_name"), "{finished:?}");
+}
+
+/// Broken, a snapshot would land among the data, over something else, or nowhere.
+#[test]
+fn wrong_places_are_refused() {
+    let place = Place::filled();
+    let before = files(&place.data());
+    fs::create_dir_all(place.path("full/x")).unwrap();
+    fs::create_dir(place.data().join("sub")).unwrap();
+    fs::write(place.path("file"), "").unwrap();
+    fs::create_dir(place.path("hollow")).unwrap();
+    symlink(place.data(), place.path("link")).unwrap();
+    symlink(place.path("hollow"), place.path("to-hollow")).unwrap();
+    let left = place.names();
+    let left: Vec<&str> = left.iter().map(String::as_str).collect();
+    for (to, words) in [
+        ("data/s", &["lies in", "outside"][..]),
+        ("data/sub/s", &["lies in", "outside"]),
+        ("link/s", &["lies in", "outside"]),
+        ("data/sub/../s", &["lies in", "outside"]),
+        ("full", &["not an empty directory"]),
+        ("file", &["not an empty directory"]),
+        ("to-hollow", &["not an empty directory"]),
+        ("link", &["not an empty directory"]),
+        ("missing/s", &["\"missing\"", "create it"]),
+        ("..", &["name a directory"]),
+        (".", &["name a directory"]),
+        (&"x".repeat(250), &["too long"]),
+    ] {
+        assert_refused(&place, &place.snapshot(to, &[]), 2, words, &left);
+    }
+    for args in [
+        &["snapshot", "--data-dir", "nowhere", "--to", "s"][..],
+        &["snapshot", "--data-dir", "file", "--to", "s"],
+        &["restore", "--from", "nowhere", "--to", "r"],
+        &["restore", "--from", "file", "--to", "r"],
+        &["restore", "--from", "hollow", "--to", "r"],
+        &["verify", "--snapshot", "nowhere"],
+        &["verify", "--snapshot", "hollow"],
+        &["verify", "--data-dir", "data", "--manifest", "nowhere/manifest.json"],
+        &["snapshot", "--data-dir", "data", "--to", "s", "--rate", "0"],
+        &["snapshot", "--data-dir", "data", "--to", "s", "--rate", "fast"],
+        &["snapshot", "--data-dir", "data"],
+        &["verify", "--snapshot", "s", "--data-dir", "data"],
+        &["--restore", "s"],
+        &["--target", "r"],
+        &["--restore", "s", "--target", "r", "serve"],
+    ] {
+        let finished = place.leitstand(args);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{args:?}: {finished:?}");
+        assert!(!finished.stderr.is_empty(), "{args:?}");
+        assert_eq!(place.names(), left, "{args:?}");
+    }
+    assert_eq!(files(&place.data()), before);
+    assert_eq!(names(&place.data()), ["a.jsonl", "b.example.jsonl", "empty.jsonl", "sub"]);
+    // An empty directory is as good as none.
+    place.taken("hollow", &[]);
+    for (to, words) in [
+        ("full", &["not an empty directory"][..]),
+        ("hollow/r", &["lies in", "outside"]),
+        ("missing/r", &["create it"]),
+    ] {
+        let finished = place.leitstand(&["restore", "--from", "hollow", "--to", to]);
+        assert_refused(&place, &finished, 2, words, &left);
+    }
+}
+
+/// Broken, a script could not tell what went wrong from what it printed.
+#[test]
+fn refusals_are_told_as_json_too() {
+    let place = Place::filled();
+    for (args, kind, code) in [
+        (&["snapshot", "--json", "--data-dir", "data", "--to", "data/s"][..], "inside", 2),
+        (&["restore", "--json", "--from", "nowhere", "--to", "r"], "not_found", 2),
+        (&["verify", "--json", "--snapshot", "nowhere"], "not_found", 2),
+    ] {
+        let finished = place.leitstand(args);
+        let said: Value = serde_json::from_str(&finished.stdout).unwrap();
+        assert_eq!((finished.code, &said["error"]["kind"]), (Some(code), &json!(kind)), "{finished:?}");
+        assert_eq!(finished.stderr, format!("leitstand: {}\n", said["error"]["message"].as_str().unwrap()));
+    }
+}
+
+/// Broken, what was changed since it was written would be restored, or could lead out of the directory.
+#[test]
+fn a_manifest_that_is_not_what_it_was_is_refused() {
+    let place = Place::filled();
+    place.taken("good", &[]);
+    let other = |name: &str| {
+        fs::create_dir(place.path(name)).unwrap();
+        for file in names(&place.path("good")) {
+            fs::copy(place.path("good").join(&file), place.path(name).join(&file)).unwrap();
+        }
+    };
+    type Change = Box<dyn Fn(&Place)>;
+    let forged = |change: fn(&mut Value)| -> Change { Box::new(move |place: &Place| place.forge("bad", change)) };
+    let written = |file: &'static str, text: &'static str| -> Change {
+        Box::new(move |place: &Place| fs::write(place.path("bad").join(file), text).unwrap())
+    };
+    let cut: Change = Box::new(|place: &Place| {
+        let path = place.path("bad").join(MANIFEST);
+        let len = fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(path).unwrap().set_len(len / 2).unwrap();
+    });
+    let cut_and_signed: Change = Box::new(|place: &Place| {
+        let text = fs::read(place.path("bad").join(MANIFEST)).unwrap();
+        fs::write(place.path("bad").join(MANIFEST), &text[..text.len() / 2]).unwrap();
+        place.sign("bad");
+    });
+    let changed: Change = Box::new(|place: &Place| {
+        let path = place.path("bad").join(MANIFEST);
+        let text = fs::read_to_string(&path).unwrap().replacen("\"lines\": 3", "\"lines\": 4", 1);
+        fs::write(path, text).unwrap();
+    });
+    let without_hash: Change =
+        Box::new(|place: &Place| fs::remove_file(place.path("bad").join(MANIFEST_SHA256)).unwrap());
+    let linked: Change = Box::new(|place: &Place| {
+        fs::remove_file(place.path("bad").join(MANIFEST)).unwrap();
+        symlink(place.path("good").join(MANIFEST), place.path("bad").join(MANIFEST)).unwrap();
+    });
+    for (what, change, word) in [
+        ("cut", cut, "SHA-256"),
+        ("cut, with a right hash", cut_and_signed, "cannot be read"),
+        ("changed", changed, "SHA-256"),
+        ("no hash", without_hash, "manifest.json.sha256 is missing"),
+        ("a link", linked, "not a regular file"),
+        ("a hash of nothing", written(MANIFEST_SHA256, ""), "is not `<SHA-256>"),
+        (
+            "a hash of another file",
+            written(
+                MANIFEST_SHA256,
+                concat!("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "  a.jsonl\n"),
+            ),
+            "is not `<SHA-256>",
+        ),
+        ("another format", forged(|m| m["format"] = json!("tar")), "format"),
+        ("a later version", forged(|m| m["version"] = json!(2)), "version 2"),
+        ("an earlier version", forged(|m| m["version"] = json!(0)), "version 0"),
+        ("no files", forged(|m| m["files"] = json!(null)), "cannot be read"),
+        ("negative bytes", forged(|m| m["files"][0]["bytes"] = json!(-1)), "cannot be read"),
+        ("a path upwards", forged(|m| m["files"][0]["name"] = json!("../x.jsonl")), "no domain has a file"),
+        ("an absolute path", forged(|m| m["files"][0]["name"] = json!("/etc/x.jsonl")), "no domain has a file"),
+        ("a path down", forged(|m| m["files"][0]["name"] = json!("a/b.jsonl")), "no domain has a file"),
+        ("no name", forged(|m| m["files"][0]["name"] = json!("")), "no domain has a file"),
+        ("itself", forged(|m| m["files"][0]["name"] = json!("manifest.json")), "no domain has a file"),
+        ("a part upwards", forged(|m| m["files"][0]["segments"][0]["name"] = json!("../a.jsonl")), "as part 0"),
+        ("an absolute part", forged(|m| m["files"][0]["segments"][0]["name"] = json!("/etc/passwd")), "as part 0"),
+        ("a part of another", forged(|m| m["files"][0]["segments"][0]["name"] = json!("b.example.jsonl")), "as part 0"),
+        ("a file twice", forged(|m| m["files"][1] = m["files"][0].clone()), "twice"),
+        ("no parts", forged(|m| m["files"][0]["segments"] = json!([])), "parts"),
+        ("other lengths", forged(|m| m["files"][0]["bytes"] = json!(1)), "parts"),
+        ("a huge length", forged(|m| m["files"][0]["segments"][0]["bytes"] = json!(u64::MAX)), "parts"),
+        ("no hash of a file", forged(|m| m["files"][0]["sha256"] = json!("")), "as a hash"),
+        ("a reason of many lines", forged(|m| m["files"][0]["poisoned"] = json!("a\nino=1")), "poisoned"),
+        ("other totals", forged(|m| m["totals"]["lines"] = json!(1)), "totals"),
+        ("no JSON", written(MANIFEST, "{"), "SHA-256"),
+    ] {
+        other("bad");
+        change(&place);
+        let base = place.snapshot("s", &["--base", "bad"]);
+        let looked = place.leitstand(&["verify", "--snapshot", "bad"]);
+        let restored = place.leitstand(&["restore", "--from", "bad", "--to", "r"]);
+        let against = place.leitstand(&["verify", "--data-dir", "data", "--manifest", "bad/manifest.json"]);
+        for finished in [base, looked, restored, against] {
+            assert!(finished.stderr.contains(word), "{what}: {finished:?}");
+            assert_refused(&place, &finished, 1, &["bad"], &["bad", "good"]);
+        }
+        fs::remove_dir_all(place.path("bad")).unwrap();
+    }
+}
+
+/// Broken, one wrong byte on the disk of the backups would reach the data directory.
+#[test]
+fn parts_that_are_not_what_they_were_are_found_and_not_restored() {
+    let place = Place::filled();
+    place.taken("s1", &[]);
+    place.append("b.example", 40_000..40_100);
+    place.taken("s2", &["--base", "s1"]);
+    let bad = "b.example.jsonl.000001";
+    let path = |name: &str| place.path("s2").join(name);
+    let len = fs::metadata(path(bad)).unwrap().len();
+    let refused = |words: &[&str]| {
+        let finished = place.leitstand(&["restore", "--from", "s2", "--to", "r"]);
+        assert_refused(&place, &finished, 1, words, &["s1", "s2"]);
+    };
+    // A digit of an id, so that every line stays what a line should be.
+    let flip = |name: &str, digit: &[u8; 1]| {
+        OpenOptions::new().write(true).open(path(name)).unwrap().write_all_at(digit, 6).unwrap();
+    };
+    flip(bad, b"9");
+    assert_eq!(place.found("s2"), (vec![("wrong_hash".into(), bad.into())], Some(1)));
+    refused(&["b.example.jsonl is not what the manifest says", "another copy"]);
+    flip(bad, b"4");
+    assert_eq!(place.found("s2"), (vec![], Some(0)), "right again");
+
+    OpenOptions::new().append(true).open(path(bad)).unwrap().write_all(b"\n").unwrap();
+    assert_eq!(place.found("s2"), (vec![("wrong_size".into(), bad.into())], Some(1)));
+    refused(&[bad, "should have"]);
+    assert_refused(&place, &place.snapshot("s3", &["--base", "s2"]), 1, &[bad, "without a base"], &["s1", "s2"]);
+    OpenOptions::new().write(true).open(path(bad)).unwrap().set_len(len).unwrap();
+
+    fs::rename(path(bad), place.path("away")).unwrap();
+    assert_eq!(place.found("s2"), (vec![("missing_part".into(), bad.into())], Some(1)));
+    let finished = place.leitstand(&["restore", "--from", "s2", "--to", "r"]);
+    assert_refused(&place, &finished, 1, &[bad, "missing"], &["away", "s1", "s2"]);
+    symlink(place.path("away"), path(bad)).unwrap();
+    assert_eq!(place.found("s2"), (vec![("symlink".into(), bad.into())], Some(1)));
+    let finished = place.leitstand(&["restore", "--from", "s2", "--to", "r"]);
+    assert_refused(&place, &finished, 1, &[bad, "not a regular file"], &["away", "s1", "s2"]);
+    fs::remove_file(path(bad)).unwrap();
+    fs::rename(place.path("away"), path(bad)).unwrap();
+
+    for stray in ["b.example.jsonl.000002", "x.jsonl", "note", ".torn"] {
+        fs::write(path(stray), "").unwrap();
+        assert_eq!(place.found("s2"), (vec![("not_in_manifest".into(), stray.into())], Some(1)));
+        fs::remove_file(path(stray)).unwrap();
+    }
+    assert_eq!(place.restored("s2", "r"), files(&place.data()));
+}
+
+/// Broken, two snapshots would write into one another, or the second would remove the first.
+#[test]
+fn a_second_snapshot_into_the_same_parent_is_refused() {
+    let place = Place::filled();
+    let lock = File::create(place.path(".snapshot.lock")).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert_refused(&place, &place.snapshot("s", &[]), 2, &["another snapshot", "is running"], &[]);
+    drop(lock);
+    place.taken("s", &[]);
+}
+
+/// Broken, a killed snapshot would look like a whole one, fill the disk for ever, or take something
+/// with it that is not its own.
+#[test]
+fn what_a_killed_snapshot_leaves_is_removed_by_the_next() {
+    let place = Place::filled();
+    let args = ["snapshot", "--data-dir", "data", "--to", "s", "--rate", "200KiB"];
+    let mut child = command(place.dir.path(), &args).spawn().unwrap();
+    let partial = format!("s.partial-{}", child.id());
+    wait_for("the snapshot has begun", PATIENCE, || {
+        place.path(&partial).join("b.example.jsonl").exists().then_some(())
+    });
+    let beside = place.snapshot("t", &[]);
+    assert_refused(&place, &beside, 2, &["another snapshot"], &[&partial]);
+    kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+    wait_exit(&mut child, PATIENCE).unwrap();
+    assert_eq!(place.names(), [partial.as_str()], "no name without a whole snapshot");
+    let looked = place.leitstand(&["verify", "--snapshot", &partial]);
+    assert_eq!(looked.code, Some(1), "{looked:?}");
+    let restored = place.leitstand(&["restore", "--from", &partial, "--to", "r"]);
+    assert_eq!(restored.code, Some(1), "{restored:?}");
+
+    // Of others: without a manifest of ours, with one that somebody has the lock of, and no directory.
+    fs::create_dir_all(place.path("mine.partial-1/x")).unwrap();
+    fs::create_dir(place.path("app.partial-2")).unwrap();
+    fs::write(place.path("app.partial-2/manifest.json"), "{\"name\":\"app\"}").unwrap();
+    fs::create_dir(place.path("u.partial-3")).unwrap();
+    fs::write(place.path("u.partial-3/manifest.json"), "{\"format\":\"leitstand-snapshot\"").unwrap();
+    let alive = File::open(place.path("u.partial-3/manifest.json")).unwrap();
+    flock(&alive, FlockOperation::NonBlockingLockExclusive).unwrap();
+    fs::write(place.path("f.partial-4"), "").unwrap();
+    fs::create_dir(place.path("e.partial-5")).unwrap();
+    let others = ["app.partial-2", "f.partial-4", "mine.partial-1", "s", "u.partial-3"];
+    place.taken("s", &[]);
+    assert_eq!(place.names(), others);
+    drop(alive);
+    place.taken("s2", &[]);
+    assert_eq!(place.names(), ["app.partial-2", "f.partial-4", "mine.partial-1", "s", "s2"]);
+    assert_eq!(place.restored("s", "r"), files(&place.data()));
+}
+
+/// Broken, a killed restore would leave a directory that looks whole, or that nobody removes.
+#[test]
+fn what_a_killed_restore_leaves_is_removed_by_the_next() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    // As a restore leaves it that was killed after its first file.
+    let partial = place.path("r.restoring-4000000");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("a.jsonl"), "half").unwrap();
+    fs::create_dir(place.path("r.restoring-1")).unwrap();
+    fs::write(place.path("r.restoring-1/mine"), "").unwrap();
+    fs::create_dir(place.path("q.restoring-1")).unwrap();
+    assert_eq!(place.restored("s", "r"), files(&place.data()));
+    assert_eq!(place.names(), ["q.restoring-1", "r", "r.restoring-1", "s"], "others stay");
+}
+
+/// Broken, a snapshot would read beside a writer of the old service, or hang for as long as one does.
+#[test]
+fn a_foreign_lock_is_waited_for_and_named() {
+    let place = Place::filled();
+    let path = place.data().join("b.example.jsonl.lock");
+    let lock = File::create(&path).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let finished = place.snapshot("s", &["--lock-timeout", "0"]);
+    assert_refused(&place, &finished, 2, &["b.example.jsonl: locked by another process", "--lock-timeout"], &[]);
+    // Half a line stands there while the lock is held, and is whole when it is given back.
+    place.append_raw("b.example", b"{\"id\":7,");
+    let child = command(place.dir.path(), &["snapshot", "--data-dir", "data", "--to", "s", "--lock-timeout", "60"])
+        .env("LEITSTAND_DISK_RESERVE", "0")
+        .spawn();
+    let mut child = child.unwrap();
+    wait_for("it waits", PATIENCE, || place.names().iter().any(|name| name.contains("partial")).then_some(()));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for the lock");
+    place.append_raw("b.example", b"\"domain\":\"b.example\"}\n");
+    drop(lock);
+    assert_eq!(wait_exit(&mut child, PATIENCE).unwrap().code(), Some(0));
+    assert_eq!(place.restored("s", "r"), files(&place.data()));
+}
+
+/// Broken, a chain of incremental snapshots would drift from what a full one holds.
+#[test]
+fn incremental_snapshots_hold_what_full_ones_do() {
+    let place = Place::filled();
+    place.taken("s0", &[]);
+    place.append("a", 3..5);
+    place.append("new", 0..2);
+    fs::remove_file(place.data().join("empty.jsonl")).unwrap();
+    let said = place.taken("s1", &["--base", "s0"]);
+    let copied = line("a", 3).len() * 2 + line("new", 0).len() * 2;
+    assert_eq!(said["copied_bytes"], copied, "only what is new");
+    assert_eq!(place.restored("s1", "r1"), files(&place.data()));
+    place.taken("full", &[]);
+    assert_eq!(place.restored("full", "rf"), files(&place.data()));
+    let ino = |name: &str| fs::metadata(place.path(name)).unwrap().ino();
+    assert_eq!(ino("s0/b.example.jsonl"), ino("s1/b.example.jsonl"), "linked");
+    let entry = |name: &str, file: usize| {
+        let manifest: Value = serde_json::from_slice(&fs::read(place.path(name).join(MANIFEST)).unwrap()).unwrap();
+        manifest["files"][file].clone()
+    };
+    for file in 0..3 {
+        for field in ["name", "bytes", "lines", "sha256", "hash_state", "source"] {
+            assert_eq!(entry("s1", file)[field], entry("full", file)[field], "{field}");
+        }
+    }
+    // The base may go: each snapshot stands for itself.
+    fs::remove_dir_all(place.path("s0")).unwrap();
+    assert_eq!(place.found("s1"), (vec![], Some(0)));
+    assert_eq!(place.restored("s1", "r2"), files(&place.data()));
+}
+
+/// Broken, what a base holds would be taken for what the source holds, though somebody replaced it.
+#[test]
+fn a_base_is_trusted_only_as_far_as_it_is_known() {
+    let place = Place::filled();
+    place.taken("s0", &[]);
+    let path = place.data().join("b.example.jsonl");
+    let old = fs::read(&path).unwrap();
+    let parts = |name: &str| names(&place.path(name)).iter().filter(|name| name.starts_with("b.example")).count();
+    // Another file with the same beginning, as after a repair: its hash tells.
+    fs::write(place.path("copy"), &old).unwrap();
+    fs::rename(place.path("copy"), &path).unwrap();
+    place.append("b.example", 40_000..40_001);
+    place.taken("s1", &["--base", "s0"]);
+    assert_eq!(parts("s1"), 2);
+    // The same file with another end; shorter than the base; and another one in its place.
+    for (number, bytes) in [
+        [&old[..old.len() - 8], b"b.exampl", &old[old.len() - 8..]].concat(),
+        old[..old.len() / 2].to_vec(),
+        old.iter().rev().copied().collect(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        fs::write(&path, &bytes).unwrap();
+        place.append_raw("b.example", b"\n");
+        let name = format!("full{number}");
+        place.taken(&name, &["--base", "s1"]);
+        assert_eq!(parts(&name), 1, "a full copy");
+        assert_eq!(fs::read(place.path(&name).join("b.example.jsonl")).unwrap(), fs::read(&path).unwrap());
+    }
+    // Without the state of the hash, or with that of another file, everything is read again.
+    fs::write(&path, &old).unwrap();
+    place.append_raw("b.example", line("b.example", 40_000).as_bytes());
+    for state in [Value::Null, json!("00"), json!("0".repeat(80))] {
+        place.taken("base", &[]);
+        place.forge("base", |m| m["files"][1]["hash_state"] = state.clone());
+        place.append("b.example", 1..2);
+        place.taken("next", &["--base", "base"]);
+        assert_eq!((parts("next"), place.found("next")), (2, (vec![], Some(0))), "{state}");
+        for name in ["base", "next"] {
+            fs::remove_dir_all(place.path(name)).unwrap();
+        }
+    }
+}
+
+/// Broken, a file in thousands of parts would need as many descriptors.
+#[test]
+fn long_chains_begin_anew() {
+    let place = Place::new();
+    place.append("a", 0..1);
+    place.append("still", 0..1);
+    place.taken("s0", &[]);
+    let parts = |n: usize| names(&place.path(&format!("s{n}"))).iter().filter(|name| name.starts_with("a.")).count();
+    for n in 1..SEGMENTS_MAX + 2 {
+        place.append("a", n as u32..n as u32 + 1);
+        place.taken(&format!("s{n}"), &["--base", &format!("s{}", n - 1)]);
+        let want = if n < SEGMENTS_MAX { n + 1 } else { n - SEGMENTS_MAX + 1 };
+        assert_eq!(parts(n), want, "after {n}");
+        fs::remove_dir_all(place.path(&format!("s{}", n - 1))).unwrap();
+    }
+    let last = format!("s{}", SEGMENTS_MAX + 1);
+    assert_eq!(place.found(&last), (vec![], Some(0)));
+    assert_eq!(place.restored(&last, "r"), files(&place.data()));
+}
+
+/// Broken, a directory would be restored over events that came later, or a foreign one be taken for ours.
+#[test]
+fn a_directory_is_told_to_go_on_where_a_snapshot_ends_or_not() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    let told = || {
+        let args = ["verify", "--json", "--data-dir", "data", "--manifest", "s/manifest.json"];
+        let finished = place.leitstand(&args);
+        let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().iter();
+        let findings: Vec<_> = findings.map(|f| format!("{} {}", f["kind"], f["file"]).replace('"', "")).collect();
+        (findings, finished.code)
+    };
+    assert_eq!(told(), (vec![], Some(0)));
+    place.append("a", 3..9);
+    place.append("later", 0..1);
+    assert_eq!(told(), (vec![], Some(0)), "a continuation");
+    let path = place.data().join("b.example.jsonl");
+    let whole = fs::read(&path).unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"9", 6).unwrap();
+    assert_eq!(told(), (vec!["not_continued b.example.jsonl".to_owned()], Some(1)));
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    fs::remove_file(place.data().join("a.jsonl")).unwrap();
+    let want = ["missing_file a.jsonl", "shorter b.example.jsonl"].map(str::to_owned).to_vec();
+    assert_eq!(told(), (want, Some(1)));
+}
+
+/// Broken, a base on another disk would end in half a snapshot, or in one without its data.
+#[test]
+fn a_base_on_another_file_system_is_refused() {
+    let place = Place::filled();
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return skip("there is no /dev/shm to write to") };
+    if fs::metadata(memory.path()).unwrap().dev() == fs::metadata(place.dir.path()).unwrap().dev() {
+        return skip("/dev/shm is on the file system of the temporary directory");
+    }
+    let to = memory.path().join("s");
+    place.taken(to.to_str().unwrap(), &[]);
+    assert_eq!(files(&to), files(&place.data()), "a full one may go anywhere");
+    let finished = place.snapshot("s", &["--base", to.to_str().unwrap()]);
+    assert_refused(&place, &finished, 2, &["different file systems", "full one"], &[]);
+    assert_eq!(place.restored(to.to_str().unwrap(), "r"), files(&place.data()));
+}
+
+/// Mounted for as long as it lives.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Broken, a full disk would leave half a snapshot that looks whole, or half that nobody removes.
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    let place = Place::filled();
+    let before = files(&place.data());
+    let small = place.path("small");
+    fs::create_dir(&small).unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "none"]).arg(&small).output();
+    if !mount.is_ok_and(|done| done.status.success()) {
+        return skip("needs root, to mount a small file system");
+    }
+    let _mounted = Mounted(small.clone());
+    let finished = place.snapshot("small/s", &[]);
+    assert_refused(&place, &finished, 2, &["no room in \"small/s\"", "make room"], &["small"]);
+    assert_eq!(names(&small), [".snapshot.lock"]);
+    let finished = place.snapshot("small", &[]);
+    assert_refused(&place, &finished, 2, &["mounted there", "a directory in it"], &["small"]);
+    place.taken("s", &[]);
+    let finished = place.leitstand(&["restore", "--from", "s", "--to", "small/r"]);
+    assert_refused(&place, &finished, 2, &["no room in \"small/r\""], &["s", "small"]);
+    assert_eq!(names(&small), [".snapshot.lock"]);
+    // The room that is asked for first is not all that is needed: here it ends with many small files.
+    for n in 0..200 {
+        place.append(&format!("d{n}"), 0..1);
+    }
+    fs::remove_file(place.data().join("b.example.jsonl")).unwrap();
+    let finished = place.snapshot("small/s", &[]);
+    assert_refused(&place, &finished, 2, &["no room"], &["s", "small"]);
+    assert_eq!(names(&small), [".snapshot.lock"]);
+    assert_eq!(before["a.jsonl"], files(&place.data())["a.jsonl"]);
+}
+
+/// Broken, the reserve of the service would be eaten by its own backup.
+#[test]
+fn the_reserve_of_the_service_stays_free() {
+    let place = Place::filled();
+    let args = ["snapshot", "--data-dir", "data", "--to", "s"];
+    let finished = run(command(place.dir.path(), &args).env("LEITSTAND_DISK_RESERVE", "1000000GiB"));
+    assert_refused(&place, &finished, 2, &["no room", "stay free for the service"], &[]);
+    let finished = run(command(place.dir.path(), &args).env("LEITSTAND_DISK_RESERVE", "much"));
+    assert_refused(&place, &finished, 2, &["LEITSTAND_DISK_RESERVE"], &[]);
+}
+
+/// Broken, what root restores could not be read by the service.
+#[test]
+fn the_owner_of_an_empty_directory_stays_its_owner() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("needs root, to give a directory away");
+    }
+    let place = Place::filled();
+    fs::create_dir(place.data().join(".torn")).unwrap();
+    fs::write(place.data().join(".torn/a.jsonl.poisoned"), "reason=sync\n").unwrap();
+    place.taken("s", &[]);
+    fs::create_dir(place.path("r")).unwrap();
+    std::os::unix::fs::chown(place.path("r"), Some(65_534), Some(65_534)).unwrap();
+    place.restored("s", "r");
+    for name in ["r", "r/a.jsonl", "r/b.example.jsonl", "r/.torn", "r/.torn/a.jsonl.poisoned"] {
+        let meta = fs::metadata(place.path(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (65_534, 65_534), "{name}");
+    }
+}
+
+/// Broken, a terminal would stay silent for minutes, or a log file be filled with control characters.
+#[test]
+fn nothing_but_lines_is_printed_where_there_is_no_terminal() {
+    let place = Place::filled();
+    for args in [
+        &["snapshot", "--data-dir", "data", "--to", "s"][..],
+        &["verify", "--snapshot", "s"],
+        &["verify", "--data-dir", "data", "--manifest", "s/manifest.json"],
+        &["restore", "--from", "s", "--to", "r"],
+    ] {
+        let finished = place.leitstand(args);
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
+        assert!(finished.stdout.ends_with('\n') && !finished.stdout.contains(['\r', '\x1b']), "{finished:?}");
+    }
+}
+
+// ---- POST /admin/snapshot
+
+const ADMIN: &str = "admin-canary-token";
+
+fn server() -> (TestServer, TempDir) {
+    let backups = tempfile::tempdir().unwrap();
+    let server = TestServer::builder()
+        .env("LEITSTAND_ADMIN_TOKEN", ADMIN)
+        .env("LEITSTAND_SNAPSHOT_DIR", backups.path())
+        .env("LEITSTAND_LOCK_TIMEOUT", "1")
+        .start();
+    (server, backups)
+}
+
+fn admin(body: &Value) -> Request {
+    Request::post_to("/admin/snapshot", body.to_string()).header("X-Auth", ADMIN)
+}
+
+/// Broken, who runs a backup over HTTP would not get one, or would not know what it holds.
+#[test]
+fn the_service_takes_a_snapshot_of_itself() {
+    let (server, backups) = server();
+    server.post("a", "{\"id\":1}").assert_accepted();
+    let answer = server.send(&admin(&json!({"path": "one"})));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let said = answer.json();
+    let manifest = fs::read(backups.path().join("one").join(MANIFEST)).unwrap();
+    assert_eq!(said["sha256"], hex(&Sha256::digest(&manifest)));
+    let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!((&said["id"], &said["path"]), (&json!(manifest.id), &json!("one")));
+    assert_eq!((&said["files"], &said["lines"], &said["skipped"]), (&json!(1), &json!(1), &json!(0)));
+    assert_eq!((said["bytes"].as_u64().unwrap(), said["duration_ms"].is_u64()), (manifest.totals.bytes, true));
+    server.post("a", "{\"id\":2}").assert_accepted();
+    let said = server.send(&admin(&json!({"path": "two", "base": "one"}))).json();
+    assert_eq!((&said["lines"], &said["path"]), (&json!(2), &json!("two")));
+    assert_eq!(names(&backups.path().join("two")), ["a.jsonl", "a.jsonl.000001", MANIFEST, MANIFEST_SHA256]);
+    // Without a body the time is the name.
+    let said = server.send(&Request::new("POST", "/admin/snapshot").header("X-Auth", ADMIN).body("")).json();
+    let name = said["path"].as_str().unwrap();
+    assert!(name.len() == 16 && name.ends_with('Z') && backups.path().join(name).is_dir(), "{said}");
+    for dir in ["one", "two", name] {
+        let report = check(&backups.path().join(dir), &mut |_| {}).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+    }
+    assert_eq!(server.metric("leitstand_snapshots_total", "result=\"ok\""), 3.0);
+    let at = server.metric("leitstand_snapshot_last_success_timestamp_seconds", "");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - 60.0..=now).contains(&at), "{at}");
+    assert!(server.metric("http_requests_total", "handler=\"/admin/snapshot\"") >= 3.0);
+    server.log_line("a line for each", |line| line["message"] == "snapshot taken" && line["path"] == "two");
+}
+
+/// Broken, whoever has the token of a producer could fill the disk, or an administrator could write
+/// where he must not.
+#[test]
+fn a_snapshot_over_http_is_refused_by_token_and_by_path() {
+    let (server, backups) = server();
+    server.post("a", "{\"id\":1}").assert_accepted();
+    let good = json!({"path": "x"});
+    server.send(&admin(&good).without("X-Auth")).assert_error(401, "unauthorized");
+    server.send(&admin(&good).header("X-Auth", TOKEN)).assert_error(403, "forbidden");
+    symlink(server.data_dir(), backups.path().join("link")).unwrap();
+    fs::create_dir_all(backups.path().join("taken/x")).unwrap();
+    for path in [
+        "",
+        ".",
+        "..",
+        "../x",
+        "/tmp/x",
+        "a/../b",
+        "a//b",
+        "x/",
+        "/x",
+        ".hidden",
+        "taken/.x",
+        "link",
+        "link/x",
+        "missing/x",
+        "a\nb",
+        "a\0b",
+        "taken/x/y/z/w",
+    ] {
+        let answer = server.send(&admin(&json!({"path": path})));
+        answer.assert_error(400, "invalid path");
+    }
+    server.send(&admin(&json!({"path": "taken"}))).assert_error(409, "path is taken");
+    for base in ["..", "missing", "taken", "link", "/etc"] {
+        server.send(&admin(&json!({"path": "x", "base": base}))).assert_error(400, "invalid base");
+    }
+    for body in ["[]", "{\"path\":1}", "{\"path\":\"x\",\"pat\":\"y\"}", "{", "\u{fffd}"] {
+        let answer = server.send(&Request::post_to("/admin/snapshot", body).header("X-Auth", ADMIN));
+        answer.assert_error(400, "invalid body");
+    }
+    server.send(&admin(&good).header("Content-Type", "text/plain")).assert_error(415, "unsupported content-type");
+    server.send(&admin(&json!({"path": "x".repeat(5000)}))).assert_error(413, "payload too large");
+    let lock = File::create(backups.path().join(".snapshot.lock")).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    server.send(&admin(&good)).assert_error(409, "another snapshot is running");
+    drop(lock);
+    let held = server.hold_lock("a");
+    let answer = server.send(&admin(&good));
+    answer.assert_error(503, "lock timeout");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    drop(held);
+    assert_eq!(names(backups.path()), [".snapshot.lock", "link", "taken"], "nothing was made");
+    assert_eq!(server.data_names(), ["a.jsonl", "a.jsonl.lock"]);
+    for (result, times) in [("already_running", 1.0), ("locked", 1.0), ("not_empty", 1.0), ("ok", 0.0)] {
+        assert_eq!(server.metric("leitstand_snapshots_total", &format!("result=\"{result}\"")), times, "{result}");
+    }
+    assert_eq!(server.send(&admin(&good)).status, 200);
+
+    let without = TestServer::builder().env("LEITSTAND_ADMIN_TOKEN", ADMIN).start();
+    without.send(&admin(&good)).assert_error(404, "Not Found");
+    without.send(&admin(&good).header("X-Auth", TOKEN)).assert_error(403, "forbidden");
+}
+
+// ---- what goes in comes out
+
+/// What happens to a directory between two snapshots.
+#[derive(Debug, Clone)]
+enum Change {
+    /// So many bytes of whole lines.
+    Append(usize, usize),
+    /// Bytes that are no line.
+    Tear(usize, Vec<u8>),
+    /// The tail is mended as the service does it.
+    Mend(usize),
+    Remove(usize),
+    /// Another file with the same bytes.
+    Copy(usize),
+    /// The same file with other bytes.
+    Overwrite(usize, usize),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let file = 0..4usize;
+    // Around the sizes of a block of SHA-256, a page, what is trusted, and a block of a copy.
+    let sizes = prop_oneof![
+        4 => 0..300usize, 2 => 4000..4200usize, 2 => 65_000..66_000usize, 1 => 1_048_000..1_049_000usize, 1 => 4_190_000..4_200_000usize,
+    ];
+    prop_oneof![
+        6 => (file.clone(), sizes).prop_map(|(file, size)| Change::Append(file, size)),
+        2 => (file.clone(), proptest::collection::vec(97..123u8, 1..100)).prop_map(|(file, bytes)| Change::Tear(file, bytes)),
+        2 => file.clone().prop_map(Change::Mend),
+        1 => file.clone().prop_map(Change::Remove),
+        1 => file.clone().prop_map(Change::Copy),
+        1 => (file, 0..3000usize).prop_map(|(file, size)| Change::Overwrite(file, size)),
+    ]
+}
+
+/// Lines of together `size` bytes, or one less; all start with a number that is never used again.
+fn filler(size: usize, next: &mut u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        *next += 1;
+        let end = size.min(bytes.len() + 20 + (*next % 1500) as usize);
+        bytes.extend_from_slice(format!("{next:020}").as_bytes());
+        bytes.resize(end.max(1) - 1, b'.');
+        bytes.push(b'\n');
+    }
+    bytes.truncate(size);
+    if let Some(last) = bytes.last_mut() {
+        *last = b'\n';
+    }
+    bytes
+}
+
+fn sound(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)]
+}
+
+fn apply(data: &Path, change: &Change, next: &mut u64) {
+    let path = |file: &usize| data.join(format!("d{file}.jsonl"));
+    let append = |file: &usize, bytes: &[u8]| {
+        OpenOptions::new().append(true).create(true).open(path(file)).unwrap().write_all(bytes).unwrap();
+    };
+    let read = |file: &usize| fs::read(path(file)).unwrap_or_default();
+    match change {
+        Change::Append(file, size) => append(file, &filler(*size, next)),
+        Change::Tear(file, bytes) => append(file, bytes),
+        Change::Mend(file) if path(file).exists() => {
+            let len = sound(&read(file)).len() as u64;
+            OpenOptions::new().write(true).open(path(file)).unwrap().set_len(len).unwrap();
+        }
+        Change::Remove(file) => drop(fs::remove_file(path(file))),
+        Change::Copy(file) if path(file).exists() => {
+            fs::write(data.join("copy"), read(file)).unwrap();
+            fs::rename(data.join("copy"), path(file)).unwrap();
+        }
+        Change::Overwrite(file, size) => fs::write(path(file), filler(*size, next)).unwrap(),
+        Change::Mend(_) | Change::Copy(_) => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)))]
+
+    /// Broken, a chain of snapshots would not hold what was there when each of them was taken.
+    #[test]
+    fn restored_is_what_was_there(steps in proptest::collection::vec((proptest::collection::vec(change(), 0..5), any::<bool>()), 1..6)) {
+        let memory = tempfile::tempdir_in("/dev/shm");
+        let dir = memory.or_else(|_| tempfile::tempdir()).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("data")).unwrap();
+        let disk = RealDisk::open_existing(&path("data")).unwrap();
+        let mut next = 0;
+        let mut taken: Vec<BTreeMap<String, Vec<u8>>> = Vec::new();
+        for (number, (changes, full)) in steps.iter().enumerate() {
+            changes.iter().for_each(|change| apply(&path("data"), change, &mut next));
+            let options = SnapshotOptions {
+                to: path(&format!("s{number}")),
+                base: (number > 0 && !full).then(|| path(&format!("s{}", number.saturating_sub(1)))),
+                lock_timeout: Duration::ZERO,
+                rate: None,
+                reserve_bytes: Some(0),
+            };
+            let report = snapshot(&disk, &options, &mut |_| {}).unwrap();
+            let want: BTreeMap<_, _> =
+                files(&path("data")).into_iter().map(|(name, bytes)| (name, sound(&bytes).to_vec())).collect();
+            let lines = want.values().map(|bytes| bytes.iter().filter(|&&b| b == b'\n').count() as u64).sum::<u64>();
+            prop_assert_eq!(report.manifest.totals.lines, lines);
+            let on = continues(&disk, &options.to, &mut |_| {}).unwrap();
+            prop_assert!(on.is_clean(), "{:?}", on);
+            taken.push(want);
+        }
+        for (number, want) in taken.iter().enumerate() {
+            let to = path(&format!("r{number}"));
+            let from = path(&format!("s{number}"));
+            restore(&RestoreOptions { from: from.clone(), to: to.clone() }, &mut |_| {}).unwrap();
+            let have = files(&to);
+            prop_assert!(have == *want, "snapshot {} is not what was there", number);
+            // The lines are made up, so that only what is not about lines counts.
+            let report = check(&from, &mut |_| {}).unwrap();
+            let of_parts = ["wrong_hash", "wrong_size", "missing_part", "not_in_manifest", "wrong_mark"];
+            prop_assert!(!report.findings.iter().any(|f| of_parts.contains(&f.kind.word())), "{:?}", report.findings);
+            fs::remove_dir_all(&to).unwrap();
+        }
+    }
+}

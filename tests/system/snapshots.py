@@ -1,0 +1,84 @@
+"""Snapshots under load, beside the service and a Python writer: each is whole and holds all that was acknowledged before."""
+import json, os, re, shutil, subprocess, sys, tempfile, time
+import filelock_beside
+from common import BIN, Load, Server, part, seed, setting, verify
+
+ID = re.compile(rb'"id": ?(\d+)')
+FULL_EVERY = 10   # snapshots; those between are built on the one before
+
+
+def run():
+    rng, count = seed("snapshots"), setting("SNAPSHOTS", 10, 100)
+    backups = tempfile.mkdtemp(prefix="snapshots-")
+    writers = []
+    try:
+        with Server({"LEITSTAND_LOCK_TIMEOUT": "10", "LEITSTAND_DISK_RESERVE": "0"}) as server:
+            assert server.up, server.log_text()
+            part("snapshots/filelock", lambda: writers.append(python_writer(server.dir)))
+            load = Load(server.port, rng, 4, ["a", "b.example", "c", "d-1"])
+            time.sleep(0.5)
+            took, linked, before = [], 0, None
+            for n in range(count):
+                acked = dict(load.acked)
+                name, base = os.path.join(backups, f"s{n}"), [] if n % FULL_EVERY == 0 else ["--base", before]
+                began = time.monotonic()
+                said = leitstand("snapshot", "--data-dir", server.dir, "--to", name, "--lock-timeout", "10", *base)
+                took.append(time.monotonic() - began)
+                linked += said["bytes"] - said["copied_bytes"]
+                assert not said["torn_tails"] and not said["skipped"], said
+                looked = leitstand("verify", "--snapshot", name)
+                assert looked["clean"] and not looked["notes_total"], looked
+                missing = set(acked) - ids(name)
+                assert not missing, f"snapshot {n}: {len(missing)} of {len(acked)} acknowledged events are not in it"
+                if before: shutil.rmtree(before)
+                before = name
+            for writer in writers: writer.terminate()
+            load.stop()
+            assert leitstand("verify", "--data-dir", server.dir, "--manifest", os.path.join(before, "manifest.json"))["clean"]
+            # The last one as a directory that a service runs on.
+            restored = os.path.join(backups, "restored")
+            said = leitstand("restore", "--from", before, "--to", restored)
+            problems = verify(restored, acked, load.sent)
+            assert not problems, problems[:10]
+            assert server.stop() == 0
+        with Server({"LEITSTAND_DISK_RESERVE": "0"}, datadir=restored) as server:
+            from harness import post
+            assert server.up and post(server.port, "a", {"id": -1})[0] == 202, server.log_text()
+            assert server.stop() == 0
+        assert len(acked) > 20 * count, f"too little load to prove anything: {len(acked)}"
+        took.sort()
+        print(f"snapshots: {count} under load, all whole, with {len(acked)} events acknowledged before the last; "
+              f"median {took[len(took) // 2]:.2f} s, longest {took[-1]:.2f} s, {linked >> 20} MiB linked, "
+              f"{'beside' if writers else 'without'} a Python writer")
+    finally:
+        for writer in writers: writer.kill(); writer.wait()
+        shutil.rmtree(backups, ignore_errors=True)
+
+
+def python_writer(directory):
+    """Writes half a line, then the rest, under its lock, until it is stopped."""
+    library = filelock_beside.install(filelock_beside.VERSIONS[0])
+    data = os.path.join(directory, "side.example.jsonl")
+    return subprocess.Popen([sys.executable, "-c", filelock_beside.WRITER, library, data, "0", "3600"],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def leitstand(*args):
+    done = subprocess.run([BIN, *args, "--json"], capture_output=True, text=True, env={**os.environ, "LEITSTAND_DISK_RESERVE": "0"})
+    assert done.returncode == 0 and not done.stderr, (args, done)
+    return json.loads(done.stdout)
+
+
+def manifest(name):
+    with open(os.path.join(name, "manifest.json")) as f: return json.load(f)
+
+
+def content(name, entry):
+    return b"".join(open(os.path.join(name, segment["name"]), "rb").read() for segment in entry["segments"])
+
+
+def ids(name):
+    found = set()
+    for entry in manifest(name)["files"]: found.update(map(int, ID.findall(content(name, entry))))
+    return found
+
