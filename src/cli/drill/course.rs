@@ -9,7 +9,7 @@ use super::clock::{self, human};
 use super::interrupt::Interrupt;
 use super::load::{Acks, Load, Plan};
 use super::progress::Progress;
-use super::report::{Check, Counts, Report, Snapshot, Step};
+use super::report::{Check, Counts, Report, Snapshot, Source, Step};
 use super::service::{self, Binary, Ended, Running, Service};
 use super::workdir::{DATA, SNAPSHOTS};
 use super::{DrillArgs, Halt, smoke, survey};
@@ -18,6 +18,8 @@ use super::{DrillArgs, Halt, smoke, survey};
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long the killed service may still be found alive.
 const DETECT_MAX: Duration = Duration::from_secs(10);
+/// How much longer the load may last on a busy machine, until there is something to restore.
+const FIRST_SNAPSHOT_MAX: Duration = Duration::from_secs(60);
 /// How many complete snapshots stay, and what they are based on.
 const SNAPSHOTS_KEPT: usize = 3;
 /// Domain of the smoke test when the load has none.
@@ -90,7 +92,12 @@ impl Drill {
         self.progress.say(&format!("load: {} clients for {}", plan.clients, human(until)));
         let mut snapshots =
             Snapshots { every: args.snapshot_every, next: args.snapshot_every, running: None, newest: None };
-        while began.elapsed() < until {
+        loop {
+            let waits_for_first = snapshots.newest.is_none() && self.report.passed();
+            let until = if waits_for_first { until + FIRST_SNAPSHOT_MAX } else { until };
+            if began.elapsed() >= until {
+                break;
+            }
             if self.interrupt.came() {
                 return Err(Halt::Interrupted);
             }
@@ -103,6 +110,10 @@ impl Drill {
                 format!("load: {} of {}, {acknowledged} events acknowledged", human(began.elapsed()), human(until))
             });
             std::thread::sleep(LOOK_EVERY);
+        }
+        let lasted = began.elapsed();
+        if let Source::Load { lasted: told, .. } = &mut self.report.source {
+            *told = lasted;
         }
         if load.acknowledged() == 0 {
             return Err(Halt::Broken("no event was acknowledged; is the disk full?".to_owned()));

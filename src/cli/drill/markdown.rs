@@ -59,10 +59,11 @@ impl Report {
 
     fn scenario(&self) -> String {
         match &self.source {
-            Source::Load { seconds, clients, domains, event_bytes, snapshot_every } => format!(
+            Source::Load { lasted, clients, domains, event_bytes, snapshot_every } => format!(
                 "Scenario: total loss under load. {clients} clients posted events of {event_bytes} bytes to {domains} \
-                 domains for {seconds} s, with a snapshot every {}. Then{} the service was killed (SIGKILL), its data \
+                 domains for {}, with a snapshot every {}. Then{} the service was killed (SIGKILL), its data \
                  directory was removed, and the newest complete snapshot was restored into an empty one.",
+                human(*lasted),
                 human(*snapshot_every),
                 self.lost_after.map_or(String::new(), |after| format!(", at {},", readable(self.began + after)))
             ),

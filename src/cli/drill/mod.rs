@@ -172,7 +172,7 @@ fn source(args: &DrillArgs, snapshot: Option<&Path>) -> Source {
     match snapshot {
         Some(path) => Source::Snapshot { path: path.display().to_string() },
         None => Source::Load {
-            seconds: args.seconds,
+            lasted: Duration::from_secs(u64::from(args.seconds)),
             clients: usize::from(args.clients),
             domains: usize::from(args.domains),
             event_bytes: args.event_bytes as usize,

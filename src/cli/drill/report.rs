@@ -33,7 +33,7 @@ pub(super) struct Report {
 }
 
 pub(super) enum Source {
-    Load { seconds: u32, clients: usize, domains: usize, event_bytes: usize, snapshot_every: Duration },
+    Load { lasted: Duration, clients: usize, domains: usize, event_bytes: usize, snapshot_every: Duration },
     Snapshot { path: String },
 }
 
@@ -207,9 +207,9 @@ impl Report {
     /// For programs.
     pub(super) fn json(&self) -> Value {
         let source = match &self.source {
-            Source::Load { seconds, clients, domains, event_bytes, snapshot_every } => json!({
+            Source::Load { lasted, clients, domains, event_bytes, snapshot_every } => json!({
                 "kind": "load",
-                "seconds": seconds,
+                "lasted_ms": ms(*lasted),
                 "clients": clients,
                 "domains": domains,
                 "event_bytes": event_bytes,
@@ -251,6 +251,7 @@ impl Report {
             "source": source,
             "began_at": rfc3339_ms(self.began),
             "lost_at": self.lost_after.map(|after| rfc3339_ms(self.began + after)),
+            "lost_after_ms": self.lost_after.map(ms),
             "ended_at": rfc3339_ms(self.ended),
             "rto": objective_json(&self.rto),
             "rpo": objective_json(&self.rpo),

@@ -72,6 +72,11 @@ pub fn command<S: AsRef<OsStr>>(cwd: &Path, args: &[S]) -> Command {
 
 /// Runs a command to its end. Kills it when it does not end by itself.
 pub fn run(command: &mut Command) -> Finished {
+    run_within(command, PATIENCE)
+}
+
+/// As [`run`], for a command that takes its time.
+pub fn run_within(command: &mut Command, patience: Duration) -> Finished {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the binary");
     let pid = Pid::from_child(&child);
     // Reads both pipes to their ends in the background, so that a long output does not block.
@@ -79,7 +84,7 @@ pub fn run(command: &mut Command) -> Finished {
     let mut err = child.stderr.take().expect("piped");
     let out = std::thread::spawn(move || read_all(&mut out));
     let err = std::thread::spawn(move || read_all(&mut err));
-    let status = wait_exit(&mut child, PATIENCE).unwrap_or_else(|| {
+    let status = wait_exit(&mut child, patience).unwrap_or_else(|| {
         let _ = kill_process(pid, Signal::KILL);
         let _ = child.wait();
         panic!("{command:?} did not end by itself")
