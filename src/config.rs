@@ -868,6 +868,8 @@ mod tests {
             ("LEITSTAND_ALLOW_DOMAINS", "a"),
             ("LEITSTAND_DENY_DOMAINS", "b"),
             ("LEITSTAND_DISABLE", "stats"),
+            ("LEITSTAND_SNAPSHOT_DIR", "s"),
+            ("LEITSTAND_HEARTBEAT_FILE", "h"),
         ];
         let (old, new) = (load(&[("LEITSTAND_TOKEN", "t")]).unwrap(), load(&others).unwrap());
         let names = |differences: Vec<Difference>| differences.into_iter().map(|d| d.name).collect::<Vec<_>>();
