@@ -68,6 +68,8 @@ def judge(lines):
             if re.match(r"^(/tmp|/var/tmp|/dev/shm)/bar-[^/]+(\.gone)?(/|$)", path):
                 inside += name == "openat" and result != "-1"
             elif reads and (MAY_READ.match(path) or path.endswith("/.env") and "/barcwd-" in path): pass
+            # The named tokens of a data directory that a recorded case names; they are looked for before it is made.
+            elif reads and re.match(r"^(/proc/nope|.*/barcwd-[^/]+)/\.leitstand/tokens\.json$", path): pass
             elif path == "/proc/nope" and name in MAKES_DIRECTORIES: pass   # the data directory of one recorded case
             elif name in MAKES_DIRECTORIES or reads and "O_DIRECTORY" in args:
                 # A data directory that a recorded case names, and its parents.
