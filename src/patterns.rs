@@ -71,8 +71,9 @@ fn pattern(text: &str) -> Result<String, String> {
     Ok(lower)
 }
 
-/// Remembers the last star only: what an earlier one could take, the last one can take as well.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+/// Does the whole name match? Remembers the last star only: what an earlier one could take, the
+/// last one can take as well.
+pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
     while n < name.len() {

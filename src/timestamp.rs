@@ -1,85 +1,99 @@
-//! Points in time as text: RFC 3339 for our own documents, and the `Date` field of HTTP.
+//! Points in time and spans of time as text, for everybody. The calendar is that of `humantime`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-const DAY_S: u64 = 86_400;
+/// The last moment that RFC 3339 can write.
+const LAST: Duration = Duration::new(253_402_300_799, 999_999_999);
 
-/// `2026-11-21T18:42:00.123Z`. What lies before 1970 is 1970.
-pub fn rfc3339(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (year, month, day) = date(since.as_secs() / DAY_S);
-    let s = since.as_secs() % DAY_S;
-    let (hour, minute, second) = (s / 3600, s / 60 % 60, s % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+/// `2026-11-21T18:42:00Z`. Here and below, what lies before 1970 is 1970, and what lies after 9999
+/// is the last moment of it.
+pub fn rfc3339_s(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(within(since_1970(at))).to_string()
 }
 
-/// Reads what [`rfc3339`] writes, and no other form.
+/// `2026-11-21T18:42:00.123Z`
+pub fn rfc3339_ms(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(within(since_1970(at))).to_string()
+}
+
+/// `2026-11-21T18:42:00.123456789Z`
+pub fn rfc3339_ns(at: SystemTime) -> String {
+    humantime::format_rfc3339_nanos(within(since_1970(at))).to_string()
+}
+
+/// Unix seconds as [`rfc3339_s`].
+pub fn unix_rfc3339(unix_s: u64) -> String {
+    rfc3339_s(within(Duration::from_secs(unix_s)))
+}
+
+/// `20261121T184200Z`, for names that sort by time.
+pub fn compact(at: SystemTime) -> String {
+    rfc3339_s(at).replace(['-', ':'], "")
+}
+
+/// Reads RFC 3339 with any offset, from 1970 on. A leap second is the one before.
 pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let mut date = date.splitn(3, '-').map(number);
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let (time, ms) = time.split_once('.')?;
-    let at = at(year, month, day, time)?;
-    if ms.len() == 3 { Some(at + Duration::from_millis(number(ms)?)) } else { None }
+    UNIX_EPOCH.checked_add(parse_since_1970(text)?)
 }
 
-/// Reads `Sat, 21 Nov 2026 18:42:00 GMT`, the form that RFC 9110 asks for.
+/// Unix seconds of such a text; parts of a second do not count.
+pub fn parse_unix_s(text: &str) -> Option<u64> {
+    parse_since_1970(text).map(|since| since.as_secs())
+}
+
+/// Reads the `Date` of HTTP in each of the forms that RFC 9110 asks a recipient to know.
 pub fn parse_http_date(text: &str) -> Option<SystemTime> {
-    let (_, rest) = text.trim().split_once(", ")?;
-    let mut words = rest.strip_suffix(" GMT")?.split(' ');
-    let day = number(words.next()?)?;
-    let month = words.next()?;
-    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
-    let year = number(words.next()?)?;
-    at(year, month, day, words.next()?)
+    httpdate::parse_http_date(text).ok()
 }
 
-/// Reads a whole number of `s`, `m` or `h`: `30s`, `10m`, `24h`.
+/// Reads a whole number of `ms`, `s`, `m`, `h`, `d` or `w`: `500ms`, `30s`, `90d`.
 pub fn parse_span(text: &str) -> Option<Duration> {
-    let (digits, unit_s) = match text.as_bytes().last()? {
-        b's' => (text.strip_suffix('s')?, 1),
-        b'm' => (text.strip_suffix('m')?, 60),
-        b'h' => (text.strip_suffix('h')?, 3600),
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let unit_ms = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        "w" => 604_800_000,
         _ => return None,
     };
-    Some(Duration::from_secs(number(digits)?.checked_mul(unit_s)?))
+    let number: u64 = text[..digits].parse().ok()?;
+    number.checked_mul(unit_ms).map(Duration::from_millis)
 }
 
-fn at(year: u64, month: u64, day: u64, time: &str) -> Option<SystemTime> {
-    let mut time = time.splitn(3, ':').map(number);
-    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
-    let known = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    if !known || hour > 23 || minute > 59 || second > 60 {
+/// humantime writes no other years than those of RFC 3339.
+fn within(since_1970: Duration) -> SystemTime {
+    UNIX_EPOCH + since_1970.min(LAST)
+}
+
+fn since_1970(at: SystemTime) -> Duration {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// humantime reads moments in UTC; we take the offset off before, and off the result.
+fn parse_since_1970(text: &str) -> Option<Duration> {
+    let text = text.to_ascii_uppercase();
+    if let Some(local) = text.strip_suffix('Z') {
+        return parse_local(local);
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub("+01:00".len())?)?;
+    let (sign, clock) = offset.split_at_checked(1)?;
+    let (local, offset) = (parse_local(local)?, parse_local(&format!("1970-01-01T{clock}:00"))?);
+    match sign {
+        "+" => local.checked_sub(offset),
+        "-" => Some(local + offset),
+        _ => None,
+    }
+}
+
+/// Reads `2026-11-21T18:42:00` as if it were in UTC. A zone, or a point with nothing behind it,
+/// humantime would take as well.
+fn parse_local(text: &str) -> Option<Duration> {
+    if text.contains(['Z', '+']) || text.ends_with('.') {
         return None;
     }
-    let s = days(year, month, day) * DAY_S + hour * 3600 + minute * 60 + second;
-    Some(UNIX_EPOCH + Duration::from_secs(s))
-}
-
-fn number(digits: &str) -> Option<u64> {
-    if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
-}
-
-/// Year, month and day of a day since 1970, counted in years that begin in March, so that the leap
-/// day is the last; as in Hinnant, "chrono-Compatible Low-Level Date Algorithms".
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (era * 400 + year + u64::from(month <= 2), month, of_year - (153 * shifted + 2) / 5 + 1)
-}
-
-/// The opposite.
-fn days(year: u64, month: u64, day: u64) -> u64 {
-    let year = year - u64::from(month <= 2);
-    let (era, of_era) = (year / 400, year % 400);
-    let shifted = if month > 2 { month - 3 } else { month + 9 };
-    let of_year = (153 * shifted + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+    humantime::parse_rfc3339_weak(text).ok().map(since_1970)
 }
 
 #[cfg(test)]
@@ -87,60 +101,145 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const LAST_S: u64 = LAST.as_secs();
+
     fn ms(ms: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(ms)
     }
 
-    /// Broken, a heartbeat would look older or younger than it is.
+    /// Broken, a heartbeat would look older or younger than it is, a manifest would name another day
+    /// than that of the backup, and a token would end at another time than it was given.
     #[test]
     fn known_moments_are_written_and_read() {
+        // Checked with `date --utc --date=@N`.
         for (at, text) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399_999, "2000-02-28T23:59:59.999Z"),
             (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
             (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
             (1_735_689_599_042, "2024-12-31T23:59:59.042Z"),
+            (1_795_285_815_000, "2026-11-21T18:30:15.000Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (LAST_S * 1000 + 999, "9999-12-31T23:59:59.999Z"),
         ] {
-            assert_eq!(rfc3339(ms(at)), text);
+            let whole = format!("{}Z", &text[..19]);
+            assert_eq!(rfc3339_ms(ms(at)), text);
+            assert_eq!(rfc3339_s(ms(at)), whole);
+            assert_eq!(rfc3339_ns(ms(at)), text.replace('Z', "000000Z"));
+            assert_eq!(unix_rfc3339(at / 1000), whole);
+            assert_eq!(compact(ms(at)), whole.replace(['-', ':'], ""));
             assert_eq!(parse_rfc3339(text), Some(ms(at)));
+            assert_eq!(parse_unix_s(text), Some(at / 1000));
         }
-        for bad in
-            ["", "Z", "2024-02-29", "2024-02-29T00:00:00Z", "2024-13-01T00:00:00.000Z", "2024-02-29T0:+1:00.000Z"]
-        {
-            assert_eq!(parse_rfc3339(bad), None, "{bad}");
+        assert_eq!(rfc3339_ns(UNIX_EPOCH + Duration::from_nanos(5)), "1970-01-01T00:00:00.000000005Z");
+        assert_eq!(compact(ms(1_709_251_199_042)), "20240229T235959Z");
+    }
+
+    /// Broken, a file with a strange modification time would stop a snapshot, or a token that ends
+    /// in the far future would make a store that cannot be read.
+    #[test]
+    fn what_no_calendar_has_is_its_nearest_end() {
+        assert_eq!(rfc3339_ms(UNIX_EPOCH - Duration::from_millis(1)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339_ms(ms((LAST_S + 1) * 1000)), "9999-12-31T23:59:59.999Z");
+        for far_s in [LAST_S, LAST_S + 1, i64::MAX as u64, u64::MAX] {
+            assert_eq!(unix_rfc3339(far_s), "9999-12-31T23:59:59Z");
+        }
+    }
+
+    /// Broken, a token would not take the time that its giver's tools print.
+    #[test]
+    fn each_form_of_rfc_3339_is_read() {
+        for (text, unix_s) in [
+            ("2026-11-21T18:42:00Z", 1_795_286_520),
+            ("2026-11-21T19:42:00+01:00", 1_795_286_520),
+            ("2026-11-21t18:12:00.999999-00:30", 1_795_286_520),
+            ("2026-11-21 18:42:00.999999999999z", 1_795_286_520),
+            ("2026-11-21T18:42:00-00:00", 1_795_286_520),
+            ("2026-11-22T18:41:00+23:59", 1_795_286_520),
+            ("2016-12-31T23:59:60Z", 1_483_228_799),
+            ("9999-12-31T23:59:59+00:00", LAST_S),
+        ] {
+            assert_eq!(parse_unix_s(text), Some(unix_s), "{text}");
+        }
+        for bad in [
+            "",
+            "Z",
+            "2026",
+            "2026-11-21",
+            "2026-11-21T18:42:00",
+            "2026-13-01T00:00:00Z",
+            "2026-02-29T00:00:00Z",
+            "2026-11-21T24:00:00Z",
+            "2026-11-21T18:42:00.Z",
+            "2026-11-21T18:42:00+24:00",
+            "1969-12-31T23:59:59Z",
+            "1970-01-01T00:00:00+01:00",
+            "2026-11-21T18:42:00Zx",
+            "2026-11-21T18:42:00Z[UTC]",
+            "2026-11-21T18:42:00ZZ",
+            "2026-11-21T18:42:00Z+01:00",
+            "2026-11-21T18:42:00.5+00:00+01:00",
+            "2026-11-21T18:42:00.+01:00",
+            "2026-11-21T18:42:00+01:60",
+            "2026-11-21T18:42:00+0100",
+            "2026-11-21T18:42:00+\u{e4}1:0",
+            "20261121T184200Z",
+            "2026-11-21T18:42Z",
+            "2026-1-021T18:42:00Z",
+            "2026-11-21T0:+1:00.000Z",
+            "0-0-0T0:0:0Z",
+            "2026-11-21T1\u{e4}:2:00Z",
+        ] {
+            assert_eq!((parse_rfc3339(bad), parse_unix_s(bad)), (None, None), "{bad:?}");
         }
     }
 
     /// Broken, `doctor` would tell of a clock that is wrong.
     #[test]
     fn the_date_of_http_is_read() {
-        assert_eq!(parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(ms(784_111_777_000)));
-        for bad in ["", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", "Sun, 06 Nov 1994 08:49 GMT"] {
+        for text in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
+            assert_eq!(parse_http_date(text), Some(ms(784_111_777_000)), "{text}");
+        }
+        for bad in ["", "Sun, 06 Nov 1994 08:49 GMT", "Sun, 06 Nov 1994 08:49:37 CET", "1994-11-06T08:49:37Z"] {
             assert_eq!(parse_http_date(bad), None, "{bad}");
         }
     }
 
-    /// Broken, a throttle or an alarm would take another time than was said.
+    /// Broken, a throttle, an alarm or the life of a token would take another time than was said.
     #[test]
     fn spans_are_read_strictly() {
-        for (text, want_s) in [("0s", 0), ("1s", 1), ("10m", 600), ("24h", 86_400), ("086400s", 86_400)] {
-            assert_eq!(parse_span(text), Some(Duration::from_secs(want_s)), "{text}");
+        for (text, want_ms) in [
+            ("0s", 0),
+            ("500ms", 500),
+            ("1s", 1000),
+            ("10m", 600_000),
+            ("24h", 86_400_000),
+            ("086400s", 86_400_000),
+            ("90d", 7_776_000_000),
+            ("2w", 1_209_600_000),
+        ] {
+            assert_eq!(parse_span(text), Some(Duration::from_millis(want_ms)), "{text}");
         }
         for bad in [
             "",
+            "0",
             "s",
+            "ms",
             "10",
             "-1s",
             "+1s",
             "1.5h",
-            "1d",
+            "1y",
+            "1D",
+            "1 s",
             " 1s",
             "1s ",
+            "1d1h",
             "99999999999999999999h",
             "9999999999999999h",
-            "1é",
-            "é",
+            "1\u{e9}",
+            "\u{e9}",
         ] {
             assert_eq!(parse_span(bad), None, "{bad:?}");
         }
@@ -148,13 +247,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(at in 0..253_402_300_800_000u64) {
-            prop_assert_eq!(parse_rfc3339(&rfc3339(ms(at))), Some(ms(at)));
+        fn what_is_written_reads_back(at in 0..(LAST_S + 1) * 1000) {
+            prop_assert_eq!(parse_rfc3339(&rfc3339_ms(ms(at))), Some(ms(at)));
+            prop_assert_eq!(parse_rfc3339(&rfc3339_ns(ms(at))), Some(ms(at)));
+            prop_assert_eq!(parse_unix_s(&unix_rfc3339(at / 1000)), Some(at / 1000));
         }
 
         #[test]
-        fn any_text_is_read_or_refused_without_panic(text in "[0-9TZ:., a-zA-Z-]{0,40}") {
-            let _ = (parse_rfc3339(&text), parse_http_date(&text));
+        fn any_text_is_read_or_refused_without_panic(text in "[0-9TZ:.+\\[\\], a-zA-Z\u{e4}-]{0,40}") {
+            let _ = (parse_rfc3339(&text), parse_unix_s(&text), parse_http_date(&text), parse_span(&text));
         }
     }
 }

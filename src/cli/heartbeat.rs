@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
 use crate::http::AppState;
-use crate::timestamp::{parse_rfc3339, rfc3339};
+use crate::timestamp::{parse_rfc3339, rfc3339_ms};
 
 const EVERY: Duration = Duration::from_secs(5);
 /// Oldest good heartbeat, if nothing else is said.
@@ -34,8 +34,8 @@ pub(super) async fn keep(path: PathBuf, state: Arc<AppState>) {
             continue;
         }
         let beat = json!({
-            "at": rfc3339(SystemTime::now()),
-            "last_success": state.metrics.last_success().map(rfc3339),
+            "at": rfc3339_ms(SystemTime::now()),
+            "last_success": state.metrics.last_success().map(rfc3339_ms),
             "version": state.version,
             "pid": std::process::id(),
         });

@@ -153,7 +153,7 @@ pub struct HealthcheckArgs {
     /// Judge it by its heartbeat file (LEITSTAND_HEARTBEAT_FILE) instead of asking it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["host", "port", "uds"])]
     heartbeat: Option<PathBuf>,
-    /// Oldest good heartbeat: a whole number of s, m or h [default: 60s]
+    /// Oldest good heartbeat, as 90s, 10m or 1h [default: 60s]
     #[arg(long, value_name = "AGE", requires = "heartbeat", value_parser = span)]
     max_age: Option<Duration>,
     /// Longest good time without an acknowledged append [default: any]
@@ -162,7 +162,7 @@ pub struct HealthcheckArgs {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    parse_span(text).ok_or_else(|| "must be a whole number of s, m or h, e.g. 60s".to_owned())
+    parse_span(text).ok_or_else(|| "must be a time span as 500ms, 90s, 5m or 4h".to_owned())
 }
 
 /// Runs the command that `args` names.

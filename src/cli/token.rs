@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::data::print;
-use crate::token::time::{parse_rfc3339, parse_span, rfc3339, roughly};
+use crate::timestamp::{parse_span, parse_unix_s, unix_rfc3339};
 use crate::token::{Digest, Scope, StoredToken, TokenFile, grant};
 
 /// What our secrets begin with, so that people and scanners know them when they see them.
@@ -20,6 +20,8 @@ const SECRET_BYTES: usize = 32;
 const GIVEN_BYTES: std::ops::RangeInclusive<usize> = 16..=4096;
 /// By then a running service has noticed, so that what has been said here holds there too.
 const NOTICED_AFTER: Duration = Duration::from_secs(1);
+/// Longest span that can be given.
+const SPAN_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
@@ -68,7 +70,7 @@ pub struct RotateArgs {
     /// Name of the token
     name: String,
     /// How long the old secret is still good; 0 ends it, and older ones, at once
-    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = parse_span)]
+    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = parse_span_s)]
     overlap: u64,
     #[command(flatten)]
     secret: SecretArgs,
@@ -136,7 +138,7 @@ fn rotate(args: &RotateArgs) -> Result<(), String> {
     let token = file.update(|store| store.rotate(&args.name, digest, now_s, args.overlap, expires_s).cloned())?;
     match token.previous.last() {
         Some(previous) => {
-            let (until, left) = (rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
+            let (until, left) = (unix_rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
             eprintln!("The old secret is good until {until} (in {left}).");
         }
         None => eprintln!("The old secret is refused."),
@@ -173,20 +175,20 @@ fn document(token: &StoredToken, now_s: u64) -> Value {
         "scopes": token.scopes.iter().map(Scope::as_str).collect::<Vec<_>>(),
         "domains": token.grant.domains.iter().map(|pattern| pattern.as_str()).collect::<Vec<_>>(),
         "default_domain": token.grant.default_domain.as_ref().map(|domain| domain.as_str()),
-        "created": rfc3339(token.created_s),
-        "expires": token.expires_s.map(rfc3339),
+        "created": unix_rfc3339(token.created_s),
+        "expires": token.expires_s.map(unix_rfc3339),
         "expired": token.is_expired(now_s),
         "older_secrets": previous.map(|previous| json!({
             "sha256": format!("{:?}", previous.digest),
-            "until": rfc3339(previous.until_s),
+            "until": unix_rfc3339(previous.until_s),
         })).collect::<Vec<_>>(),
     })
 }
 
 fn table(tokens: &[StoredToken], now_s: u64) -> String {
     let end = |end_s: u64| match end_s.checked_sub(now_s) {
-        None | Some(0) => format!("{} (expired)", rfc3339(end_s)),
-        Some(left_s) => format!("{} (in {})", rfc3339(end_s), roughly(left_s)),
+        None | Some(0) => format!("{} (expired)", unix_rfc3339(end_s)),
+        Some(left_s) => format!("{} (in {})", unix_rfc3339(end_s), roughly(left_s)),
     };
     let mut rows = vec![["NAME", "SCOPES", "DOMAINS", "CREATED", "EXPIRES", "SECRET"].map(str::to_owned)];
     for token in tokens {
@@ -202,7 +204,7 @@ fn table(tokens: &[StoredToken], now_s: u64) -> String {
             token.grant.name.clone(),
             token.scopes.to_string(),
             domains,
-            rfc3339(token.created_s),
+            unix_rfc3339(token.created_s),
             token.expires_s.map_or("never".to_owned(), end),
             format!("sha256:{:?}", token.digest),
         ]);
@@ -231,11 +233,11 @@ struct Secret {
 impl SecretArgs {
     fn expires_s(&self, now_s: u64) -> Result<Option<u64>, String> {
         let Some(text) = &self.expires else { return Ok(None) };
-        let end_s = parse_span(text).map(|span_s| now_s + span_s).or_else(|_| parse_rfc3339(text));
+        let end_s = parse_span_s(text).ok().map(|span_s| now_s + span_s).or_else(|| parse_unix_s(text));
         match end_s {
-            Ok(end_s) if end_s > now_s => Ok(Some(end_s)),
-            Ok(_) => Err("--expires must be in the future".to_owned()),
-            Err(_) => Err("--expires must be a time span as 90d or 12h, or a time as 2026-12-31T23:59:59Z".to_owned()),
+            Some(end_s) if end_s > now_s => Ok(Some(end_s)),
+            Some(_) => Err("--expires must be in the future".to_owned()),
+            None => Err("--expires must be a time span as 90d or 12h, or a time as 2026-12-31T23:59:59Z".to_owned()),
         }
     }
 
@@ -250,7 +252,7 @@ impl SecretArgs {
     fn tell(&self, secret: &Secret, token: &StoredToken, done: &str, now_s: u64) -> Result<(), String> {
         let name = &token.grant.name;
         let end = token.expires_s.map_or("never expires".to_owned(), |end_s| {
-            format!("expires {} (in {})", rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
+            format!("expires {} (in {})", unix_rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
         });
         let digest = &token.digest;
         eprintln!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes);
@@ -337,6 +339,25 @@ fn base64url(bytes: &[u8]) -> String {
     text
 }
 
+/// Whole seconds, of a hundred years at most; `0` needs no unit.
+fn parse_span_s(text: &str) -> Result<u64, String> {
+    let span = if text == "0" { Some(Duration::ZERO) } else { parse_span(text) };
+    let allowed = |span: &Duration| *span <= SPAN_MAX && span.subsec_nanos() == 0;
+    let span = span.filter(allowed).ok_or("must be a time span as 90d, 24h, 30m or 45s")?;
+    Ok(span.as_secs())
+}
+
+/// A span in its largest whole unit but one, for people: "12 days", "3 hours".
+pub(super) fn roughly(span_s: u64) -> String {
+    let (n, unit) = match span_s {
+        s if s >= 2 * 86_400 => (s / 86_400, "day"),
+        s if s >= 2 * 3600 => (s / 3600, "hour"),
+        s if s >= 120 => (s / 60, "minute"),
+        s => (s, "second"),
+    };
+    format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
+}
+
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -344,6 +365,28 @@ fn now_s() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Broken, a typing error would make a token that never ends.
+    #[test]
+    fn spans_need_a_unit_and_an_end() {
+        for (text, span_s) in
+            [("90d", 7_776_000), ("24h", 86_400), ("2000ms", 2), ("0", 0), ("0d", 0), ("36600d", 3_162_240_000)]
+        {
+            assert_eq!(parse_span_s(text), Ok(span_s), "{text}");
+        }
+        for bad in ["", "90", "1y", "36601d", "99999999999999999999d", "500ms"] {
+            assert!(parse_span_s(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Broken, a token would be said to live longer or shorter than it does.
+    #[test]
+    fn spans_are_told_in_their_largest_unit() {
+        assert_eq!(
+            [0, 1, 119, 120, 7199, 7200, 172_799, 172_800].map(roughly),
+            ["0 seconds", "1 second", "119 seconds", "2 minutes", "119 minutes", "2 hours", "47 hours", "2 days"]
+        );
+    }
 
     /// Broken, a secret would hold less than was drawn.
     #[test]

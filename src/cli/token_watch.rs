@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::token::roughly;
 use crate::http::AppState;
 use crate::metrics::{Metrics, TOKEN_SERIES_MAX, TokenFigures};
-use crate::token::time::{rfc3339, roughly};
+use crate::timestamp::unix_rfc3339;
 use crate::token::{EXPIRES_SOON_S, Found, Stamp, StoredToken, TokenFile, TokenStore};
 
 /// A revoked token is refused after so long, and the time to read the store.
@@ -216,7 +217,7 @@ impl Eye {
         let soon = |token: &&StoredToken| token.expires_s.is_some_and(|end_s| end_s <= now_s + EXPIRES_SOON_S);
         for token in self.store.tokens().iter().filter(soon).take(TOKEN_SERIES_MAX) {
             let (name, end_s) = (token.grant.name.as_str(), token.expires_s.unwrap_or_default());
-            let expires = rfc3339(end_s);
+            let expires = unix_rfc3339(end_s);
             match end_s.checked_sub(now_s) {
                 None | Some(0) => tracing::warn!(token = name, expires, "token has expired: rotate or revoke it"),
                 Some(left_s) => {
@@ -236,7 +237,7 @@ fn audit(action: &str, token: &StoredToken) {
         token = token.grant.name.as_str(),
         sha256 = ?token.digest,
         scopes = token.scopes.to_string(),
-        expires = token.expires_s.map(rfc3339),
+        expires = token.expires_s.map(unix_rfc3339),
         "token store changed"
     );
 }

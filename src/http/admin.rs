@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::ops::json;
 use super::state::AppState;
 use crate::rate::RateLimits;
-use crate::timestamp::{parse_span, rfc3339};
+use crate::timestamp::{parse_span, rfc3339_ms};
 use crate::token::Scope;
 
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -25,7 +25,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 const REASON_CHARS_MAX: usize = 200;
 /// Of an unknown key so much is told.
 const KEY_CHARS_MAX: usize = 40;
-/// Longest time of a throttle.
+/// Shortest and longest time of a throttle.
+const THROTTLE_MIN: Duration = Duration::from_secs(1);
 const THROTTLE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Read-only mode.
@@ -80,8 +81,8 @@ pub(crate) struct SwitchThrottle {
     /// As `LEITSTAND_RATE_LIMIT`, e.g. `10/second`; `null` ends the throttle.
     #[schema(required = true, example = "10/second")]
     rate: Option<String>,
-    /// How long: a whole number of `s`, `m` or `h`, at most `24h`. Needed with a rate.
-    #[schema(example = "10m", pattern = "^[0-9]+[smh]$")]
+    /// How long: a whole number of `s`, `m` or `h` (or `ms`, `d`, `w`), from `1s` to `24h`. Needed with a rate.
+    #[schema(example = "10m", pattern = "^[0-9]+(ms|[smhdw])$")]
     r#for: Option<String>,
 }
 
@@ -168,15 +169,15 @@ pub(crate) fn throttle_state(state: &AppState) -> ThrottleState {
     };
     ThrottleState {
         rate: Some(throttle.rate.to_string()),
-        since: Some(rfc3339(throttle.since)),
-        ends: Some(rfc3339(SystemTime::now() + throttle.left(now))),
+        since: Some(rfc3339_ms(throttle.since)),
+        ends: Some(rfc3339_ms(SystemTime::now() + throttle.left(now))),
     }
 }
 
 fn read_only_state(state: &AppState, drained: Option<bool>) -> ReadOnlyState {
     match state.gate.read_only() {
         Some(read_only) => {
-            ReadOnlyState { on: true, since: Some(rfc3339(read_only.since)), reason: read_only.reason, drained }
+            ReadOnlyState { on: true, since: Some(rfc3339_ms(read_only.since)), reason: read_only.reason, drained }
         }
         None => ReadOnlyState { on: false, since: None, reason: None, drained },
     }
@@ -192,8 +193,8 @@ fn is_reason(text: &str) -> bool {
 }
 
 fn duration(text: &str) -> Result<Duration, ApiError> {
-    let allowed = |span: &Duration| !span.is_zero() && *span <= THROTTLE_MAX;
-    parse_span(text).filter(allowed).ok_or_else(|| bad("for must be a whole number of s, m or h, from 1s to 24h"))
+    let allowed = |span: &Duration| (THROTTLE_MIN..=THROTTLE_MAX).contains(span);
+    parse_span(text).filter(allowed).ok_or_else(|| bad("for must be a time span as 30s, 10m or 1h, from 1s to 24h"))
 }
 
 /// The body as an object with no keys but `allowed`.

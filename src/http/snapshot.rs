@@ -19,7 +19,8 @@ use super::error::ApiError;
 use super::ops::json;
 use super::state::AppState;
 use crate::event::Format;
-use crate::storage::snapshot::{SnapshotError, SnapshotReport, place, stamp};
+use crate::storage::snapshot::{SnapshotError, SnapshotReport, place};
+use crate::timestamp::compact;
 use crate::token::Scope;
 
 /// Largest body: two names.
@@ -82,7 +83,7 @@ pub(crate) async fn create(State(state): State<Arc<AppState>>, request: Request)
     authorise(&state, &request, Scope::Admin)?;
     let root = state.snapshot_dir.clone().ok_or(ApiError::NotFound)?;
     let wanted = wanted(&state, request).await?;
-    let name = wanted.path.unwrap_or_else(|| stamp(SystemTime::now()));
+    let name = wanted.path.unwrap_or_else(|| compact(SystemTime::now()));
     let report = take(state, root, name.clone(), wanted.base).await?;
     let manifest = &report.manifest;
     let taken = SnapshotTaken {

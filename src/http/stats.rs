@@ -18,7 +18,7 @@ use crate::domain::Domain;
 use crate::metrics::Figures;
 use crate::storage::StoreHealth;
 use crate::storage::stats::{DOMAINS_MAX, DomainStats, StatsQuery, StatsReport};
-use crate::timestamp::rfc3339;
+use crate::timestamp::rfc3339_ms;
 use crate::token::Scope;
 
 const DOMAINS_DEFAULT: usize = 1000;
@@ -242,7 +242,7 @@ impl Stats {
         Stats {
             version: state.version.clone(),
             pid: std::process::id(),
-            started_at: rfc3339(state.metrics.started_at()),
+            started_at: rfc3339_ms(state.metrics.started_at()),
             uptime_s: state.metrics.uptime().as_secs(),
             fsync: state.store.fsync().as_str(),
             read_only: state.gate.is_read_only(),
@@ -280,7 +280,7 @@ impl DomainFigures {
             name: domain.name,
             lines: domain.lines,
             bytes: domain.bytes,
-            last_event: rfc3339(domain.changed),
+            last_event: rfc3339_ms(domain.changed),
             poisoned: domain.poisoned,
             queued: domain.queued_requests,
         }
@@ -295,9 +295,9 @@ impl OpsMetrics {
         let (latency, write, sync, lock_wait) = (figures.latency, figures.write, figures.sync, figures.lock_wait);
         OpsMetrics {
             version: state.version.clone(),
-            started_at: rfc3339(state.metrics.started_at()),
+            started_at: rfc3339_ms(state.metrics.started_at()),
             uptime_s: state.metrics.uptime().as_secs(),
-            last_success_at: state.metrics.last_success().map(rfc3339),
+            last_success_at: state.metrics.last_success().map(rfc3339_ms),
             events_accepted_total: figures.events,
             event_bytes_accepted_total: figures.event_bytes,
             requests_total: figures.requests.iter().sum(),

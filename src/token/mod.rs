@@ -3,7 +3,6 @@
 mod file;
 mod set;
 mod store;
-pub mod time;
 
 pub use file::{Found, Stamp, TokenFile};
 pub use set::{Digest, EXPIRES_SOON_S, Grant, Known, Pattern, TokenSet, Transport};

@@ -9,6 +9,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::{Scope, Scopes};
 use crate::domain::Domain;
+use crate::patterns;
 
 /// Up to so many digests are all compared, in constant time; more are looked up.
 const COMPARED_MAX: usize = 16;
@@ -212,25 +213,7 @@ impl Pattern {
 
     /// Does the whole of `domain` match?
     pub fn matches(&self, domain: &Domain) -> bool {
-        let (pattern, text) = (self.0.as_bytes(), domain.as_str().as_bytes());
-        let (mut p, mut t) = (0, 0);
-        // The last star, and up to where it reaches.
-        let mut star: Option<(usize, usize)> = None;
-        while t < text.len() {
-            match (pattern.get(p), star) {
-                (Some(b'*'), _) => {
-                    star = Some((p, t));
-                    p += 1;
-                }
-                (Some(byte), _) if *byte == text[t] => (p, t) = (p + 1, t + 1),
-                (_, Some((at, reach))) => {
-                    star = Some((at, reach + 1));
-                    (p, t) = (at + 1, reach + 1);
-                }
-                _ => return false,
-            }
-        }
-        pattern[p..].iter().all(|byte| *byte == b'*')
+        patterns::matches(self.0.as_bytes(), domain.as_str().as_bytes())
     }
 }
 

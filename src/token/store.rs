@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::set::{Digest, Grant, Known, Pattern, TokenSet};
-use super::time::{parse_rfc3339, rfc3339};
 use super::{Scope, Scopes};
 use crate::domain::Domain;
+use crate::timestamp::{parse_unix_s, unix_rfc3339};
 
 /// Most tokens in a store.
 pub const TOKENS_MAX: usize = 1000;
@@ -310,13 +310,15 @@ impl std::error::Error for StoreFault {}
 
 impl Record {
     fn of(token: &StoredToken) -> Record {
-        let previous =
-            |previous: &Previous| PreviousRecord { sha256: previous.digest.to_hex(), until: rfc3339(previous.until_s) };
+        let previous = |previous: &Previous| PreviousRecord {
+            sha256: previous.digest.to_hex(),
+            until: unix_rfc3339(previous.until_s),
+        };
         Record {
             name: token.grant.name.clone(),
             sha256: token.digest.to_hex(),
-            created: rfc3339(token.created_s),
-            expires: token.expires_s.map(rfc3339),
+            created: unix_rfc3339(token.created_s),
+            expires: token.expires_s.map(unix_rfc3339),
             scopes: token.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
             domains: token.grant.domains.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
             default_domain: token.grant.default_domain.as_ref().map(|domain| domain.as_str().to_owned()),
@@ -333,7 +335,7 @@ impl Record {
             return Err("it has no scopes".to_owned());
         }
         let digest = |hex: &str| Digest::from_hex(hex).ok_or("a sha256 must be 64 hex digits");
-        let time = |text: &str| parse_rfc3339(text).map_err(|why| format!("a time {why}"));
+        let time = |text: &str| parse_unix_s(text).ok_or("a time must be as 2026-12-31T23:59:59Z");
         let previous: Result<Vec<Previous>, String> = self
             .previous
             .iter()
@@ -499,6 +501,18 @@ mod tests {
         store.revoke("full").unwrap();
         assert_eq!(store.accepted().len(), 1);
         assert!(store.revoke("full").is_err());
+    }
+
+    /// Broken, a rotation of a token that is meant for ever would leave a store that nobody can read.
+    #[test]
+    fn a_token_may_end_with_the_last_year() {
+        let end = "9999-12-31T23:59:59Z";
+        let mut store = TokenStore::default();
+        store.add(StoredToken { expires_s: parse_unix_s(end), ..token("ever", "a") }).unwrap();
+        store.rotate("ever", Digest::of(b"b"), 2000, 0, None).unwrap();
+        let text = store.to_json();
+        assert!(text.contains(end), "{text}");
+        assert!(TokenStore::parse(text.as_bytes()).is_ok(), "{text}");
     }
 
     /// Broken, the audit log would not say who changed.

@@ -42,7 +42,7 @@ fn the_figures_are_those_of_the_files() {
     assert_eq!((&mine["lines"], &mine["bytes"]), (&4.into(), &server.data("mine").len().into()));
     assert_eq!((&mine["poisoned"], &mine["queued"]), (&false.into(), &0.into()));
     let changed = fs::metadata(server.data_dir().join("mine.jsonl")).unwrap().modified().unwrap();
-    assert_eq!(mine["last_event"], leitstand::timestamp::rfc3339(changed));
+    assert_eq!(mine["last_event"], leitstand::timestamp::rfc3339_ms(changed));
     let totals = &after["totals"];
     for (key, want) in [("events", 4), ("rejected_requests", 1), ("refused_requests", 1)] {
         assert_eq!(totals[key], want, "{key}");

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Patient, Report, shown};
 use crate::cli::http::{Answer, Bounds, Connection};
-use crate::timestamp::{parse_http_date, rfc3339};
+use crate::timestamp::{parse_http_date, rfc3339_ms};
 
 const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(5), answer_bytes_max: 16 << 20 };
 /// Round trips of which the fastest counts.
@@ -273,7 +273,7 @@ impl Service<'_> {
 
     fn write_probe(&self, report: &mut Report) {
         let (Some(domain), Some(token)) = (&self.patient.write_probe, &self.patient.token) else { return };
-        let event = serde_json::json!({"event": "doctor.probe", "at": rfc3339(SystemTime::now())}).to_string();
+        let event = serde_json::json!({"event": "doctor.probe", "at": rfc3339_ms(SystemTime::now())}).to_string();
         let began = Instant::now();
         let answer = Connection::open(&self.patient.bind, BOUNDS).and_then(|mut connection| {
             let headers = [("X-Auth", token.as_str()), ("Content-Type", "application/json")];

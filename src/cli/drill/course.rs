@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::clock::{self, human};
+use super::clock::human;
 use super::interrupt::Interrupt;
 use super::load::{Acks, Load, Plan};
 use super::progress::Progress;
@@ -13,6 +13,7 @@ use super::report::{Check, Counts, Report, Snapshot, Source, Step};
 use super::service::{self, Binary, Ended, Running, Service};
 use super::workdir::{DATA, SNAPSHOTS};
 use super::{DrillArgs, Halt, smoke, survey};
+use crate::timestamp::parse_rfc3339;
 
 /// How often the course of the load is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -208,7 +209,7 @@ impl Drill {
         self.check("the snapshot is sound", Ok(sound.found()));
         let restore = ["restore", "--from", snapshot, "--to", DATA, "--json"];
         let restored = self.command("restore", "the snapshot is restored", &restore)?;
-        self.report.snapshot_created = restored.json()["created"].as_str().and_then(clock::parse_rfc3339);
+        self.report.snapshot_created = restored.json()["created"].as_str().and_then(parse_rfc3339);
         let verify = ["verify", "--data-dir", DATA, "--json"];
         let verified = self.command("verify", "every restored line is sound", &verify)?;
         self.check("every restored line is sound", Ok(verified.found()));

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::clock::rfc3339_ms;
 use super::service;
+use crate::timestamp::rfc3339_ms;
 
 /// Pause after an answer that says "later"; nothing was written then.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -26,7 +26,6 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
-use self::clock::parse_duration;
 use self::course::Drill;
 use self::interrupt::Interrupt;
 use self::progress::Progress;
@@ -34,7 +33,9 @@ use self::report::{Report, Source};
 use self::service::Binary;
 use self::workdir::WorkDir;
 use super::data::{SOMETHING_FOUND, print};
+use super::span;
 use crate::rng::random_u64;
+use crate::timestamp::compact;
 
 /// A drill that ends with this says nothing about the recovery.
 pub(super) const COULD_NOT_RUN: u8 = 2;
@@ -64,13 +65,13 @@ pub struct DrillArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=524_288))]
     event_bytes: u32,
     /// Time from snapshot to snapshot; every second one is incremental
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = span)]
     snapshot_every: Duration,
     /// Most time from the kill to the first event that is accepted again
-    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = span)]
     rto: Duration,
     /// Most time from the ack of the oldest lost event to the kill
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = span)]
     rpo: Duration,
     /// Keep data and snapshots in the work directory when all is well, too
     #[arg(long)]
@@ -133,7 +134,7 @@ fn conclude(
     report.check_objectives();
     let document = format!("{:#}\n", report.json());
     let dir = report_dir.unwrap_or(work.path());
-    let when = clock::compact(report.began);
+    let when = compact(report.began);
     let filed = workdir::file_report(dir, &when, &report.markdown(), &document)
         .map_err(|e| format!("cannot write the report to {dir:?}: {e}"))?;
     let passed = report.passed();

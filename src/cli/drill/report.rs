@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::clock::{human, rfc3339_ms};
+use super::clock::human;
 use super::host::bytes;
 use super::survey::Survey;
 use crate::cli::data::count;
+use crate::timestamp::rfc3339_ms;
 
 /// Everything that a report tells.
 pub(super) struct Report {

@@ -15,7 +15,6 @@ mod manifest;
 mod pace;
 mod restore;
 mod target;
-pub(crate) mod time;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,6 +30,7 @@ use super::lock::lock;
 use super::marker;
 use super::tail::{self, Tail};
 use super::verify::{Kind, Progress, shown};
+use crate::timestamp::{compact, rfc3339_ns, rfc3339_s};
 use content::Content;
 use copy::{Block, Sink};
 use directory::Directory;
@@ -287,7 +287,7 @@ impl Taking<'_> {
             format: FORMAT.to_owned(),
             version: VERSION,
             id: id(created),
-            created: time::rfc3339(created, false),
+            created: rfc3339_s(created),
             tool: format!("leitstand {}", env!("CARGO_PKG_VERSION")),
             data_dir: self.disk.root().to_string_lossy().into_owned(),
             base: self.base.map(|base| base.id.clone()),
@@ -393,7 +393,7 @@ impl Taking<'_> {
             bytes: seen.len,
             lines: content.lines(),
             sha256: content.sha256(),
-            modified: time::rfc3339(seen.modified, true),
+            modified: rfc3339_ns(seen.modified),
             source: seen.id.into(),
             torn_tail_bytes: seen.torn_tail_bytes,
             poisoned: seen.poisoned.clone(),
@@ -595,12 +595,7 @@ fn skip(name: &OsStr, kind: Kind) -> Skipped {
 }
 
 fn id(created: SystemTime) -> String {
-    format!("{}-{:016x}", stamp(created), crate::rng::random_u64())
-}
-
-/// A moment as a name that sorts by time: `20261121T183000Z`.
-pub fn stamp(at: SystemTime) -> String {
-    time::rfc3339(at, false).chars().filter(|c| !matches!(c, '-' | ':')).collect()
+    format!("{}-{:016x}", compact(created), crate::rng::random_u64())
 }
 
 /// Reads from the parts of a file as if they were one.
