@@ -163,7 +163,8 @@ class Load:
         self.port, self.domains, self.batches = port, domains, batches
         self.acked, self.sent = {}, {}
         self.lock, self.next_id = threading.Lock(), start_id
-        self.stopping = threading.Event()
+        self.stopping, self.wanted = threading.Event(), threading.Event()
+        self.wanted.set()
         self.threads = [threading.Thread(target=self.client, args=(random.Random(rng.random()),)) for _ in range(clients)]
         for t in self.threads: t.start()
 
@@ -175,6 +176,7 @@ class Load:
     def client(self, rng):
         conn = None
         while not self.stopping.is_set():
+            self.wanted.wait()
             domain, ids = rng.choice(self.domains), self.ids(rng.choice(self.batches))
             events = [json.dumps({"id": i, "pad": "x" * rng.choice([0, 10, 200, 1500])}) for i in ids]
             if len(events) == 1: body, ct = events[0], "application/json"
@@ -192,8 +194,15 @@ class Load:
                 if conn: conn.close()
                 conn = None
 
+    def rest(self):
+        """No further requests until `go`; those under way are finished."""
+        self.wanted.clear()
+
+    def go(self):
+        self.wanted.set()
+
     def stop(self):
-        self.stopping.set()
+        self.stopping.set(); self.wanted.set()
         for t in self.threads: t.join()
 
 

@@ -142,6 +142,9 @@ class Proxy(Direct):
         """How many requests of each variant the proxy has sent on."""
         time.sleep(0.2)
         fields = [line.rstrip("\n").split("|") for line in open(self.lines(), errors="replace")]
+        # Two lines in one would be two requests too few.
+        broken = [f for f in fields if len(f) not in (1, 3)]
+        assert not broken, f"{self.name} has written broken lines: {broken[:5]}"
         sent = Counter(variant_of(f[1]) for f in fields if len(f) == 3 and self.sent(f))
         assert sum(sent.values()) > 500, f"{self.name} has sent {sum(sent.values())} requests, not what this is about"
         return sent
@@ -178,6 +181,7 @@ class Haproxy(Proxy):
     def config(self, port):
         return f"""
 global
+    nbthread 1
     log stdout format raw daemon
 defaults
     mode http

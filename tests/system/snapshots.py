@@ -19,11 +19,13 @@ def run():
             time.sleep(0.5)
             took, linked, before, checked, found = [], 0, None, 0, {}
             for n in range(count):
+                load.go(); time.sleep(0.1)
                 acked = list(load.acked)
                 name, base = os.path.join(backups, f"s{n}"), [] if n % FULL_EVERY == 0 else ["--base", before]
                 began = time.monotonic()
                 said = leitstand("snapshot", "--data-dir", server.dir, "--to", name, "--lock-timeout", "10", *base)
                 took.append(time.monotonic() - began)
+                load.rest()   # or what is to be looked through grows with the time that looking takes
                 linked += said["bytes"] - said["copied_bytes"]
                 assert not said["torn_tails"] and not said["skipped"], said
                 looked = leitstand("verify", "--snapshot", name)
