@@ -6,7 +6,7 @@
 //! between. It is acknowledged after its last piece. See docs/adr/0013.
 
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Most bytes of a piece: what a good disk writes in the time of a sync or two.
@@ -17,6 +17,8 @@ const SLOW_SYNC: Duration = Duration::from_millis(2);
 /// How long a small group counts as "lately": so many full seconds, and the one that has begun. Longer, and
 /// the large pay for rare requests, which would hardly notice.
 const NEIGHBOUR_S: u64 = 1;
+/// Places for writers that wrote little; two that share one may hide each other for a while.
+const PLACES: usize = 16;
 
 /// Whole lines, in pieces of whole lines.
 pub(crate) struct Pieces<'a> {
@@ -71,29 +73,46 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Has anybody written little lately?
+/// Which writers have written little lately?
 pub(crate) struct Neighbours {
     started: Instant,
-    /// Seconds after `started`, plus one, of the last small group; 0 for none.
-    small_at: AtomicU64,
+    /// The last small group in each place: seconds after `started`, plus one, in the upper half, and its
+    /// writer in the lower; 0 for none.
+    small: [AtomicU64; PLACES],
+    next: AtomicU32,
 }
+
+/// One of the writers of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WriterId(u32);
 
 impl Neighbours {
     pub(crate) fn new() -> Self {
-        Neighbours { started: Instant::now(), small_at: AtomicU64::new(0) }
+        Neighbours { started: Instant::now(), small: Default::default(), next: AtomicU32::new(0) }
     }
 
-    pub(crate) fn wrote_little(&self, now: Instant) {
-        let second = self.second(now);
+    /// For one more writer.
+    pub(crate) fn join(&self) -> WriterId {
+        WriterId(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn wrote_little(&self, writer: WriterId, now: Instant) {
+        let place = &self.small[writer.0 as usize % PLACES];
+        let said = self.second(now) << 32 | u64::from(writer.0);
         // Written once a second, so that writers do not fight for it.
-        if self.small_at.load(Ordering::Relaxed) != second {
-            self.small_at.store(second, Ordering::Relaxed);
+        if place.load(Ordering::Relaxed) != said {
+            place.store(said, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn near(&self, now: Instant) -> bool {
-        let small_at = self.small_at.load(Ordering::Relaxed);
-        small_at != 0 && self.second(now).saturating_sub(small_at) <= NEIGHBOUR_S
+    /// Has anybody but `writer` written little lately? A writer whose groups are now small, now large has
+    /// nobody to make way for but himself.
+    pub(crate) fn near(&self, writer: WriterId, now: Instant) -> bool {
+        let second = self.second(now);
+        self.small
+            .iter()
+            .map(|place| place.load(Ordering::Relaxed))
+            .any(|said| said != 0 && said as u32 != writer.0 && second.saturating_sub(said >> 32) <= NEIGHBOUR_S)
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -149,11 +168,16 @@ mod tests {
     fn a_neighbour_is_near_for_a_second() {
         let neighbours = Neighbours::new();
         let after = |seconds| neighbours.started + Duration::from_secs(seconds);
-        assert!(!neighbours.near(after(0)) && !neighbours.near(after(100)));
+        let (small, large) = (neighbours.join(), neighbours.join());
+        assert!(!neighbours.near(large, after(0)) && !neighbours.near(large, after(100)));
         for wrote in [0, 50] {
-            neighbours.wrote_little(after(wrote));
-            assert!(neighbours.near(after(wrote)) && neighbours.near(after(wrote + 1)));
-            assert!(!neighbours.near(after(wrote + 2)));
+            neighbours.wrote_little(small, after(wrote));
+            assert!(neighbours.near(large, after(wrote)) && neighbours.near(large, after(wrote + 1)));
+            assert!(!neighbours.near(large, after(wrote + 2)));
+            assert!(!neighbours.near(small, after(wrote)), "it is nobody's neighbour but others'");
         }
+        neighbours.wrote_little(large, after(100));
+        neighbours.wrote_little(small, after(100));
+        assert!(neighbours.near(large, after(100)) && neighbours.near(small, after(100)));
     }
 }

@@ -22,6 +22,7 @@ use super::layout::FileNames;
 use super::log::{GROUP_JOBS_MAX, Log, SyncWhen};
 use super::marker;
 use super::pace::Pace;
+use super::pieces::WriterId;
 use super::{Fsync, Shared};
 use crate::domain::Domain;
 
@@ -65,6 +66,7 @@ impl Job {
 pub(crate) struct DomainWriter<D: Disk> {
     shared: Arc<Shared<D>>,
     domain: Domain,
+    id: WriterId,
     inbox: Inbox<Job, oneshot::Sender<Ack>, Desk<D>>,
     /// Written since the last sync (`Fsync::EverySecond` only).
     dirty: AtomicBool,
@@ -140,9 +142,11 @@ struct Poison {
 impl<D: Disk> DomainWriter<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, domain: Domain) -> Self {
         let desk = Desk::new(shared.new_log(&domain));
+        let id = shared.neighbours.join();
         DomainWriter {
             shared,
             domain,
+            id,
             inbox: Inbox::new(desk),
             dirty: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
@@ -340,8 +344,8 @@ impl<D: Disk> DomainWriter<D> {
         }
         let now = Instant::now();
         if bytes <= options.piece_bytes_max {
-            self.shared.neighbours.wrote_little(now);
-        } else if self.shared.neighbours.near(now) {
+            self.shared.neighbours.wrote_little(self.id, now);
+        } else if self.shared.neighbours.near(self.id, now) {
             return SyncWhen::NowInPieces(options.piece_bytes_max);
         }
         SyncWhen::Now

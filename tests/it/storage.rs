@@ -223,6 +223,7 @@ fn any_failing_call_of_an_append_in_pieces_leaves_the_file_sound() {
     for_every_call_with(&options_for_pieces(), &faults, async |dir, store, plan, fault, case| {
         let mut acked = vec![1];
         append(store, "a", &[1]).await.unwrap();
+        append(store, "b", &[1]).await.unwrap();
         arm(plan, fault);
         let result = append(store, "a", &[10, 11]).await;
         if fault.is_none() {
@@ -243,6 +244,7 @@ fn a_process_that_dies_between_pieces_keeps_its_promise() {
         &[Fault::Freeze, Fault::FreezeTorn],
         async |dir, store, plan, fault, case| {
             append(store, "a", &[1]).await.unwrap();
+            append(store, "b", &[1]).await.unwrap();
             arm(plan, fault);
             let mut acked = vec![1];
             let unsure = match append(store, "a", &[10, 11]).await {
@@ -277,6 +279,10 @@ fn a_group_goes_in_pieces_only_while_others_write_little() {
         plan.clear();
         append(&store, "a", &many).await.unwrap();
         assert_eq!((plan.count("append"), plan.count("sync_data")), (1, 1), "nobody wrote little");
+        append(&store, "a", &[3]).await.unwrap();
+        plan.clear();
+        append(&store, "a", &many).await.unwrap();
+        assert_eq!((plan.count("append"), plan.count("sync_data")), (1, 1), "nobody else wrote little");
         append(&store, "b", &[1]).await.unwrap();
         plan.slow_syncs(Duration::from_millis(3));
         plan.clear();
