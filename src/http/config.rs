@@ -129,7 +129,8 @@ pub(crate) async fn show(State(state): State<Arc<AppState>>, request: Request) -
         (super::openapi::ConfigPatch = "application/json", example = json!({"logging": {"level": "DEBUG"}})),
         (super::openapi::ConfigPatch = "application/merge-patch+json"),
     )),
-    responses((status = 200, body = ConfigDocument), super::openapi::AdminErrors, super::openapi::ConfigErrors)))]
+    responses((status = 200, body = ConfigDocument), super::openapi::AdminErrors, super::openapi::AdminBodyErrors,
+        (status = 415, description = "`unsupported content-type`: neither JSON nor a merge patch.", body = super::openapi::Detail))))]
 pub(crate) async fn change(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let pass = authorise(&state, &request, Scope::Admin)?;
     let actor = actor(&pass, request.headers());

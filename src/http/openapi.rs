@@ -136,27 +136,6 @@ pub(crate) enum AdminBodyErrors {
     BadInput(Detail),
 }
 
-/// What a patch can be refused for as well.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "only described, never built")]
-pub(crate) enum ConfigErrors {
-    /// `request timeout`: the body did not arrive in time.
-    #[response(status = 408, content_type = "application/json")]
-    Timeout(Detail),
-    /// `length required`: neither Content-Length nor chunked coding.
-    #[response(status = 411, content_type = "application/json")]
-    LengthRequired(Detail),
-    /// `payload too large`: over 64 KiB.
-    #[response(status = 413, content_type = "application/json")]
-    TooLarge(Detail),
-    /// `unsupported content-type`: neither JSON nor a merge patch.
-    #[response(status = 415, content_type = "application/json")]
-    Unsupported(Detail),
-    /// Every wrong key by its name, and what is allowed. Nothing was changed.
-    #[response(status = 422, content_type = "application/json")]
-    BadInput(Detail),
-}
-
 /// What may change at run time. `null` takes a change back.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
