@@ -16,7 +16,8 @@ import collections, concurrent.futures, fnmatch, json, os, re, shutil, signal, s
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "target", "mutants")
 TREE = os.path.join(OUT, "tree")
-FILES = ["src/storage/*.rs", "src/http/auth.rs", "src/token/set.rs", "src/http/limits.rs", "src/domain.rs", "src/event.rs"]
+FILES = ["src/storage/*.rs", "src/storage/verify/*.rs", "src/http/auth.rs", "src/token/set.rs", "src/http/limits.rs", "src/domain.rs",
+         "src/event.rs", "src/json.rs"]
 SHARE_MIN = float(os.environ.get("MUTANTS_MIN", "85"))
 NAMES = os.environ.get("MUTANTS", "")
 JOBS = int(os.environ.get("MUTANTS_JOBS", "2"))
@@ -32,6 +33,7 @@ SLOW = """a_large_file_is_streamed beside_a_service_at_full_load at_every_cut by
 TEXT = [("lib", "domain:: event:: json:: layout::"), ("it", "ingest:: clients:: fuzz_corpus:: verify:: auth::")]
 HTTP = [("lib", "http::auth http::limits"), ("it", "limits:: auth:: ingest::limited"),
         ("lib", "the_map_is_bounded the_time_of_a_refusal")]
+RIGHTS = [("lib", "token:: http::auth"), ("it", "auth:: each_route_asks a_token_writes a_default_domain a_token_ends tokens_that_end_soon")]
 UNIT, LOOK = ("lib", "storage::"), ("it", "verify:: repair::")
 STORE = ("it", "disk:: storage:: handover:: errors:: model::")
 DEEP = ("it", "power_cut:: a_power_cut_at at_every_cut a_file_cut_at bytes_that_are_replaced")
@@ -39,12 +41,14 @@ WIDE = ("it", "ops:: shutdown:: cli:: ingest:: limits:: logs::")
 LONG = ("it", "a_large_file_is_streamed beside_a_service_at_full_load under_load_and")
 # The steps for a file; the first that fits. A step ends with the first test that fails.
 STEPS = [
-    ("src/domain.rs", TEXT), ("src/event.rs", TEXT), ("src/http/*", HTTP),
+    ("src/domain.rs", TEXT), ("src/event.rs", TEXT), ("src/json.rs", TEXT), ("src/token/*", RIGHTS),
+    ("src/http/auth.rs", [*HTTP, *RIGHTS]), ("src/http/*", HTTP),
     ("src/storage/verify/*", [UNIT, LOOK, STORE, DEEP, LONG]),
+    ("src/storage/stats.rs", [UNIT, ("it", "stats::")]), ("src/storage/ready.rs", [UNIT, ("it", "threads:: handover::"), STORE]),
     ("src/storage/repair.rs", [UNIT, LOOK, STORE, DEEP]), ("src/storage/marker.rs", [UNIT, LOOK, STORE, DEEP]),
     ("src/storage/layout.rs", [UNIT, LOOK, STORE]), ("src/storage/watch.rs", [UNIT, ("lib", "names_are_bounded"), STORE]),
     ("src/storage/log.rs", [UNIT, STORE, DEEP, LOOK, WIDE]), ("src/storage/tail.rs", [UNIT, STORE, DEEP, LOOK]),
-    ("*", [UNIT, STORE, LOOK, DEEP, WIDE, LONG]),
+    ("*", [UNIT, STORE, LOOK, DEEP, WIDE, ("it", "admin:: stats:: threads::"), LONG]),
 ]
 SWITCH = """
 #[allow(dead_code)]
