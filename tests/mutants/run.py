@@ -2,8 +2,8 @@
 """Breaks the code on purpose, one small change at a time, and looks whether a test notices.
 
 The changes are those of `cargo mutants`. All of them are compiled into one tree, each behind a switch
-(src/main.rs beside this file), so that a mutant costs a run of the tests and not a build. Constants
-and conditions with `let` have no switch; `cargo mutants` itself builds and tests those.
+(src/main.rs beside this file), so that a mutant costs a run of the tests and not a build. Constants,
+functions that are `const` and conditions with `let` have no switch; `cargo mutants` itself builds and tests those.
 
 Fails if fewer than MUTANTS_MIN (85) percent of the mutants that compile are caught, or if one is not
 caught in an append or its roll-back. A mutant that hangs counts as not caught, and is named.

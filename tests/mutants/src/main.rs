@@ -5,7 +5,7 @@
 //! and each run of the tests chooses its mutant. Numbers are places in the list, from 1.
 //!
 //! `switch <list.json> <tree> <numbers to leave out>...` prints the numbers that have no place: in
-//! constants, and in conditions with `let`.
+//! constants, in functions that are `const`, and in conditions with `let`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -85,6 +85,28 @@ impl Source {
     fn range(&self, span: Span) -> (usize, usize) {
         let at = |place: LineColumn| self.offset(place.line, place.column);
         (at(span.start()), at(span.end()))
+    }
+}
+
+/// The functions that the compiler may run; they cannot ask at run time.
+struct ConstFunctions<'a> {
+    source: &'a Source,
+    ranges: Vec<(usize, usize)>,
+}
+
+impl<'ast> Visit<'ast> for ConstFunctions<'_> {
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        if function.sig.constness.is_some() {
+            self.ranges.push(self.source.range(function.span()));
+        }
+        visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        if function.sig.constness.is_some() {
+            self.ranges.push(self.source.range(function.span()));
+        }
+        visit::visit_impl_item_fn(self, function);
     }
 }
 
@@ -224,6 +246,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let path = Path::new(tree).join(&file);
         let source = Source::new(std::fs::read_to_string(&path)?);
         let numbers: Vec<usize> = listed.iter().map(|(number, _)| *number).filter(|n| !left_out.contains(n)).collect();
+        let syntax = syn::parse_file(&source.text)?;
+        let mut constant = ConstFunctions { source: &source, ranges: Vec::new() };
+        constant.visit_file(&syntax);
         let mut bodies: BTreeMap<usize, Vec<Mutant>> = BTreeMap::new();
         let mut wanted: HashMap<(usize, usize), Vec<Mutant>> = HashMap::new();
         for (number, Listed { genre, replacement: text, span, .. }) in listed {
@@ -232,6 +257,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             let start = source.offset(span.start.line, span.start.column - 1);
             let end = source.offset(span.end.line, span.end.column - 1);
+            if constant.ranges.iter().any(|&(from, to)| from <= start && end <= to) {
+                continue;
+            }
             let is_body = genre == "FnValue";
             let mutant = Mutant { number, genre, text, start, end };
             if is_body {
@@ -245,7 +273,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             places.placed.extend(mutants.iter().map(|m| m.number));
             places.add((at, at), Kind::Body, mutants);
         }
-        places.visit_file(&syn::parse_file(&source.text)?);
+        places.visit_file(&syntax);
         let Places { mut nodes, placed, .. } = places;
         nodes.sort_by_key(|node| (node.start, node.end != node.start, std::cmp::Reverse(node.end)));
         std::fs::write(&path, rewritten(&source.text, &nodes, 0, source.text.len()))?;
