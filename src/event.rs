@@ -679,6 +679,16 @@ mod tests {
         }
     }
 
+    /// Broken, how deep an event may be would depend on how its names are written.
+    #[test]
+    fn nesting_ends_at_the_limit_whatever_the_names() {
+        for name in ["a", "\\u0061"] {
+            let nested = |n: usize| format!("{{\"{name}\":{}{}}}", "[".repeat(n), "]".repeat(n));
+            assert!(doc(&nested(json::NESTING_MAX), example()).is_ok(), "{name}");
+            assert_eq!(doc(&nested(json::NESTING_MAX + 1), example()), Err(Reason::InvalidJson), "{name}");
+        }
+    }
+
     #[test]
     fn events_keep_their_text_and_get_their_domain() {
         for (text, want) in [

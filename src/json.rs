@@ -903,6 +903,12 @@ mod tests {
             "nul",
             "nan",
             "-NaN",
+            "Nan",
+            "Nix",
+            "N",
+            "Infinite",
+            "I",
+            "-Infinit",
             "\"a",
             "\"\\x\"",
             "\"\\u12\"",
@@ -998,6 +1004,56 @@ mod tests {
                 assert_eq!(short_name_hash(name), hash, "{name:?}");
             }
             assert!(hashes.insert(hash), "{name:?}");
+        }
+    }
+
+    /// Broken, a number that is none would be stored when enough text follows it.
+    #[test]
+    fn small_numbers_are_numbers() {
+        for (number, end) in
+            [("0", 1), ("7", 1), ("10", 2), ("1234567", 7), ("0.5", 3), ("10.05", 5), ("1234567.7654321", 15)]
+        {
+            for behind in [",\"longer\":1", "}        ", "]]]]]]]]", " \t\r\n    "] {
+                assert_eq!(small_number_end(format!("{number}{behind}").as_bytes(), 0), Some(end), "{number}{behind}");
+            }
+        }
+        for other in [
+            "01",
+            "00",
+            "00.5",
+            "0123456",
+            "1.",
+            "0.",
+            "1.x",
+            "12345678",
+            "1.12345678",
+            "1e5",
+            "1E5",
+            "1.5e5",
+            "-1",
+            ".5",
+            "",
+        ] {
+            assert_eq!(small_number_end(format!("{other},\"longer\":1").as_bytes(), 0), None, "{other}");
+        }
+    }
+
+    /// Broken, half of a pair would take the character behind it along.
+    #[test]
+    fn surrogates_are_decoded_in_pairs_only() {
+        for (raw, want) in [
+            ("\\ud83d\\ude00x", "😀x"),
+            ("\\ud800\\udc00", "\u{10000}"),
+            ("\\udbff\\udfff", "\u{10ffff}"),
+            ("\\u0041\\udc00", "A\u{fffd}"),
+            ("\\ud83d\\u0041", "\u{fffd}A"),
+            ("\\ud83dAAude00", "\u{fffd}AAude00"),
+            ("\\udc00\\ud83d", "\u{fffd}\u{fffd}"),
+        ] {
+            let mut out = Vec::new();
+            unescape(raw.as_bytes(), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), want, "{raw}");
+            assert_eq!(code_points(raw.as_bytes()), want.chars().count(), "{raw}");
         }
     }
 
