@@ -87,7 +87,7 @@ fn what_fails_is_named_with_its_next_step() {
     assert_fails(&doctor(&server, &[]), "ready not_read_only: ", "RUNBOOK, \"Maintenance window\"");
     std::fs::write(server.dir().join("wrong"), "wrong-token\n").unwrap();
     let wrong = doctor(&server, &["--token-file", "wrong"]);
-    assert_fails(&wrong, "token not accepted", "RUNBOOK, \"Token rotation\"");
+    assert_fails(&wrong, "token not accepted", "RUNBOOK, \"Tokens: give, rotate, revoke\"");
     assert!(!wrong.stdout.contains("wrong-token"));
     let document: Value = serde_json::from_str(&doctor(&server, &["--json"]).stdout).unwrap();
     let failed = document["checks"].as_array().unwrap().iter().filter(|check| check["verdict"] == "FAIL");
@@ -136,7 +136,11 @@ fn a_service_elsewhere_gets_only_the_token_that_is_given() {
     let (url, received) = stranger("HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{\"status\":\"ok\"}");
     let mut command = command(dir.path(), &["doctor", "--url", &url]);
     let finished = run(command.env("LEITSTAND_TOKEN", TOKEN).env("LEITSTAND_ADMIN_TOKEN", ADMIN_TOKEN));
-    assert_fails(&finished, "strangers /health answers 200 with a wrong token, not 401", "Token rotation");
+    assert_fails(
+        &finished,
+        "strangers /health answers 200 with a wrong token, not 401",
+        "Tokens: give, rotate, revoke",
+    );
     assert_warns(&finished, "the right one was not tried");
     let requests: Vec<String> = received.try_iter().collect();
     assert!(requests.len() > 3);

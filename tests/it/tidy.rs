@@ -101,3 +101,25 @@ fn each_rule_sees_what_it_forbids() {
         }
     }
 }
+
+/// The headings that messages send the reader to: what stands behind `RUNBOOK, ` in quotes.
+fn sections_named(source: &str) -> impl Iterator<Item = &str> {
+    source.split("RUNBOOK, \\\"").skip(1).filter_map(|rest| rest.split_once("\\\"")).map(|(name, _)| name)
+}
+
+/// Broken, a message would send the reader to a section that is not there.
+#[test]
+fn the_runbook_has_every_section_that_a_message_names() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runbook = fs::read_to_string(root.join("RUNBOOK.md")).unwrap();
+    let headings: Vec<_> =
+        runbook.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches(['#', ' '])).collect();
+    let mut named = 0;
+    for file in rust_files(&root.join("src")) {
+        for name in sections_named(&fs::read_to_string(&file).unwrap()) {
+            assert!(headings.contains(&name), "{}: RUNBOOK.md has no section {name:?}", file.display());
+            named += 1;
+        }
+    }
+    assert!(named >= 40, "the messages are looked at: {named}");
+}

@@ -40,7 +40,7 @@ fn settings(config: &Config, patient: &Patient, report: &mut Report) {
         report.warn("settings", warning, "leitstand config check (RUNBOOK, \"Errors at the start\")");
     }
     if config.tokens.expose().iter().chain(config.admin_tokens.expose()).any(|token| token == "dev") {
-        let next = "LEITSTAND_TOKEN=$(openssl rand -hex 24) (RUNBOOK, \"Token rotation\")";
+        let next = "LEITSTAND_TOKEN=$(openssl rand -hex 24) (RUNBOOK, \"Tokens: give, rotate, revoke\")";
         match (is_loopback(&config.bind), patient.release) {
             (true, false) => {}
             (false, false) => report.warn("settings", "the token is \"dev\" and the address is not loopback", next),
@@ -66,7 +66,7 @@ fn is_loopback(bind: &Bind) -> bool {
 fn release(config: &Config, report: &mut Report) {
     let tokens = config.tokens.expose().iter().chain(config.admin_tokens.expose());
     if tokens.filter(|token| *token != "dev").any(|token| token.chars().count() < TOKEN_CHARS_MIN) {
-        let next = "openssl rand -hex 24 (RUNBOOK, \"Token rotation\")";
+        let next = "openssl rand -hex 24 (RUNBOOK, \"Tokens: give, rotate, revoke\")";
         report.fail("release", format!("a token is shorter than {TOKEN_CHARS_MIN} characters"), next);
     }
     if config.admin_tokens.expose().is_empty() {

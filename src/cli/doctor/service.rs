@@ -216,7 +216,7 @@ impl Service<'_> {
                     report.fail(
                         "strangers",
                         text,
-                        "stop the service, compare LEITSTAND_TOKEN (RUNBOOK, \"Token rotation\")",
+                        "stop the service, compare LEITSTAND_TOKEN (RUNBOOK, \"Tokens: give, rotate, revoke\")",
                     );
                 }
                 Err(error) => {
@@ -231,7 +231,7 @@ impl Service<'_> {
             Ok(200) => report.ok("token", "accepted"),
             Ok(403) => report.warn("token", "it may not ask for /health", "take one with the scope read"),
             Ok(401) => {
-                let next = "compare it with LEITSTAND_TOKEN of the service (RUNBOOK, \"Token rotation\")";
+                let next = "compare it with LEITSTAND_TOKEN of the service (RUNBOOK, \"Tokens: give, rotate, revoke\")";
                 report.fail("token", "not accepted", next);
             }
             Ok(status) => {
