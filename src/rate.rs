@@ -59,7 +59,14 @@ impl fmt::Display for RateLimits {
         }
         for (i, limit) in self.0.iter().enumerate() {
             let separator = if i > 0 { ";" } else { "" };
-            write!(f, "{separator}{}/{}seconds", limit.amount, limit.window.as_secs())?;
+            write!(f, "{separator}{}/", limit.amount)?;
+            let window_s = limit.window.as_secs();
+            let units = [("day", 86_400), ("hour", 3_600), ("minute", 60)];
+            let (unit, seconds) = units.into_iter().find(|(_, s)| window_s.is_multiple_of(*s)).unwrap_or(("second", 1));
+            match window_s / seconds {
+                1 => f.write_str(unit)?,
+                multiple => write!(f, "{multiple}{unit}s")?,
+            }
         }
         Ok(())
     }
@@ -87,7 +94,7 @@ fn parse_one(text: &str) -> Result<RateLimit, RateError> {
     }
     let amount = positive(amount)?;
     let multiple = if multiple.is_empty() { 1 } else { positive(multiple)? };
-    // A longer window could not be printed as seconds and read back, nor counted in milliseconds.
+    // A longer window could not be read back when it is printed, nor counted in milliseconds.
     let window_s = multiple.checked_mul(seconds).ok_or(RateError::OutOfRange)?;
     Ok(RateLimit { amount, window: Duration::from_secs(window_s.into()) })
 }
@@ -127,6 +134,20 @@ mod tests {
             let limits = RateLimits::parse(text).unwrap();
             let got: Vec<_> = limits.as_slice().iter().map(|l| (l.amount, l.window.as_secs())).collect();
             assert_eq!(got, want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_printed_as_people_write_it() {
+        for (text, want) in [
+            ("60 per minute", "60/minute"),
+            ("3/60 seconds", "3/minute"),
+            ("2/1 SECONDS;3/90seconds", "2/second;3/90seconds"),
+            ("5/120 minutes|9/24hours", "5/2hours;9/day"),
+            ("1/month", "1/30days"),
+            ("off", "off"),
+        ] {
+            assert_eq!(RateLimits::parse(text).unwrap().to_string(), want, "{text}");
         }
     }
 

@@ -64,7 +64,7 @@ pub(crate) struct SwitchReadOnly {
 #[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct ThrottleState {
     /// Requests of all clients together; `null` while it is off.
-    #[cfg_attr(feature = "docs", schema(example = "10/1seconds"))]
+    #[cfg_attr(feature = "docs", schema(example = "10/second"))]
     pub rate: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,

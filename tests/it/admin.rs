@@ -183,7 +183,7 @@ fn a_throttle_limits_all_clients_together() {
     assert_eq!(admin(&server, "/admin/throttle"), json!({"rate": null}));
     let set = server.send(&switch("/admin/throttle", &json!({"rate": "3/hour", "for": "10m"})));
     assert_eq!(set.status, 200, "{set:?}");
-    assert_eq!(set.json()["rate"], "3/3600seconds");
+    assert_eq!(set.json()["rate"], "3/hour");
     for client in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
         server.send(&from(client)).assert_accepted();
     }
@@ -197,14 +197,14 @@ fn a_throttle_limits_all_clients_together() {
     server.send(&from("192.0.2.5").header("X-Auth", "wrong")).assert_error(401, "unauthorized");
     assert_the_rest_goes_on(&server);
     assert!(failed_checks(&server).is_empty(), "a throttled service is ready");
-    assert_eq!(admin(&server, "/stats")["throttle"]["rate"], "3/3600seconds");
+    assert_eq!(admin(&server, "/stats")["throttle"]["rate"], "3/hour");
     assert_eq!(server.metric("leitstand_throttle", ""), 1.0);
     assert_eq!(server.metric("leitstand_refused_total", "reason=\"throttled\""), 2.0);
     assert_eq!(server.send(&switch("/admin/throttle", &json!({"rate": null}))).json(), json!({"rate": null}));
     server.send(&from("192.0.2.4")).assert_accepted();
     assert_eq!(server.metric("leitstand_throttle", ""), 0.0);
     let line = server.log_line("the audit line", |line| line["action"] == "throttle" && line["for_s"] == 600);
-    assert_eq!((&line["target"], &line["rate"]), (&"leitstand::audit".into(), &"3/3600seconds".into()), "{line}");
+    assert_eq!((&line["target"], &line["rate"]), (&"leitstand::audit".into(), &"3/hour".into()), "{line}");
     server.log_line("its end", |line| line["action"] == "throttle" && line["rate"] == "none");
 }
 

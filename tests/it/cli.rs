@@ -106,7 +106,7 @@ fn config_check_prints_effective_values_without_the_token() {
     let (values, _) = effective(dir.path(), &env);
     assert!(values["LEITSTAND_TOKEN"].contains('3'), "how many: {}", values["LEITSTAND_TOKEN"]);
     assert_eq!(values["LEITSTAND_MAX_BODY"], "2097152");
-    assert_eq!(values["LEITSTAND_RATE_LIMIT"], "3/60seconds");
+    assert_eq!(values["LEITSTAND_RATE_LIMIT"], "3/minute");
     assert_eq!(values["LOG_LEVEL"], "WARNING");
     assert_eq!(values["LEITSTAND_FSYNC"], "everysec");
     assert_eq!(values["LEITSTAND_TRUSTED_PROXIES"], "10.0.0.0/8,::1/128");

@@ -223,12 +223,12 @@ fn the_document_shows_value_source_and_drift() {
 
     write(&server, "max_body = 2000\nrate_limit = '88/minute'\n");
     hang_up(&server);
-    let document = until(&server, "rate_limit", &json!("88/60seconds"));
+    let document = until(&server, "rate_limit", &json!("88/minute"));
     assert_eq!(document["settings"]["max_body"]["drift"], json!({"value": 2000, "source": FILE}));
     assert_eq!(document["config"]["max_body"], 1000);
     let document = patched(&server, json!({"rate_limit": "99/minute"}));
     assert_eq!(document["settings"]["rate_limit"]["source"], "patch");
-    assert_eq!(document["settings"]["rate_limit"]["drift"], json!({"value": "88/60seconds", "source": FILE}));
+    assert_eq!(document["settings"]["rate_limit"]["drift"], json!({"value": "88/minute", "source": FILE}));
     server.log_line("the restart is told", |line| {
         line["level"] == "WARN" && line["setting"] == "LEITSTAND_MAX_BODY" && line["configured"] == "2000"
     });
@@ -442,10 +442,10 @@ fn a_half_written_file_is_not_taken() {
         }
     }
     let config = shown(&server)["config"].clone();
-    assert_eq!((&config["body_timeout"], &config["rate_limit"]), (&json!(20), &json!("5/60seconds")));
+    assert_eq!((&config["body_timeout"], &config["rate_limit"]), (&json!(20), &json!("5/minute")));
     fs::write(&path, &whole).unwrap();
     let document = until(&server, "body_timeout", &json!(55));
-    assert_eq!(document["config"]["rate_limit"], "7/60seconds");
+    assert_eq!(document["config"]["rate_limit"], "7/minute");
 }
 
 /// Broken, a secret that Kubernetes or an operator exchanges would need a restart, or lock everybody out.

@@ -133,7 +133,7 @@ STATES = {
             Step("curl", '"on":true.*"drained":true'), Step("curl", r'^\{"on":false\}$'),
             Step("curl", r'^\{"on":false\}$')],
         "RUNBOOK.md#Throttle": [
-            Step("curl", '"rate":"10/1seconds".*"ends"'), Step("curl", '"rate":"10/1seconds".*"ends"'),
+            Step("curl", '"rate":"10/second".*"ends"'), Step("curl", '"rate":"10/second".*"ends"'),
             Step("curl", r'^\{"rate":null\}$')],
         "RUNBOOK.md#Stats": [
             Step("curl", '"name": "health.test"'), Step("curl", '"lines": 1,'), Step("curl", "^31 1 health.test$"),
@@ -161,10 +161,10 @@ STATES = {
     "with a TOML file": State(args=("--config", "leitstand.toml"), before=with_file, env={
         "LEITSTAND_TOKEN": None, "LEITSTAND_DATA_DIR": None, "LEITSTAND_RATE_LIMIT": None, "LEITSTAND_LOG_FORMAT": "text"}, steps={
         "RUNBOOK.md#Change the configuration": [
-            Step("leitstand config check", "leitstand.toml"), Step("curl", '"rate_limit": "600/60seconds"'),
+            Step("leitstand config check", "leitstand.toml"), Step("curl", '"rate_limit": "600/minute"'),
             Step("curl", r'(?s)\A\{\}\n.*"successful": true'), Step("sed", NOTHING), Step("kill", NOTHING),
             Step("grep", "configuration read anew", within=10), Step("curl", '"level": "DEBUG"'), Step("curl", '"level": "DEBUG"'),
-            Step("curl", '"value": "900/60seconds"')],
+            Step("curl", '"value": "900/minute"')],
     }),
     "with named tokens": State(steps={
         "RUNBOOK.md#Tokens: give, rotate, revoke": [
