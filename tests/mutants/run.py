@@ -29,7 +29,7 @@ SACRED = re.compile(r"src/storage/log\.rs:.* in (Log<D>::append|Log<D>::current_
 # Tests that take long, or that disturb others. They run only in a step that names them.
 SLOW = """a_large_file_is_streamed beside_a_service_at_full_load at_every_cut bytes_that_are_replaced a_file_cut_at
     the_time_of_a_refusal the_map_is_bounded names_are_bounded a_stuck_log slow_connections takes_longer_than_ten
-    retry_after_is a_power_cut_at under_load_and tidy:: a_bomb""".split()
+    retry_after_is a_power_cut_at under_load_and tidy:: a_bomb pieces_can_be_hashed_alone""".split()
 TEXT = [("lib", "domain:: event:: json:: layout::"), ("it", "ingest:: clients:: fuzz_corpus:: verify:: auth::")]
 HTTP = [("lib", "http::auth http::limits"), ("it", "limits:: auth:: ingest::limited"),
         ("lib", "the_map_is_bounded the_time_of_a_refusal")]
@@ -42,7 +42,7 @@ LONG = ("it", "a_large_file_is_streamed beside_a_service_at_full_load under_load
 # The steps for a file; the first that fits. A step ends with the first test that fails.
 STEPS = [
     ("src/domain.rs", TEXT), ("src/event.rs", TEXT), ("src/json.rs", TEXT), ("src/token/*", RIGHTS),
-    ("src/http/auth.rs", [*HTTP, *RIGHTS]), ("src/http/*", HTTP),
+    ("src/http/auth.rs", [*HTTP, *RIGHTS, ("it", "the_access_log_names admin:: config::")]), ("src/http/*", HTTP),
     ("src/storage/verify/*", [UNIT, LOOK, STORE, DEEP, LONG]),
     ("src/storage/stats.rs", [UNIT, ("it", "stats::")]), ("src/storage/ready.rs", [UNIT, ("it", "threads:: handover::"), STORE]),
     ("src/storage/repair.rs", [UNIT, LOOK, STORE, DEEP]), ("src/storage/marker.rs", [UNIT, LOOK, STORE, DEEP]),
