@@ -43,3 +43,26 @@ pub(super) fn lock(disk: &RealDisk, names: &FileNames, patience: Duration) -> io
         std::thread::sleep(LOCK_POLL);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Domain;
+
+    /// Broken, a file would be looked at beside its writer because its lock could not be opened.
+    #[test]
+    fn a_lock_that_cannot_be_opened_is_not_taken_for_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(dir.path()).unwrap();
+        let names = FileNames::of(&Domain::parse("a").unwrap());
+        assert!(matches!(lock(&disk, &names, Duration::ZERO), Ok(Some(None))), "there is none");
+        std::os::unix::fs::symlink("elsewhere", dir.path().join(&names.lock)).unwrap();
+        assert!(lock(&disk, &names, Duration::ZERO).is_err());
+        std::fs::remove_file(dir.path().join(&names.lock)).unwrap();
+        File::create(dir.path().join(&names.lock)).unwrap();
+        let held = lock(&disk, &names, Duration::ZERO).unwrap().unwrap().unwrap();
+        assert!(matches!(lock(&disk, &names, Duration::from_millis(5)), Ok(None)), "it is taken");
+        drop(held);
+        assert!(matches!(lock(&disk, &names, Duration::ZERO), Ok(Some(Some(_)))));
+    }
+}

@@ -64,6 +64,26 @@ fn who_looks_around_gets_what_comes_and_ends_when_nothing_does() {
     assert!(ready.wants_thread(now), "the one that was to come for it has died");
 }
 
+/// Broken, threads that have ended, or died, would count for ever, and work would wait for them.
+#[test]
+fn who_has_ended_counts_no_more() {
+    let ready = Ready::new();
+    let now = Instant::now();
+    for dies in [false, true] {
+        for n in 0..THREADS_QUICK {
+            assert!(ready.put(n, now));
+            assert_eq!(ready.take(now, never), Some(n));
+        }
+        for _ in 0..THREADS_QUICK {
+            if dies { ready.died() } else { assert_eq!(ready.take(now, || false), None) }
+        }
+    }
+    for n in 0..THREADS_QUICK {
+        assert!(ready.put(n, now), "{n} of none");
+    }
+    assert!(!ready.put(THREADS_QUICK, now));
+}
+
 #[test]
 fn no_more_than_two_look_around() {
     let ready = Ready::new();
