@@ -327,6 +327,19 @@ fn wrong_places_are_refused() {
     }
 }
 
+/// Broken, a name would be too long for what is made beside it.
+#[test]
+fn a_name_leaves_room_for_what_is_made_beside_it() {
+    let place = Place::filled();
+    let (long, too_long) = ("x".repeat(234), "x".repeat(235));
+    place.taken(&long, &[]);
+    assert_eq!(place.restored(&long, &"y".repeat(234)), files(&place.data()));
+    let left = [long.as_str(), &"y".repeat(234)];
+    assert_refused(&place, &place.snapshot(&too_long, &[]), 2, &["too long"], &left);
+    let finished = place.leitstand(&["restore", "--from", &long, "--to", &too_long]);
+    assert_refused(&place, &finished, 2, &["too long"], &left);
+}
+
 /// Broken, a script could not tell what went wrong from what it printed.
 #[test]
 fn refusals_are_told_as_json_too() {
@@ -884,6 +897,7 @@ fn progress_leads_from_nothing_to_all() {
     let mut told = Told::new();
     let mut nice = 0;
     let report = snapshot(&disk, &options(place.path("s"), None), &mut |progress| {
+        assert_eq!(progress.bytes, bytes);
         told.tell(&progress);
         nice = rustix::process::getpriority_process(None).unwrap();
     });
