@@ -70,7 +70,8 @@ fuzz: ## look for inputs that break a parser, FUZZ_SECONDS (60) for each target 
 coverage: venv ## line coverage of src/ by all tests; fails below COVERAGE_MIN (85) percent
 	$(VENV)/bin/python tests/coverage.py
 
-# MUTANTS narrows it: a regular expression for names as `cargo mutants --list` gives them.
+# MUTANTS narrows it: a regular expression for names as `cargo mutants --list` gives them. MUTANTS_FILES takes
+# other files: MUTANTS_FILES='src/storage/snapshot/*.rs'.
 mutants: ## break storage, X-Auth, limits and events line by line; about an hour; fails below MUTANTS_MIN (85) percent
 	@cargo mutants --version >/dev/null 2>&1 || cargo install --locked cargo-mutants
 	python3 tests/mutants/run.py

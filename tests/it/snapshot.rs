@@ -268,6 +268,8 @@ fn wrong_places_are_refused() {
     fs::create_dir(place.data().join("sub")).unwrap();
     fs::write(place.path("file"), "").unwrap();
     fs::create_dir(place.path("hollow")).unwrap();
+    let fifo = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, place.path("fifo"), rustix::fs::FileType::Fifo, fifo, 0).unwrap();
     symlink(place.data(), place.path("link")).unwrap();
     symlink(place.path("hollow"), place.path("to-hollow")).unwrap();
     let left = place.names();
@@ -280,6 +282,7 @@ fn wrong_places_are_refused() {
         ("full", &["not an empty directory"]),
         ("file", &["not an empty directory"]),
         ("to-hollow", &["not an empty directory"]),
+        ("fifo", &["not an empty directory"]),
         ("link", &["not an empty directory"]),
         ("missing/s", &["\"missing\"", "create it"]),
         ("..", &["name a directory"]),
@@ -322,6 +325,19 @@ fn wrong_places_are_refused() {
         let finished = place.leitstand(&["restore", "--from", "hollow", "--to", to]);
         assert_refused(&place, &finished, 2, words, &left);
     }
+}
+
+/// Broken, a name would be too long for what is made beside it.
+#[test]
+fn a_name_leaves_room_for_what_is_made_beside_it() {
+    let place = Place::filled();
+    let (long, too_long) = ("x".repeat(234), "x".repeat(235));
+    place.taken(&long, &[]);
+    assert_eq!(place.restored(&long, &"y".repeat(234)), files(&place.data()));
+    let left = [long.as_str(), &"y".repeat(234)];
+    assert_refused(&place, &place.snapshot(&too_long, &[]), 2, &["too long"], &left);
+    let finished = place.leitstand(&["restore", "--from", &long, "--to", &too_long]);
+    assert_refused(&place, &finished, 2, &["too long"], &left);
 }
 
 /// Broken, a script could not tell what went wrong from what it printed.
@@ -496,7 +512,9 @@ fn large_files_are_restored_piece_by_piece() {
     };
     let back = |from: &str| {
         let options = RestoreOptions { from: place.path(from), to: place.path("r") };
-        restore(&options, &mut |_| {}).map(|_| {
+        let mut told = Told::new();
+        restore(&options, &mut |progress| told.tell(&progress)).map(|_| {
+            assert!(told.times > 0 && told.bytes_done > 0, "it takes far longer than it is silent");
             let restored = files(&place.path("r"));
             fs::remove_dir_all(place.path("r")).unwrap();
             restored
@@ -844,6 +862,281 @@ fn nothing_but_lines_is_printed_where_there_is_no_terminal() {
         assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
         assert!(finished.stdout.ends_with('\n') && !finished.stdout.contains(['\r', '\x1b']), "{finished:?}");
     }
+}
+
+/// How often it was told how far something has come, checked on the way.
+struct Told {
+    times: usize,
+    bytes_done: u64,
+}
+
+impl Told {
+    fn new() -> Told {
+        Told { times: 0, bytes_done: 0 }
+    }
+
+    fn tell(&mut self, progress: &leitstand::storage::verify::Progress<'_>) {
+        assert!(progress.file.ends_with(".jsonl"), "{progress:?}");
+        let range = self.bytes_done..=progress.bytes;
+        assert!(range.contains(&progress.bytes_done), "{progress:?} after {}", self.bytes_done);
+        *self = Told { times: self.times + 1, bytes_done: progress.bytes_done };
+    }
+}
+
+fn options(to: PathBuf, base: Option<PathBuf>) -> SnapshotOptions {
+    SnapshotOptions { to, base, lock_timeout: Duration::ZERO, rate: None, reserve_bytes: Some(0) }
+}
+
+/// Broken, a bar would stand still or run over its end, or a backup would take the processor from the service.
+#[test]
+fn progress_leads_from_nothing_to_all() {
+    let place = Place::filled();
+    place.append("c", 0..2000);
+    let bytes = files(&place.data()).values().map(|bytes| bytes.len() as u64).sum::<u64>();
+    let disk = RealDisk::open_existing(&place.data()).unwrap();
+    let mut told = Told::new();
+    let mut nice = 0;
+    let report = snapshot(&disk, &options(place.path("s"), None), &mut |progress| {
+        assert_eq!(progress.bytes, bytes);
+        told.tell(&progress);
+        nice = rustix::process::getpriority_process(None).unwrap();
+    });
+    assert_eq!((report.unwrap().copied_bytes, told.bytes_done, nice), (bytes, bytes, 19));
+    let mut told = Told::new();
+    let report = check(&place.path("s"), &mut |progress| told.tell(&progress)).unwrap();
+    assert_eq!((report.files, report.lines, report.bytes), (4, 42_003, bytes));
+    assert!(told.bytes_done > bytes / 2, "{}", told.bytes_done);
+    let mut told = Told::new();
+    place.append("a", 3..5);
+    let report = continues(&disk, &place.path("s"), &mut |progress| told.tell(&progress)).unwrap();
+    assert_eq!((report.files, report.lines, report.bytes, told.bytes_done), (4, 42_003, bytes, bytes));
+}
+
+/// Broken, a file would be missing from a backup without a word, or hold zeros where somebody cut it.
+#[test]
+fn what_changes_under_a_snapshot_is_told_unless_it_is_gone() {
+    let place = Place::filled();
+    place.append("c", 0..1);
+    let disk = RealDisk::open_existing(&place.data()).unwrap();
+    let path = place.data().join("c.jsonl");
+    let take = |to: &str, meddle: &mut (dyn FnMut(&str) + Send)| {
+        snapshot(&disk, &options(place.path(to), None), &mut |progress| meddle(progress.file))
+    };
+    let taken = take("s1", &mut |_| drop(fs::remove_file(&path))).unwrap();
+    assert_eq!(taken.manifest.files.len(), 3, "whoever removes a domain may do so");
+    assert_eq!(place.found("s1"), (vec![], Some(0)));
+    place.append("c", 0..1);
+    let refused = take("s2", &mut |_| {
+        let _ = fs::remove_file(&path);
+        let _ = symlink(place.data().join("a.jsonl"), &path);
+    });
+    assert!(refused.is_err(), "{refused:?}");
+    fs::remove_file(&path).unwrap();
+    let refused = take("s3", &mut |file| {
+        if file == "b.example.jsonl" {
+            OpenOptions::new().write(true).open(place.data().join(file)).unwrap().set_len(100).unwrap();
+        }
+    });
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("b.example.jsonl") && refused.contains("became shorter"), "{refused}");
+    assert_eq!(place.names(), ["s1"]);
+}
+
+/// Broken, a snapshot that is asked for over HTTP would land beside its place.
+#[test]
+fn a_place_is_at_most_four_plain_names_below_the_root() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("a/b/c/d/e")).unwrap();
+    let root = place.dir.path().canonicalize().unwrap();
+    let long = "x".repeat(128);
+    for name in ["x", "a/x", "a/b/x", "a/b/c/x", "a/b/c/d", &long] {
+        assert_eq!(leitstand::storage::snapshot::place(&root, name).unwrap(), root.join(name));
+    }
+    for name in ["a/b/c/d/x", "a/b/c/d/e/x", "x/y", "a/x/y", &format!("{long}x")] {
+        assert!(leitstand::storage::snapshot::place(&root, name).is_err(), "{name}");
+    }
+}
+
+/// Broken, a file that was changed would be linked from a base that holds what it was.
+#[test]
+fn a_base_is_not_trusted_when_the_source_was_changed_near_its_end() {
+    let place = Place::new();
+    // A whole number of blocks of SHA-256, so that nothing of the end goes into the hash once more.
+    let text = |domain: &str, lines: u32| -> Vec<u8> {
+        let line = |id| format!("{{\"id\":{id:06},\"domain\":\"{domain}\",\"pad\":\"{:>28}\"}}\n", "");
+        (0..lines).flat_map(|id| line(id).into_bytes()).collect()
+    };
+    assert_eq!(text("a", 1).len(), 64);
+    let path = place.data().join("a.jsonl");
+    let parts = |name: &str| names(&place.path(name)).iter().filter(|name| name.starts_with("a.jsonl")).count();
+    for (number, at) in [7, 64 * 10 + 7, 64 * 2990 + 7, 64 * 2999 + 7].into_iter().enumerate() {
+        // The first two lie further away than what is looked at, so the file must be another one.
+        let is_far = at < 64 * 1000;
+        fs::write(&path, text("a", 3000)).unwrap();
+        let (base, next) = (format!("base{number}"), format!("next{number}"));
+        place.taken(&base, &[]);
+        if is_far {
+            fs::write(place.path("other"), text("a", 3000)).unwrap();
+            fs::rename(place.path("other"), &path).unwrap();
+        }
+        OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"9", at).unwrap();
+        place.append("a", 1..2);
+        place.taken(&next, &["--base", &base]);
+        assert_eq!(parts(&next), 1, "a full copy: {at}");
+        assert_eq!(place.restored(&next, &format!("r{number}")), files(&place.data()), "{at}");
+    }
+}
+
+/// Broken, a chain would grow by parts that hold nothing, or would be copied although nothing is new.
+#[test]
+fn a_chain_grows_only_by_what_is_new() {
+    let place = Place::filled();
+    place.taken("s0", &[]);
+    place.append("empty", 0..1);
+    let said = place.taken("s1", &["--base", "s0"]);
+    assert_eq!(said["copied_bytes"], line("empty", 0).len());
+    let parts = ["a.jsonl", "b.example.jsonl", "empty.jsonl", MANIFEST, MANIFEST_SHA256];
+    assert_eq!(names(&place.path("s1")), parts, "no part without a byte");
+    let manifest = |name: &str| -> Manifest {
+        serde_json::from_slice(&fs::read(place.path(name).join(MANIFEST)).unwrap()).unwrap()
+    };
+    assert_eq!(manifest("s1").base, Some(manifest("s0").id));
+    assert_ne!(manifest("s1").id, manifest("s0").id);
+    let mut last = "s1".to_owned();
+    for n in 2..=SEGMENTS_MAX {
+        place.append("a", n as u32..n as u32 + 1);
+        let name = format!("s{n}");
+        place.taken(&name, &["--base", &last]);
+        last = name;
+    }
+    let said = place.taken("still", &["--base", &last]);
+    assert_eq!(said["copied_bytes"], 0);
+    assert_eq!(manifest("still").files[0].segments.len(), SEGMENTS_MAX, "as long as it may be, and nothing is new");
+}
+
+/// Broken, what somebody forged would be taken for what the snapshot holds.
+#[test]
+fn a_manifest_that_differs_from_its_files_is_told() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    let found = |change: fn(&mut Value)| {
+        let path = place.path("s").join(MANIFEST);
+        let before = fs::read(&path).unwrap();
+        place.forge("s", change);
+        let found = place.found("s");
+        fs::write(path, before).unwrap();
+        place.sign("s");
+        found
+    };
+    let wrong = |file: &str| (vec![("wrong_hash".to_owned(), file.to_owned())], Some(1));
+    let lines = |m: &mut Value| {
+        m["files"][0]["lines"] = json!(4);
+        m["totals"]["lines"] = json!(40_004);
+    };
+    assert_eq!(found(lines), wrong("a.jsonl"));
+    assert_eq!(found(|m| m["files"][0]["sha256"] = m["files"][1]["sha256"].clone()), wrong("a.jsonl"));
+    assert_eq!(found(|m| m["files"][0]["segments"][0]["sha256"] = m["files"][1]["sha256"].clone()), wrong("a.jsonl"));
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    let refused = |change: fn(&mut Value), word: &str| {
+        let path = place.path("s").join(MANIFEST);
+        let before = fs::read(&path).unwrap();
+        place.forge("s", change);
+        let finished = place.leitstand(&["restore", "--from", "s", "--to", "r"]);
+        assert_refused(&place, &finished, 1, &[word], &["s"]);
+        fs::write(path, before).unwrap();
+        place.sign("s");
+    };
+    refused(|m| m["files"][0]["sha256"] = json!("g".repeat(64)), "as a hash");
+    refused(|m| m["files"][0]["sha256"] = json!("A".repeat(64)), "as a hash");
+    refused(|m| m["files"][0]["sha256"] = json!("a".repeat(63)), "as a hash");
+    refused(|m| m["files"][0]["poisoned"] = json!(""), "poisoned");
+    refused(|m| m["files"][0]["poisoned"] = json!("Sync"), "poisoned");
+    refused(|m| m["files"][0]["poisoned"] = json!("a".repeat(33)), "poisoned");
+    fs::write(place.path("s").join(MANIFEST_SHA256), "a".repeat(2000)).unwrap();
+    let finished = place.leitstand(&["restore", "--from", "s", "--to", "r"]);
+    assert_refused(&place, &finished, 1, &["longer than any"], &["s"]);
+}
+
+/// Broken, foreign files in a snapshot of a poisoned domain would go unseen.
+#[test]
+fn strays_are_told_beside_marks() {
+    let place = Place::filled();
+    fs::create_dir(place.data().join(".torn")).unwrap();
+    fs::write(place.data().join(".torn/a.jsonl.poisoned"), "reason=sync\n").unwrap();
+    place.taken("s", &[]);
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    fs::write(place.path("s/note"), "").unwrap();
+    fs::write(place.path("s/.torn/b.example.jsonl.poisoned"), "reason=sync\n").unwrap();
+    let stray = |name: &str| ("not_in_manifest".to_owned(), name.to_owned());
+    assert_eq!(place.found("s"), (vec![stray(".torn/b.example.jsonl.poisoned"), stray("note")], Some(1)));
+    fs::remove_file(place.path("s/note")).unwrap();
+    fs::remove_file(place.path("s/.torn/b.example.jsonl.poisoned")).unwrap();
+    let mark = place.path("s/.torn/a.jsonl.poisoned");
+    let wrong = (vec![("wrong_mark".to_owned(), ".torn/a.jsonl.poisoned".to_owned())], Some(1));
+    let text = fs::read_to_string(&mark).unwrap();
+    for bad in [format!("{text}x"), text[..text.len() - 1].to_owned(), String::new()] {
+        fs::write(&mark, &bad).unwrap();
+        assert_eq!(place.found("s"), wrong, "{bad:?}");
+    }
+    fs::write(place.path("mark"), text).unwrap();
+    fs::remove_file(&mark).unwrap();
+    symlink(place.path("mark"), &mark).unwrap();
+    assert_eq!(place.found("s"), wrong, "a link");
+}
+
+/// Broken, a restore that is under way would be removed by the next one, or what is not a left-over.
+#[test]
+fn what_others_are_making_stays() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    let alive = place.path("r.restoring-4000000");
+    fs::create_dir(&alive).unwrap();
+    fs::write(alive.join("a.jsonl"), "half").unwrap();
+    let lock = File::open(&alive).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    for (name, beside) in [("x.partial-1", "mine"), ("y.partial-1", "manifest.json.sha256")] {
+        fs::create_dir(place.path(name)).unwrap();
+        fs::write(place.path(name).join(MANIFEST), "").unwrap();
+        fs::write(place.path(name).join(beside), "").unwrap();
+    }
+    // Killed between making the manifest and writing to it.
+    fs::create_dir(place.path("z.partial-1")).unwrap();
+    fs::write(place.path("z.partial-1").join(MANIFEST), "").unwrap();
+    place.restored("s", "r");
+    place.taken("s2", &[]);
+    assert_eq!(place.names(), ["r", "r.restoring-4000000", "s", "s2", "x.partial-1", "y.partial-1"]);
+    drop(lock);
+    fs::remove_dir_all(place.path("r")).unwrap();
+    place.restored("s", "r");
+    assert!(!alive.exists(), "now it is a left-over");
+}
+
+/// Broken, what stands in the place of a file would be read as if it were the file.
+#[test]
+fn a_directory_is_looked_at_by_its_files_and_nothing_else() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    let told = |manifest: &str| {
+        let finished = place.leitstand(&["verify", "--json", "--data-dir", "data", "--manifest", manifest]);
+        let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished:?}"));
+        let findings = report["findings"].as_array().unwrap().iter();
+        findings.map(|f| format!("{} {}", f["kind"], f["file"]).replace('"', "")).collect::<Vec<_>>()
+    };
+    for manifest in ["s", "s/", "s/manifest.json", "./s/manifest.json"] {
+        assert_eq!(told(manifest), [""; 0], "{manifest}");
+    }
+    let args = ["verify", "--data-dir", "../data", "--manifest", "manifest.json"];
+    assert_eq!(run(&mut command(&place.path("s"), &args)).code, Some(0));
+    let path = place.data().join("a.jsonl");
+    fs::rename(&path, place.path("away")).unwrap();
+    symlink(place.path("away"), &path).unwrap();
+    assert_eq!(told("s"), ["symlink a.jsonl"]);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(told("s"), ["not_regular a.jsonl"]);
+    fs::remove_file(place.path("s/a.jsonl")).unwrap();
+    fs::create_dir(place.path("s/a.jsonl")).unwrap();
+    assert_eq!(place.found("s"), (vec![("not_regular".into(), "a.jsonl".into())], Some(1)));
 }
 
 // ---- POST /admin/snapshot

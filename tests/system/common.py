@@ -165,8 +165,12 @@ class Load:
         self.lock, self.next_id = threading.Lock(), start_id
         self.stopping, self.wanted = threading.Event(), threading.Event()
         self.wanted.set()
-        self.threads = [threading.Thread(target=self.client, args=(random.Random(rng.random()),)) for _ in range(clients)]
+        self.threads = [threading.Thread(target=self.client, args=(random.Random(rng.random()),), daemon=True) for _ in range(clients)]
         for t in self.threads: t.start()
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_): self.stop()
 
     def ids(self, n):
         with self.lock:

@@ -48,20 +48,27 @@ def tmpfs():
 
 def image(kind):
     """A file system with blocks, where space is only promised before it is given."""
-    need_root("mount"); need(f"mkfs.{kind}", "mount", "umount")
-    size, options = {"ext4": (8, ["-q", "-F"]), "xfs": (300, ["-q", "-f"]), "btrfs": (256, ["-q", "-f"])}[kind]
+    size = {"ext4": 8, "xfs": 300, "btrfs": 256}[kind]
     if kind == "xfs" and not common.LONG: raise Skip("only in a long run (the smallest image is 300 MiB)")
     if kind == "btrfs" and not common.LONG: raise Skip("only in a long run (filling it takes long)")
+    with formatted(kind, size) as mounted:
+        directory = os.path.join(mounted, "data"); os.mkdir(directory)
+        fill(directory, kind)
+        neighbours(directory, kind)
+        if kind == "btrfs": lone(directory, kind)
+
+
+@contextlib.contextmanager
+def formatted(kind, size_mib, *options):
+    """A new file system of this kind, in a file."""
+    need_root("mount"); need(f"mkfs.{kind}", "mount", "umount")
+    quiet = {"ext4": ["-q", "-F"], "xfs": ["-q", "-f"], "btrfs": ["-q", "-f"]}[kind]
     with tempfile.TemporaryDirectory(prefix="image-") as outer:
         file = os.path.join(outer, "image")
-        with open(file, "wb") as f: f.truncate(size << 20)
-        done = subprocess.run([find(f"mkfs.{kind}"), *options, file], capture_output=True, text=True)
+        with open(file, "wb") as f: f.truncate(size_mib << 20)
+        done = subprocess.run([find(f"mkfs.{kind}"), *quiet, *options, file], capture_output=True, text=True)
         if done.returncode: raise Skip(f"mkfs.{kind}: {done.stderr.strip()}")
-        with Mounted("-o", "loop", device=file) as mounted:
-            directory = os.path.join(mounted, "data"); os.mkdir(directory)
-            fill(directory, kind)
-            neighbours(directory, kind)
-            if kind == "btrfs": lone(directory, kind)
+        with Mounted("-o", "loop", device=file) as mounted: yield mounted
 
 
 class Ballast:

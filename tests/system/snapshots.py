@@ -1,21 +1,26 @@
 """Snapshots under load, beside the service and a Python writer: each is whole and holds all that was acknowledged before."""
-import hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
+import contextlib, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
 import filelock_beside
-from common import BIN, Load, Server, part, seed, setting, verify
+from common import BIN, Load, Server, find, need, part, seed, setting, verify
 
 ID = re.compile(rb'"id": ?(\d+)')
 FULL_EVERY = 10   # snapshots; those between are built on the one before
 
 
 def run():
+    under_load()
+    part("snapshots/order", order)
+
+
+def under_load():
     rng, count = seed("snapshots"), setting("SNAPSHOTS", 10, 100)
     backups = tempfile.mkdtemp(prefix="snapshots-")
     writers = []
     try:
-        with Server({"LEITSTAND_LOCK_TIMEOUT": "10", "LEITSTAND_DISK_RESERVE": "0"}) as server:
+        with Server({"LEITSTAND_LOCK_TIMEOUT": "10", "LEITSTAND_DISK_RESERVE": "0"}) as server, contextlib.ExitStack() as stopped:
             assert server.up, server.log_text()
             part("snapshots/filelock", lambda: writers.append(python_writer(server.dir)))
-            load = Load(server.port, rng, 4, ["a", "b.example", "c", "d-1"])
+            load = stopped.enter_context(Load(server.port, rng, 4, ["a", "b.example", "c", "d-1"]))
             time.sleep(0.5)
             took, linked, before, checked, found = [], 0, None, 0, {}
             for n in range(count):
@@ -58,6 +63,41 @@ def run():
     finally:
         for writer in writers: writer.kill(); writer.wait()
         shutil.rmtree(backups, ignore_errors=True)
+
+
+def order():
+    """Every byte and every name is on the disk before the last name is given, which a power cut may come after."""
+    need("strace")
+    with tempfile.TemporaryDirectory(prefix="order-") as outer:
+        outer = os.path.realpath(outer)
+        data, side = os.path.join(outer, "data"), os.path.join(outer, "data", ".torn")
+        os.makedirs(side)
+        for name, size in ("a", 10), ("large", 3 << 20), ("b", 100_000):
+            with open(os.path.join(data, name + ".jsonl"), "w") as f: f.write('{"p":"%s","domain":"%s"}\n' % ("x" * size, name))
+        with open(os.path.join(side, "b.jsonl.poisoned"), "w") as f: f.write("reason=sync\n")
+        names = ["a.jsonl", "b.jsonl", "large.jsonl", ".torn/b.jsonl.poisoned", ".torn", "."]
+        beside = ["manifest.json", "manifest.json.sha256"]
+        for args, to, want in (
+            (["snapshot", "--data-dir", data], "s1", names + beside),
+            (["snapshot", "--data-dir", data, "--base", os.path.join(outer, "s1")], "s2", ["large.jsonl.000001", *names[3:], *beside]),
+            (["restore", "--from", os.path.join(outer, "s2")], "r", names),
+        ):
+            trace = os.path.join(outer, "trace")
+            done = subprocess.run([find("strace"), "-f", "-y", "-s", "1000", "-o", trace, "-e", "trace=fsync,fdatasync,renameat,renameat2,rename", BIN, *args,
+                                   "--to", os.path.join(outer, to)], capture_output=True, text=True, env={**os.environ, "LEITSTAND_DISK_RESERVE": "0"})
+            assert done.returncode == 0, done
+            with open(trace) as f: lines = f.read().splitlines()
+            renames = [n for n, line in enumerate(lines) if " rename" in line and f'"{to}"' in line]
+            assert len(renames) == 1, lines
+            synced = lambda part: [m.group(1) for line in part if (m := re.search(r" f(?:data)?sync\(\d+<([^>]*)>", line))]
+            partial = re.compile(re.escape(os.path.join(outer, to)) + r"\.(?:partial|restoring)-\d+/?")
+            before = {partial.sub("", path) or "." for path in synced(lines[:renames[0]])}
+            missing = [name for name in want if name not in before]
+            if args[0] == "snapshot": missing += [n for n in ("a", "b", "large") if os.path.join(data, n + ".jsonl") not in before]
+            assert not missing, f"{args[0]}: not synced before the name is given: {missing}"
+            assert outer in synced(lines[renames[0]:]), f"{args[0]}: its name is not synced"
+            with open(os.path.join(data, "large.jsonl"), "a") as f: f.write('{"domain":"large"}\n')
+    print("snapshots/order: two snapshots and a restore, every file and name synced before the last name, and that one after")
 
 
 def python_writer(directory):

@@ -165,8 +165,8 @@ fn take(
         dir,
         base: base.as_ref(),
         reserve,
-        // Asked once: a file system clones or does not.
-        clones: target_dev == data_id.dev,
+        // Tried once: a file system clones or does not. Its number does not tell; subvolumes of btrfs differ in it.
+        clones: true,
         pace: Pace::new(options.rate),
         block: Block::new(BLOCK_BYTES),
         unsynced: Vec::new(),
@@ -517,7 +517,10 @@ impl Taking<'_> {
             self.dir.remove(segment)?;
             return Ok(None);
         }
-        file.set_len(seen.len)?;
+        // One that somebody cut meanwhile stays as short as it is, for the reader to see: no zeros in its place.
+        if file.metadata()?.len() > seen.len {
+            file.set_len(seen.len)?;
+        }
         Ok(Some(file))
     }
 

@@ -65,4 +65,25 @@ mod tests {
         let took = began.elapsed();
         assert!(took >= Duration::from_millis(300), "3 of 4 MiB at 10 MiB a second took {took:?}");
     }
+
+    /// Broken, a low rate would be kept by bursts with long rests between.
+    #[test]
+    fn a_low_rate_is_kept_from_the_beginning() {
+        let mut pace = Pace::new(Some(1 << 20));
+        pace.step(1 << 17);
+        let took = pace.began.elapsed();
+        assert!(took >= Duration::from_millis(125), "an eighth of a second's bytes took {took:?}");
+    }
+
+    /// Broken, a busy disk would have no time for others.
+    #[test]
+    fn rests_are_as_long_as_the_work() {
+        let mut pace = Pace::new(None);
+        pace.piece_began = pace.began.checked_sub(Duration::from_millis(100)).unwrap();
+        pace.step(PIECE_BYTES - 1);
+        let began = Instant::now();
+        pace.step(1);
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(100), "after 100 ms of work it rested {took:?}");
+    }
 }

@@ -169,12 +169,29 @@ impl<'a> Run<'a> {
 
     fn check_room(&self, manifest: &Manifest, path: &Path) -> Result<(), SnapshotError> {
         let space = self.to.space().map_err(|e| SnapshotError::io("ask for the free space of", path, e))?;
-        let bytes = manifest.totals.bytes;
+        let mut bytes = manifest.totals.bytes;
+        if space.free_bytes < bytes && self.can_clone() {
+            bytes = manifest.files.iter().filter(|file| file.segments.len() > 1).map(|file| file.bytes).sum();
+        }
         if space.free_bytes < bytes {
             let reason = format!("{bytes} bytes are wanted, {} are free", space.free_bytes);
             return Err(SnapshotError::NoSpace { path: path.to_owned(), reason });
         }
         Ok(())
+    }
+
+    /// Can files share blocks with the parts that they are made of? Tried with one of them.
+    fn can_clone(&self) -> bool {
+        let Some(entry) = self.jobs.iter().map(|job| job.entry).find(|file| file.segments.len() == 1 && file.bytes > 0)
+        else {
+            return false;
+        };
+        let tried = self.from.open_read(&entry.segments[0].name).and_then(|part| {
+            let cloned = rustix::fs::ioctl_ficlone(self.to.create(&entry.name)?, part).is_ok();
+            self.to.remove(&entry.name)?;
+            Ok(cloned)
+        });
+        tried.unwrap_or(false)
     }
 
     fn all(&self, manifest: &Manifest, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), SnapshotError> {
