@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::Peer;
@@ -35,6 +35,10 @@ const BUFFER_BYTES_MAX: usize = 32 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After the stop signal, requests that were already on their way are served for so long.
 const LAST_CALL: Duration = Duration::from_millis(250);
+/// Late connections that are ended together, and the pause before the next ones: 10,000 take a third of a
+/// second.
+const ENDED_AT_ONCE: usize = 64;
+const ENDING_PAUSE: Duration = Duration::from_millis(1);
 /// How long, and for how many bytes, a refused body is read off so that the client can read the
 /// answer before the connection is reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -85,12 +89,18 @@ pub async fn serve(
     let mut shutdown = pin!(shutdown);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ending: Option<JoinHandle<()>> = None;
     loop {
         tokio::select! {
             () = &mut shutdown => break,
             accepted = listener.accept() => server.take(accepted).await,
             Some(_) = server.connections.join_next() => {}
-            _ = ticks.tick() => server.open.tick(),
+            _ = ticks.tick() => {
+                let late = server.open.tick();
+                if !late.is_empty() && ending.as_ref().is_none_or(JoinHandle::is_finished) {
+                    ending = Some(tokio::spawn(end_by_and_by(late)));
+                }
+            }
         }
     }
     let deadline = Instant::now() + options.shutdown_timeout;
@@ -108,6 +118,15 @@ pub async fn serve(
     server.connections.shutdown().await;
     // 5. The writers end what they have begun.
     tokio::time::timeout_at(deadline + ANSWER_MARGIN, state.store.drained()).await.is_ok()
+}
+
+/// Ends connections a few at a time. Thousands that were opened together are late together, and a
+/// request would wait until all of them are closed.
+async fn end_by_and_by(late: Vec<Arc<ConnState>>) {
+    for few in late.chunks(ENDED_AT_ONCE) {
+        few.iter().for_each(|conn| conn.expire());
+        tokio::time::sleep(ENDING_PAUSE).await;
+    }
 }
 
 struct Server {
