@@ -514,7 +514,8 @@ mod tests {
 
     async fn append(store: &Store, domain: &Domain) {
         let batch = Batch::parse("{}", crate::event::Format::Document, Some(domain.clone())).unwrap().unwrap();
-        store.append(batch, store.reserve(1).unwrap()).await.unwrap();
+        let appended = store.append(batch, store.reserve(1).unwrap());
+        tokio::time::timeout(Duration::from_secs(20), appended).await.expect("an answer in time").unwrap();
     }
 
     /// Broken, files would stay open for ever, or be closed although lines in them are not synced.

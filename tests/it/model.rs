@@ -30,6 +30,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Runtime;
 
 use crate::faulty::{Fault, FaultyDisk, Plan};
+use crate::support::in_time;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -275,7 +276,7 @@ impl Service {
                 .collect();
             let mut answers = Vec::new();
             for answer in sent {
-                answers.push(answer.await.unwrap());
+                answers.push(in_time(answer).await.unwrap());
             }
             answers
         });
@@ -457,7 +458,7 @@ impl StateMachineTest for Service {
             Step::Cut { domain, bytes } => service.cut(domain, bytes),
             Step::Drain => {
                 service.store.begin_drain(Instant::now() + Duration::from_secs(5));
-                RUNTIME.block_on(service.store.drained());
+                RUNTIME.block_on(in_time(service.store.drained()));
                 service.draining = true;
             }
             Step::Restart => service.restart(),

@@ -43,6 +43,7 @@ use leitstand::storage::{Disk as _, Fsync, Reservation, Store, StoreError, Store
 use tokio::runtime::Runtime;
 
 use crate::crashdisk::{Choice, Fault, Image, Ino, MemDisk, Note, Op, Replay, Rng, until};
+use crate::support::in_time;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -258,7 +259,7 @@ impl<'a> Session<'a> {
     /// What `everysec` does every half second.
     fn sync(&mut self) {
         self.settle();
-        self.runtime.block_on(self.store.drained());
+        self.runtime.block_on(in_time(self.store.drained()));
         self.disk.note(Note::Synced);
     }
 

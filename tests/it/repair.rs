@@ -16,7 +16,7 @@ use leitstand::storage::repair::{RepairOptions, repair};
 use leitstand::storage::{Disk, Fsync, RealDisk, Store, StoreError, StoreOptions, TORN_DIR};
 
 use crate::faulty::{Fault, FaultyDisk};
-use crate::support::{Finished, PATIENCE, TestServer, command, run, wait_for};
+use crate::support::{Finished, PATIENCE, TestServer, command, in_time, run, wait_for};
 use crate::verify::verify;
 
 const SOUND: &str = "{\"id\":1,\"domain\":\"a\"}\n";
@@ -41,7 +41,7 @@ fn batch(id: u32) -> Batch {
 }
 
 async fn append<D: Disk>(store: &Store<D>, id: u32) -> Result<(), StoreError> {
-    store.append(batch(id), store.reserve(1)?).await
+    in_time(store.append(batch(id), store.reserve(1)?)).await
 }
 
 fn kept(dir: &Path) -> Vec<Vec<u8>> {

@@ -12,7 +12,7 @@ use leitstand::metrics::StoreMetrics;
 use leitstand::storage::{Disk, Fsync, RealDisk, Store, StoreError, StoreOptions, TORN_DIR, Written};
 
 use crate::faulty::{Fault, FaultyDisk, Plan};
-use crate::support::{PATIENCE, wait_for};
+use crate::support::{PATIENCE, in_time, wait_for};
 
 const EIO: i32 = 5;
 const EACCES: i32 = 13;
@@ -51,7 +51,7 @@ fn batch(domain: &str, ids: &[u32]) -> Batch {
 }
 
 async fn append<D: Disk>(store: &Store<D>, domain: &str, ids: &[u32]) -> Result<(), StoreError> {
-    store.append(batch(domain, ids), store.reserve(1)?).await
+    in_time(store.append(batch(domain, ids), store.reserve(1)?)).await
 }
 
 fn content(dir: &Path, domain: &str) -> String {

@@ -2,7 +2,7 @@
 import os, shutil, tempfile, time
 from common import Load, Server, leitstand_verify, seed, setting, verify
 
-LOOK_EVERY = 10   # rounds; each look reads everything
+LOOK_EVERY = 20   # rounds; each look reads everything
 # The largest have about 180 KB: beside small ones they go to the disk in pieces.
 BATCHES = (1, 1, 1, 2, 5, 20, 100, 400)
 
@@ -18,7 +18,7 @@ def run():
             server = Server(env, datadir=directory)
             assert server.up, server.log_text()
             load = Load(server.port, rng, 16, domains, next_id, BATCHES)
-            time.sleep(rng.uniform(0.05, 0.8))
+            time.sleep(rng.uniform(0.05, 0.35))
             server.kill()
             load.stop()
             acked.update(load.acked); sent.update(load.sent); next_id = load.next_id

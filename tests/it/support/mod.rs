@@ -52,6 +52,11 @@ pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Opti
     }
 }
 
+/// What comes of `work`, which must not take long; a test that waits for ever says nothing.
+pub async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("it ends in time")
+}
+
 /// Says why a test did not look, so that a skipped test is not mistaken for a passed one.
 pub fn skip(reason: &str) {
     println!("skip: {reason}");
