@@ -18,7 +18,7 @@ def run():
             server = Server(env, datadir=directory)
             assert server.up, server.log_text()
             load = Load(server.port, rng, 16, domains, next_id, BATCHES)
-            time.sleep(rng.uniform(0.05, 0.35))
+            time.sleep(rng.uniform(0.03, 0.27))
             server.kill()
             load.stop()
             acked.update(load.acked); sent.update(load.sent); next_id = load.next_id

@@ -1,6 +1,6 @@
 """Python writers with the real filelock beside the server on one directory: nothing interleaves or is lost."""
 import json, os, subprocess, sys, tempfile, time
-from common import Load, Server, Skip, leitstand_verify, seed, setting
+from common import Load, Server, Skip, in_parallel, leitstand_verify, seed, setting
 
 # The newest, one that unlinks the lock file on release, and an old one; in a long run the neighbours too.
 VERSIONS = setting("FILELOCK_VERSIONS", "4.2.0,3.20.4,3.13.4", "3.13.4,3.20.3,3.20.4,3.29.4,3.29.5,4.2.0").split(",")
@@ -27,7 +27,9 @@ print(json.dumps({"n": n, "longest": longest, "version": filelock.__version__}))
 
 def run():
     rng = seed("filelock")
-    for version in VERSIONS: beside(version, rng)
+    for version in VERSIONS: install(version)
+    for pair in zip(VERSIONS[::2], VERSIONS[1::2] + [None]):   # two at a time, each with a service of its own
+        in_parallel(sum(version is not None for version in pair), lambda n: beside(pair[n], rng))
 
 
 def install(version):

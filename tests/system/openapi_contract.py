@@ -10,7 +10,7 @@ def run():
     tool = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     if not os.path.exists(tool): raise Skip("schemathesis is not installed: make venv")
     # Examples for each operation.
-    examples = setting("CONTRACT_EXAMPLES", 25, 300)
+    examples = setting("CONTRACT_EXAMPLES", 25, 150)
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"openapi_contract: seed {seed} (SEED={seed} repeats it), {examples} examples an operation")
     env = {"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_AUTH_RATE_LIMIT": "off", "LOG_LEVEL": "ERROR"}

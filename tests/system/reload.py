@@ -10,7 +10,7 @@ PATIENCE_S = 1000
 
 def run():
     rng = seed("reload")
-    rounds = setting("RELOADS", 20, 200)
+    rounds = setting("RELOADS", 20, 40)
     with tempfile.TemporaryDirectory(prefix="reload-") as cwd:
         path = os.path.join(cwd, "leitstand.toml")
 

@@ -13,7 +13,7 @@ def run():
 
 
 def under_load():
-    rng, count = seed("snapshots"), setting("SNAPSHOTS", 10, 30)
+    rng, count = seed("snapshots"), setting("SNAPSHOTS", 10, 20)
     backups = tempfile.mkdtemp(prefix="snapshots-")
     writers = []
     try:
