@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""What a snapshot costs others, and how fast a restore is, on RECOVERY_MIB (1024) of events in four domains.
+
+    python3 benches/recovery.py [restore] [snapshot]
+
+`restore`: `cp -r`, `cp -r` and a sync of what was copied, and `leitstand restore`, in turn, RECOVERY_ROUNDS (3) times
+with the snapshot out of the page cache, as after a loss, and as often with it there. A restore hashes every
+byte and has synced all of it when it ends; `cp -r` alone does neither.
+`snapshot`: p99 of W1 while a snapshot is taken, against W1 alone right before it.
+Writes to RECOVERY_DIR (target/bench/recovery), which must not be a file system in memory.
+"""
+import os, shutil, statistics, subprocess, sys, time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import load, payload, peers  # noqa: E402
+import random  # noqa: E402
+
+MIB = int(os.environ.get("RECOVERY_MIB", 1024))
+ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", 3))
+DIR = os.path.abspath(os.environ.get("RECOVERY_DIR", os.path.join(peers.TARGET, "recovery")))
+SECONDS = 6
+DATA, SNAPSHOT, COPY = (os.path.join(DIR, name) for name in ("data", "snapshot", "copy"))
+
+
+def leitstand(*args):
+    done = subprocess.run([peers.LEITSTAND, *args], capture_output=True, text=True)
+    if done.returncode: sys.exit(f"leitstand {' '.join(args)}: {done.stderr.strip()}")
+
+
+def generate():
+    """Four files of the same size, mixed events of about 200 bytes."""
+    rng = random.Random(7)
+    os.makedirs(DATA, mode=0o700, exist_ok=True)
+    for n in range(4):
+        domain = f"d{n}"
+        some = b"".join(line + b"\n" for line in (payload.stored(payload.small(rng), domain).rstrip(b"\n") for _ in range(5000)))
+        with open(os.path.join(DATA, f"{domain}.jsonl"), "wb") as file:
+            for _ in range(MIB * (1 << 20) // 4 // len(some) + 1): file.write(some)
+            os.fsync(file.fileno())
+
+
+def remove(path): shutil.rmtree(path, ignore_errors=True)
+
+
+def files_of(directory): return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+
+
+def prepare(cold):
+    """Nothing is left to be written; the snapshot is in the page cache, or nothing of it is."""
+    remove(COPY)
+    os.sync()
+    for path in files_of(SNAPSHOT):
+        with open(path, "rb") as file:
+            if cold: os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                while file.read(1 << 20): pass
+    time.sleep(0.3)
+
+
+def seconds(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def cp(): subprocess.run(["cp", "-r", SNAPSHOT, COPY], check=True)
+
+
+def cp_and_sync():
+    cp()
+    subprocess.run(["sync", *files_of(COPY), COPY], check=True)
+
+
+def restore():
+    ways = {"cp -r": cp, "cp -r and sync": cp_and_sync, "restore": lambda: leitstand("restore", "--from", SNAPSHOT, "--to", COPY)}
+    for cold in (True, False):
+        took = {way: [] for way in ways}
+        for n in range(ROUNDS):
+            for way in list(ways)[:: 1 if n % 2 == 0 else -1]:
+                prepare(cold)
+                took[way].append(seconds(ways[way]))
+        middle = {way: statistics.median(values) for way, values in took.items()}
+        state = "snapshot not in the page cache" if cold else "snapshot in the page cache"
+        print(f"{state}: " + ", ".join(f"{way} {value:.2f} s ({min(took[way]):.2f} to {max(took[way]):.2f})" for way, value in middle.items()))
+        print(f"    speed of restore: {middle['cp -r'] / middle['restore']:.2f} of cp -r, {middle['cp -r and sync'] / middle['restore']:.2f} of cp -r and sync")
+    remove(COPY)
+
+
+def p99_ms(requests, running):
+    said = load.Wrk(requests, running.port, SECONDS, DIR).result()
+    if said["errors"]: sys.exit(f"errors under load: {said['errors']}")
+    return said["p99_us"] / 1000
+
+
+def beside_snapshot():
+    requests, peer = load.Requests(load.W1), peers.leitstand("always", "always")
+    running = peers.Running(peer, DIR, prepare=lambda data: [os.link(path, os.path.join(data, os.path.basename(path))) for path in files_of(DATA)])
+    ratios = []
+    try:
+        p99_ms(requests, running)   # the first one warms up
+        for n in range(max(ROUNDS, 3)):
+            alone = p99_ms(requests, running)
+            remove(COPY)
+            command = subprocess.Popen([peers.LEITSTAND, "snapshot", "--data-dir", running.data, "--to", COPY], stdout=subprocess.DEVNULL)
+            began = time.perf_counter()
+            beside = p99_ms(requests, running)
+            if command.wait(): sys.exit("the snapshot failed")
+            took = time.perf_counter() - began
+            ratios.append(beside / alone)
+            print(f"W1 always: p99 {alone:.2f} ms alone, {beside:.2f} ms beside a snapshot ({beside / alone:.2f} times), which ended within {took:.1f} s")
+    finally:
+        running.stop()
+        remove(COPY)
+    print(f"    median {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def main():
+    wanted = sys.argv[1:] or ["restore", "snapshot"]
+    remove(DIR)
+    try:
+        generate()
+        if "restore" in wanted:
+            leitstand("snapshot", "--data-dir", DATA, "--to", SNAPSHOT)
+            restore()
+        if "snapshot" in wanted: beside_snapshot()
+    finally:
+        remove(DIR)
+
+
+main()
