@@ -9,11 +9,10 @@ byte and has synced all of it when it ends; `cp -r` alone does neither.
 `snapshot`: p99 of W1 while a snapshot is taken, against W1 alone right before it.
 Writes to RECOVERY_DIR (target/bench/recovery), which must not be a file system in memory.
 """
-import os, shutil, statistics, subprocess, sys, time
+import os, random, shutil, statistics, subprocess, sys, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import load, payload, peers  # noqa: E402
-import random  # noqa: E402
 
 MIB = int(os.environ.get("RECOVERY_MIB", 1024))
 ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", 3))

@@ -1,34 +1,32 @@
 """The Python service that this one replaces, beside it on one directory: nothing of either is lost, mixed or refused."""
-import os, shutil, signal, subprocess, tempfile, time
-from common import TOKEN, Load, Server, Skip, leitstand_verify, percentile, problem, seed, setting, verify, wait_until
+import os, shutil, signal, subprocess, sys, tempfile, time
+from common import ROOT, TOKEN, Load, Server, Skip, leitstand_verify, percentile, problem, seed, setting, verify, wait_until
 from harness import free_port, request
+
+sys.path.append(os.path.join(ROOT, "benches"))
+import peers  # noqa: E402
 
 SECONDS = setting("BESIDE_SECONDS", 6.0, 30.0)
 DOMAINS = ["side.example", "other.example"]
 
 
 def original():
-    """The checkout, and a Python that can run it."""
-    checkout = os.environ.get("ORIGINAL")
-    if not checkout: raise Skip("ORIGINAL is not set (the directory of a checkout of the Python service with a virtual environment)")
-    checkout = os.path.abspath(checkout)
-    pythons = [os.environ.get("ORIGINAL_PYTHON", "")] + [os.path.join(checkout, venv, "bin", "python") for venv in (".venv", "venv")]
-    python = next((python for python in pythons if os.path.exists(python)), None)
-    if not python: raise Skip("ORIGINAL has neither .venv/bin/python nor venv/bin/python (ORIGINAL_PYTHON names another)")
-    return checkout, python
+    """How the benchmark starts it."""
+    peer, why_not = peers.find_original()
+    if not peer: raise Skip(why_not)
+    return peer
 
 
 class Original:
     """One worker of it on a data directory that is there."""
 
     def __init__(self, directory):
-        checkout, python = original()
-        self.port, self.home = free_port(), tempfile.mkdtemp(prefix="leitstand-original-")
-        env = {"PATH": os.environ["PATH"], "HOME": self.home, "LEITSTAND_TOKEN": TOKEN, "LEITSTAND_DATA_DIR": directory,
-               "LEITSTAND_RATE_LIMIT": "100000000/minute", "LEITSTAND_LOCK_TIMEOUT": "10"}
-        app = os.environ.get("ORIGINAL_APP", "app:app")
-        self.p = subprocess.Popen([python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "critical",
-                                   "--no-access-log"], cwd=checkout, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        peer, self.port, self.home = original(), free_port(), tempfile.mkdtemp(prefix="leitstand-original-")
+
+        def fill(text): return text.replace("@PORT@", str(self.port)).replace("@DATA@", directory)
+        env = {"PATH": os.environ["PATH"], "HOME": self.home, **{name: fill(value) for name, value in peer.env.items()},
+               "LEITSTAND_TOKEN": TOKEN, "LEITSTAND_LOCK_TIMEOUT": "10"}
+        self.p = subprocess.Popen([fill(word) for word in peer.command], cwd=peer.cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def __enter__(self):
         wait_until(self.answers, 30, "the original answers")
