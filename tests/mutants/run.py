@@ -8,11 +8,14 @@ functions that are `const` and conditions with `let` have no switch; `cargo muta
 Fails if fewer than MUTANTS_MIN (85) percent of the mutants that compile are caught, or if one is not
 caught in an append or its roll-back. A mutant that hangs counts as not caught, and is named.
 
+What was judged stands in target/mutants/judged.jsonl. A run that was broken off goes on from there, unless the
+code or its tests have changed meanwhile, or MUTANTS_ANEW is set.
+
 MUTANTS: regular expression for the names of mutants, as `cargo mutants --list` gives them. MUTANTS_JOBS
 (2): how many run at once. MUTANTS_SECONDS (60): how long the tests of one step may take. MUTANTS_FILES:
 other files than FILES, as patterns with a blank between.
 """
-import collections, concurrent.futures, fnmatch, json, os, re, shutil, signal, subprocess, sys, threading, time
+import collections, concurrent.futures, fnmatch, hashlib, json, os, re, shutil, signal, subprocess, sys, threading, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "target", "mutants")
@@ -67,7 +70,9 @@ pub(crate) fn mutant_is_on(number: u32) -> bool {
 
 
 def build_env():
-    env = {**os.environ, "CARGO_PROFILE_DEV_DEBUG": "0", "RUST_BACKTRACE": "0", "PROPTEST_CASES": "24", "CRASH_STATES": "2000"}
+    env = {**os.environ, "CARGO_PROFILE_DEV_DEBUG": "0", "RUST_BACKTRACE": "0", "PROPTEST_CASES": "24", "CRASH_STATES": "2000",
+           # A case that one mutant failed would be tried, and perhaps fail, with all later ones.
+           "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"}
     if shutil.which("mold"):
         env["RUSTFLAGS"] = (env.get("RUSTFLAGS", "") + " -Clink-arg=-fuse-ld=mold").strip()
     return env
@@ -97,10 +102,10 @@ def fresh_tree(switch, left_out):
     return {int(number) for number in placeless}
 
 
-def cargo(*args):
+def cargo(*args, **env):
     """The messages of the compiler."""
     # Built once, run a thousand times. Without optimisation most of the time goes into hashes.
-    done = subprocess.run(["cargo", "--config", "profile.dev.opt-level=1", *args, "--locked", "--message-format=json"], cwd=TREE, env=ENV,
+    done = subprocess.run(["cargo", "--config", "profile.dev.opt-level=1", *args, "--locked", "--message-format=json"], cwd=TREE, env=ENV | env,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return done.returncode == 0, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -149,8 +154,11 @@ class Tests:
     """The tests of the tree, with one mutant on."""
 
     def __init__(self):
-        ok, messages = cargo("test", "--lib", "--test", "it", "--no-run")
-        if not ok: sys.exit("the tests do not compile with the mutants in")
+        # Incremental builds that were broken off leave what does not link.
+        ok, messages = cargo("test", "--lib", "--test", "it", "--no-run", CARGO_INCREMENTAL="0")
+        if not ok:
+            rendered = [m["message"]["rendered"] for m in messages if m.get("reason") == "compiler-message"]
+            sys.exit("the tests do not compile with the mutants in\n" + "".join(rendered)[-4000:])
         tests = [m for m in messages if m.get("executable") and m["profile"]["test"]]
         self.binaries = {"lib" if "lib" in m["target"]["kind"] else "it": m["executable"] for m in tests}
 
@@ -200,6 +208,28 @@ class Tests:
             if what == "failed": return "caught", test or filters
             if what == "hangs": return "timeout", filters
         return "missed", None
+
+
+class Judged:
+    """What became of mutants in earlier runs over the same code and tests."""
+
+    def __init__(self):
+        known = [name for name in output("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+                 if name.startswith(("src/", "tests/it/", "tests/mutants/", "Cargo."))]
+        code = hashlib.sha256()
+        for name in sorted(known):
+            with open(os.path.join(ROOT, name), "rb") as file: code.update(name.encode() + b"\0" + file.read() + b"\0")
+        head = json.dumps({"code": code.hexdigest()})
+        path = os.path.join(OUT, "judged.jsonl")
+        lines = open(path).read().splitlines() if os.path.exists(path) and not os.environ.get("MUTANTS_ANEW") else []
+        keep = lines[:1] == [head]
+        self.outcomes = dict(json.loads(line) for line in lines[1:] if line.endswith("]")) if keep else {}
+        self.file = open(path, "a" if keep else "w")
+        if not keep: print(head, file=self.file, flush=True)
+
+    def add(self, name, outcome):
+        self.outcomes[name] = outcome
+        print(json.dumps([name, outcome]), file=self.file, flush=True)
 
 
 def by_cargo_mutants(mutants):
@@ -252,16 +282,21 @@ def main():
     numbers = [number for number in range(1, len(mutants) + 1) if number not in unviable | placeless]
     print(f"mutants: {len(mutants)} in all, {len(unviable)} do not compile, {len(placeless)} by cargo mutants", flush=True)
     outcomes = {number: "unviable" for number in unviable}
+    judged = Judged()
+    outcomes |= {number: judged.outcomes[mutants[number - 1]["name"]] for number in numbers if mutants[number - 1]["name"] in judged.outcomes}
+    if len(outcomes) > len(unviable): print(f"mutants: {len(outcomes) - len(unviable)} judged before", flush=True)
+    numbers = [number for number in numbers if number not in outcomes]
 
     def judge(number):
         outcome, by = tests.judge(number, mutants[number - 1]["file"])
         print(f"{outcome:8} {mutants[number - 1]['name']}" + (f" ({by})" if by else ""), flush=True)
         outcomes[number] = outcome
+        judged.add(mutants[number - 1]["name"], outcome)
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         list(pool.map(judge, numbers))
-    if placeless:
-        told = by_cargo_mutants([mutants[number - 1] for number in placeless])
-        outcomes.update({number: told[mutants[number - 1]["name"]] for number in placeless})
+    rest = [mutants[number - 1] for number in placeless if mutants[number - 1]["name"] not in judged.outcomes]
+    for name, outcome in (by_cargo_mutants(rest) if rest else {}).items(): judged.add(name, outcome)
+    outcomes |= {number: judged.outcomes[mutants[number - 1]["name"]] for number in placeless}
     sys.exit(report(mutants, [outcomes[number] for number in range(1, len(mutants) + 1)]))
 
 
