@@ -30,26 +30,23 @@ impl Domain {
     /// [`DomainError`] unless the rest is 1 to 253 bytes of labels of 1 to 63 bytes of
     /// `[a-z0-9-]` that neither begin nor end with `-`.
     pub fn parse(text: &str) -> Result<Domain, DomainError> {
-        let text = trim(text);
-        if text.is_ascii() {
-            if text.bytes().any(|b| b.is_ascii_uppercase()) {
-                return Self::from_lower(&text.to_ascii_lowercase());
-            }
-            return Self::from_lower(text);
+        // As nearly every producer writes it.
+        if let Some(domain) = Self::normal(text) {
+            return Ok(domain);
         }
+        let text = trim(text);
         // Lower-casing can shorten a text to ASCII (U+212A becomes `k`), never lengthen an
         // over-long one into a valid one, so the bound keeps hostile input cheap.
         if text.len() > 4 * DOMAIN_BYTES_MAX {
             return Err(DomainError);
         }
-        Self::from_lower(&text.to_lowercase())
+        let lower = if text.is_ascii() { text.to_ascii_lowercase() } else { text.to_lowercase() };
+        Self::normal(&lower).ok_or(DomainError)
     }
 
-    fn from_lower(text: &str) -> Result<Domain, DomainError> {
-        if text.is_empty() || text.len() > DOMAIN_BYTES_MAX || !text.split('.').all(is_label) {
-            return Err(DomainError);
-        }
-        Ok(Domain(Arc::from(text)))
+    /// A text that is a domain as it stands.
+    pub(crate) fn normal(text: &str) -> Option<Domain> {
+        is_normal(text.as_bytes()).then(|| Domain(Arc::from(text)))
     }
 
     /// The normalised name.
@@ -70,13 +67,22 @@ impl fmt::Debug for Domain {
     }
 }
 
-fn is_label(label: &str) -> bool {
-    let bytes = label.as_bytes();
-    !bytes.is_empty()
-        && bytes.len() <= LABEL_BYTES_MAX
-        && bytes[0] != b'-'
-        && bytes[bytes.len() - 1] != b'-'
-        && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+/// Labels with dots between them.
+fn is_normal(text: &[u8]) -> bool {
+    let (mut label_bytes, mut before) = (0, b'.');
+    for &byte in text {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' => label_bytes += 1,
+            b'-' if label_bytes > 0 => label_bytes += 1,
+            b'.' if label_bytes > 0 && before != b'-' => label_bytes = 0,
+            _ => return false,
+        }
+        if label_bytes > LABEL_BYTES_MAX {
+            return false;
+        }
+        before = byte;
+    }
+    text.len() <= DOMAIN_BYTES_MAX && label_bytes > 0 && before != b'-'
 }
 
 /// Strips what Python's `str.strip()` strips.

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +30,11 @@ impl Client {
             Peer::Ip(ip) => is_trusted(ip),
             Peer::Unix => true,
         };
-        if !peer_is_trusted || !headers.contains_key("x-forwarded-for") {
+        if !peer_is_trusted || !headers.contains_key(X_FORWARDED_FOR) {
             return Client(peer);
         }
         let mut client = peer;
-        let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+        let lines: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().collect();
         for line in lines.into_iter().rev() {
             let Ok(line) = line.to_str() else { return Client(peer) };
             for entry in line.rsplit(',').map(str::trim).filter(|entry| !entry.is_empty()) {

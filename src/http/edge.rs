@@ -144,7 +144,7 @@ impl Edge {
                 error.into_response()
             }
         };
-        self.finish(response, &log, as_problem)
+        self.finish(response, log, as_problem)
     }
 
     /// The routes. The two that carry the load are called directly: the router would box their
@@ -184,7 +184,7 @@ impl Edge {
         response
     }
 
-    fn finish(&self, mut response: Response, log: &Log, as_problem: bool) -> Response {
+    fn finish(&self, mut response: Response, log: Log, as_problem: bool) -> Response {
         let refused = response.extensions_mut().remove::<Refused>().map(|refused| refused.0);
         if let Some(error) = &refused {
             let id = log.request_id.to_str().unwrap_or_default();
@@ -196,15 +196,15 @@ impl Edge {
             *response.status_mut() = parts.status;
             *response.body_mut() = body;
         }
+        self.report(&response, &log, refused.as_deref());
         let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, log.request_id.clone());
+        headers.insert(REQUEST_ID, log.request_id);
         if log.route == "/ingest/{domain}" {
             ingest::add_deprecation(headers);
         }
         if !self.conn.answer_begins() || self.state.closing.load(Ordering::Relaxed) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        self.report(&response, log, refused.as_deref());
         response
     }
 

@@ -288,17 +288,13 @@ fn accepted(route: Route) -> Response {
 /// compat: the last `domain` wins, an empty one counts as none.
 fn domain_of_query(parts: &Parts) -> Result<Option<Domain>, ApiError> {
     let query = parts.uri.query().unwrap_or_default();
-    let plain = query.strip_prefix("domain=").filter(|rest| !rest.contains(['&', '%', '+']));
-    let text = match plain {
-        // As nearly every query is; there is nothing to decode.
-        Some(text) => Some(Cow::Borrowed(text)),
-        None => {
-            let named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "domain").last();
-            named.map(|(_, text)| text)
-        }
-    };
-    match text {
-        Some(text) if !text.is_empty() => Domain::parse(&text).map(Some).map_err(|_| ApiError::InvalidDomain),
+    // As nearly every query is; there is nothing to decode.
+    if let Some(domain) = query.strip_prefix("domain=").and_then(Domain::normal) {
+        return Ok(Some(domain));
+    }
+    let named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "domain").last();
+    match named {
+        Some((_, text)) if !text.is_empty() => Domain::parse(&text).map(Some).map_err(|_| ApiError::InvalidDomain),
         _ => Ok(None),
     }
 }
