@@ -9,6 +9,10 @@ use super::layout::FileNames;
 
 /// Pause between two looks at a foreign lock. Shorter than the gaps that the service leaves.
 pub(super) const LOCK_POLL: Duration = Duration::from_millis(2);
+/// The same at first: a service at full load leaves the lock free for tens of microseconds, thousands of times
+/// a second, and who catches one of them needs no gap.
+const FIRST_POLLS: Duration = Duration::from_micros(100);
+const FIRST_POLLS_FOR: Duration = Duration::from_millis(20);
 /// A service takes each open of the lock file for a wish, and leaves a gap for it. So not each look
 /// opens it; but a wish may be overlooked.
 const REOPEN_AFTER: Duration = Duration::from_millis(250);
@@ -37,10 +41,11 @@ pub(super) fn lock(disk: &RealDisk, names: &FileNames, patience: Duration) -> io
         } else {
             opened = Some((file, at));
         }
-        if began.elapsed() >= patience {
+        let waited = began.elapsed();
+        if waited >= patience {
             return Ok(None);
         }
-        std::thread::sleep(LOCK_POLL);
+        std::thread::sleep(if waited < FIRST_POLLS_FOR { FIRST_POLLS } else { LOCK_POLL });
     }
 }
 

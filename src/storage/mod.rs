@@ -523,7 +523,7 @@ mod tests {
     fn a_writer_that_rests_is_closed_unless_something_would_be_lost() {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async {
+        let rests = async {
             let (store, domain) = (store(dir.path()), Domain::parse("a").unwrap());
             append(&store, &domain).await;
             let writer = store.writer(&domain);
@@ -545,6 +545,10 @@ mod tests {
             drop(writer);
             store.sweep();
             assert_eq!((store.health().open_domains, store.health().known_domains), (1, 1));
-        });
+        };
+        let in_time = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), rests).await });
+        // What hangs would hold the end of the runtime too.
+        runtime.shutdown_background();
+        in_time.expect("it ends");
     }
 }

@@ -76,7 +76,8 @@ impl Pace {
         self.released_at = Some(now);
     }
 
-    /// A foreign writer used the lock: be more generous for a while.
+    /// A foreign writer wrote: be more generous for a while. Not for who only held the lock, as a snapshot
+    /// does.
     pub(crate) fn saw_foreign(&mut self, now: Instant) {
         self.foreign_at = Some(now);
     }

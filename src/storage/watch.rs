@@ -3,6 +3,9 @@
 //! Whoever waits for a lock by polling opens the lock file again and again (Python's filelock: every
 //! 50 ms). inotify(7) tells of each open. So a lock need not be left free on the mere chance that
 //! somebody waits for it.
+//!
+//! Who opens it only to read and closes it again wants nothing any more: a snapshot or a check of ours, which
+//! looks often enough to find the lock free between two groups. A writer that polls opens it to write.
 
 use std::collections::HashSet;
 use std::io;
@@ -52,11 +55,12 @@ impl LockWatch {
     /// When the limits of the user (`fs.inotify.max_user_instances`) are used up.
     pub(crate) fn new(dir: &Path) -> io::Result<LockWatch> {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&inotify, dir, inotify::WatchFlags::OPEN | inotify::WatchFlags::ONLYDIR)?;
+        let events = inotify::WatchFlags::OPEN | inotify::WatchFlags::CLOSE_NOWRITE;
+        inotify::add_watch(&inotify, dir, events | inotify::WatchFlags::ONLYDIR)?;
         Ok(LockWatch { inotify, seen: Mutex::default() })
     }
 
-    /// Was the lock file opened since the last look at it? With any other name it just reads what
+    /// Was the lock file opened since the last look at it, by somebody who may still want it? With any other name it just reads what
     /// the kernel holds, so that it does not pile up there.
     pub(crate) fn take(&self, lock_name: &str) -> Wanted {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,6 +85,10 @@ impl LockWatch {
             }
             let name = event.file_name().and_then(|name| name.to_str().ok());
             let Some(name) = name.filter(|name| name.ends_with(LOCK_SUFFIX)) else { continue };
+            if event.events().contains(inotify::ReadFlags::CLOSE_NOWRITE) {
+                seen.names.remove(name);
+                continue;
+            }
             if seen.names.len() >= NAMES_MAX {
                 seen.names.clear();
                 seen.lost_at = Some(Instant::now());
@@ -106,13 +114,32 @@ mod tests {
         assert_eq!(watch.take("a.jsonl.lock"), Wanted::No);
         File::create(path("a.jsonl.lock")).unwrap();
         File::create(path("a.jsonl")).unwrap();
-        File::open(path("a.jsonl.lock")).unwrap();
+        File::create(path("a.jsonl.lock")).unwrap();
         assert_eq!(watch.take("b.jsonl.lock"), Wanted::No);
         assert_eq!(watch.take("a.jsonl.lock"), Wanted::Yes);
         assert_eq!(watch.take("a.jsonl.lock"), Wanted::No);
         File::create(path("b.jsonl.lock")).unwrap();
         watch.take("");
         assert_eq!(watch.take("b.jsonl.lock"), Wanted::Yes);
+    }
+
+    /// Broken, each look of a snapshot at a busy domain would stop its writer for 56 ms; or one that waits
+    /// would be overlooked.
+    #[test]
+    fn who_has_only_read_a_lock_file_wants_it_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "a.jsonl.lock";
+        File::create(dir.path().join(name)).unwrap();
+        let watch = LockWatch::new(dir.path()).unwrap();
+        let reader = File::open(dir.path().join(name)).unwrap();
+        assert_eq!(watch.take(name), Wanted::Yes, "it waits");
+        drop(reader);
+        assert_eq!(watch.take(name), Wanted::No, "it has gone");
+        drop(File::open(dir.path().join(name)).unwrap());
+        assert_eq!(watch.take(name), Wanted::No, "it came and went");
+        drop(File::open(dir.path().join(name)).unwrap());
+        File::create(dir.path().join(name)).unwrap();
+        assert_eq!(watch.take(name), Wanted::Yes, "a writer came after it");
     }
 
     #[test]

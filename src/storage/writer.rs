@@ -260,7 +260,6 @@ impl<D: Disk> DomainWriter<D> {
         let now = Instant::now();
         if let Some(since) = desk.lock_waiting_since.take() {
             desk.lock_poll = LOCK_POLL_MIN;
-            desk.pace.saw_foreign(now);
             self.shared.metrics.lock_wait(now - since);
         }
         desk.pace.taken(now);
