@@ -52,6 +52,7 @@ STEPS = [
     ("src/domain.rs", TEXT), ("src/event.rs", TEXT), ("src/json.rs", TEXT), ("src/token/*", RIGHTS),
     ("src/http/auth.rs", [*HTTP, *RIGHTS, ("it", "the_access_log_names admin:: config::")]), ("src/http/*", HTTP),
     ("src/storage/snapshot/*", COPY),
+    ("src/storage/verify/reading.rs", [UNIT, LOOK, STORE, DEEP, ("it", "snapshot::"), LONG]),
     ("src/storage/verify/*", [UNIT, LOOK, STORE, DEEP, LONG]),
     ("src/storage/stats.rs", [UNIT, ("it", "stats::")]), ("src/storage/ready.rs", [UNIT, ("it", "threads:: handover::"), STORE]),
     ("src/storage/repair.rs", [UNIT, LOOK, STORE, DEEP]), ("src/storage/marker.rs", [UNIT, LOOK, STORE, DEEP]),
