@@ -309,7 +309,6 @@ where
         .header_read_timeout(None)
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_header_size(BUFFER_BYTES_MAX)
-        .writev(false)
         .serve_connection(io, service);
     let mut stopping = false;
     let mut registered = false;
