@@ -60,8 +60,8 @@ impl LockWatch {
         Ok(LockWatch { inotify, seen: Mutex::default() })
     }
 
-    /// Was the lock file opened since the last look at it, by somebody who may still want it? With any other name it just reads what
-    /// the kernel holds, so that it does not pile up there.
+    /// Was the lock file opened since the last look at it, by somebody who may still want it? With any
+    /// other name it just reads what the kernel holds, so that it does not pile up there.
     pub(crate) fn take(&self, lock_name: &str) -> Wanted {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         self.read_events(&mut seen);
