@@ -508,17 +508,27 @@ impl StoreMetrics {
         }))
     }
 
-    pub(crate) fn appended(&self, appended: &Appended, lines: &[&[u8]], when: SyncWhen) {
-        let cells = &self.0;
-        cells.group_batches.record(lines.len() as u64);
-        cells.group_bytes.record(lines.iter().map(|line| line.len() as u64).sum());
-        cells.write.record(nanoseconds(appended.write));
+    pub(crate) fn appended(&self, appended: &Appended, batches: usize, bytes: usize, when: SyncWhen) {
+        self.wrote(batches, bytes, appended.write, appended.foreign);
         if when != SyncWhen::Later {
-            cells.sync.record(nanoseconds(appended.sync));
+            self.synced(appended.sync);
         }
-        if appended.foreign {
+    }
+
+    /// A group was written. `foreign`: behind what somebody else wrote.
+    pub(crate) fn wrote(&self, batches: usize, bytes: usize, write: Duration, foreign: bool) {
+        let cells = &self.0;
+        cells.group_batches.record(batches as u64);
+        cells.group_bytes.record(bytes as u64);
+        cells.write.record(nanoseconds(write));
+        if foreign {
             cells.foreign.add(1);
         }
+    }
+
+    /// A sync has made one group durable, or several.
+    pub(crate) fn synced(&self, sync: Duration) {
+        self.0.sync.record(nanoseconds(sync));
     }
 
     pub(crate) fn torn(&self, bytes: u64) {
@@ -590,7 +600,7 @@ impl StoreMetrics {
             ("leitstand_group_batches", "Requests that shared one write and one sync.", &cells.group_batches),
             ("leitstand_group_bytes", "Bytes of one write.", &cells.group_bytes),
             ("leitstand_write_seconds", "Time of one write call.", &cells.write),
-            ("leitstand_sync_seconds", "Time of one fdatasync, and of the directory sync of a new file.", &cells.sync),
+            ("leitstand_sync_seconds", "Time of one sync: fdatasync, with the directory sync of a new file, or syncfs for several domains.", &cells.sync),
             ("leitstand_lock_wait_seconds", "Time a foreign process kept us from a domain's lock.", &cells.lock_wait),
         ] {
             family(page, name, help);

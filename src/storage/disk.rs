@@ -12,12 +12,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::retry_on_intr;
 
 use super::watch::{LockWatch, Wanted};
+use super::whole_sync::WholeSync;
 
 /// Identity of a file that survives renames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub struct DiskSpace {
 /// it says so; `EINTR` is handled below, but for syncs, which are never tried again.
 pub trait Disk: Send + Sync + 'static {
     /// An open file.
-    type File: Send + 'static;
+    type File: Send + Sync + 'static;
 
     /// Fails when the data directory is not where it was; follows a directory that was replaced.
     fn check_root(&self) -> io::Result<()>;
@@ -72,6 +73,11 @@ pub trait Disk: Send + Sync + 'static {
     fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
     /// Releases the lock of [`Disk::try_lock`].
     fn unlock(&self, file: &Self::File) -> io::Result<()>;
+    /// Has anybody else opened the lock file, and may still wait for it? Leaves the answer of
+    /// [`Disk::lock_wanted`] as it is.
+    fn lock_looked_at(&self, _name: &str) -> bool {
+        false
+    }
     /// Has anybody else opened the lock file since the last question?
     fn lock_wanted(&self, _name: &str) -> Wanted {
         Wanted::Unknown
@@ -91,6 +97,19 @@ pub trait Disk: Send + Sync + 'static {
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// `fdatasync`: data and the length needed to read it.
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+    /// Lets the disk begin with the bytes from `offset` to the end, which are to be synced soon. Only a hint.
+    fn begin_sync(&self, _file: &Self::File, _offset: u64) {}
+    /// May [`Disk::sync_all`] be worth a try now?
+    fn syncs_together(&self) -> bool {
+        false
+    }
+    /// Syncs the whole file system, if all of `files` are on it. True: everything that was written to them
+    /// between `written_since` and the call is on the disk, and so are the entries of the data directory;
+    /// as good as [`Disk::sync_data`] for each and [`Disk::sync_root`]. False: nothing is known, and each
+    /// file must be synced by itself, which also tells whose sync it was that failed.
+    fn sync_all(&self, _files: &[FileId], _written_since: Instant) -> bool {
+        false
+    }
     /// Syncs the entries of the data directory.
     fn sync_root(&self) -> io::Result<()>;
     /// Syncs the entries of a side directory.
@@ -121,6 +140,8 @@ struct Dir {
     watch: Option<LockWatch>,
     /// A file keeps all that one write took, as long as it keeps the first byte of it.
     extents_stay_whole: bool,
+    /// `None` where a sync of the whole file system does not stand for one of each file.
+    whole: Option<WholeSync>,
 }
 
 /// `f_type` of btrfs, see statfs(2).
@@ -263,8 +284,9 @@ impl Dir {
         let stat = retry_on_intr(|| rustix::fs::fstat(&fd))?;
         // btrfs: when space runs out, the kernel first puts what was written so far into one extent.
         // A cut in the middle of the extent's first block leaves that block, and with it the extent.
-        let extents_stay_whole = rustix::fs::fstatfs(&fd).is_ok_and(|system| system.f_type == BTRFS);
-        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), extents_stay_whole })
+        let system = rustix::fs::fstatfs(&fd).map_or(0, |system| system.f_type);
+        let whole = WholeSync::new(&fd, system);
+        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), extents_stay_whole: system == BTRFS, whole })
     }
 }
 
@@ -360,6 +382,10 @@ impl Disk for RealDisk {
         self.dir().watch.as_ref().map_or(Wanted::Unknown, |watch| watch.take(name))
     }
 
+    fn lock_looked_at(&self, name: &str) -> bool {
+        self.dir().watch.as_ref().is_some_and(|watch| watch.peek(name))
+    }
+
     fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {
         let path = self.root.join(name);
         found(retry_on_intr(|| rustix::fs::lstat(&path)))
@@ -398,6 +424,23 @@ impl Disk for RealDisk {
     fn sync_data(&self, file: &File) -> io::Result<()> {
         // Not retried on EINTR: a failed sync is never turned into a success.
         Ok(rustix::fs::fdatasync(file)?)
+    }
+
+    fn begin_sync(&self, file: &File, offset: u64) {
+        // Linux writes dirty pages of such a range at once, and waits for none; what is being written is
+        // not dropped. Nothing depends on it, so its result does not matter.
+        let _ = rustix::fs::fadvise(file, offset, None, rustix::fs::Advice::DontNeed);
+    }
+
+    fn syncs_together(&self) -> bool {
+        self.dir().whole.as_ref().is_some_and(WholeSync::is_worth_it)
+    }
+
+    fn sync_all(&self, files: &[FileId], written_since: Instant) -> bool {
+        let dir = self.dir();
+        // The directory may have been replaced since by one on another file system.
+        let here = files.iter().all(|file| file.dev == dir.id.dev);
+        here && dir.whole.as_ref().is_some_and(|whole| whole.sync(written_since))
     }
 
     fn sync_root(&self) -> io::Result<()> {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::disk::{Disk, FileId, FileKind};
@@ -28,6 +28,8 @@ const ROOM_ASKED_ABOVE: usize = 4096;
 pub(crate) struct Log<D: Disk> {
     names: FileNames,
     lock: Option<Opened<D::File>>,
+    /// The lock is taken.
+    locked: bool,
     data: Option<Data<D::File>>,
     /// Moved aside by the last append, also if that failed afterwards.
     torn_bytes: Option<u64>,
@@ -41,14 +43,67 @@ struct Opened<F> {
 }
 
 struct Data<F> {
-    file: F,
-    id: FileId,
+    open: Arc<DataFile<F>>,
     /// Length after our last append, which ended in a newline. `None`: look at the tail first.
     known_len: Option<u64>,
-    /// The directory was synced since this file was opened, so its entry is durable.
-    entry_synced: bool,
-    /// Appended since the last sync.
+    /// Appended since the last sync ([`SyncWhen::Later`] only).
     unsynced: bool,
+}
+
+/// An open data file, shared by the writer and by whoever syncs what it wrote.
+struct DataFile<F> {
+    file: F,
+    id: FileId,
+    /// The directory was synced since this file was opened, so its entry is durable.
+    entry_synced: AtomicBool,
+}
+
+/// Lines that [`Log::write`] has put into the file and nobody has synced yet. The lock is to be held
+/// until somebody has.
+pub(crate) struct Afloat<F> {
+    open: Arc<DataFile<F>>,
+    /// Length of the file before them.
+    len: u64,
+    started: Instant,
+    pub(crate) write: Duration,
+    /// Somebody else wrote to the file, or replaced it, since our last append.
+    pub(crate) foreign: bool,
+}
+
+/// What stands at the end of a file.
+#[derive(Default)]
+struct Found {
+    /// Where to write.
+    len: u64,
+    /// The last line is whole, but not ended.
+    lacks_newline: bool,
+    /// As in [`Appended`].
+    foreign: bool,
+}
+
+impl Found {
+    /// What is to be written there.
+    fn bufs<'a>(&self, lines: &'a [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> {
+        let newline: &[&[u8]] = if self.lacks_newline { &[b"\n"] } else { &[] };
+        newline.iter().chain(lines).copied()
+    }
+}
+
+/// What became of [`Log::write`].
+pub(crate) enum Write<F> {
+    Afloat(Afloat<F>),
+    /// The file is not as the last append left it, and nobody may look closer while something is afloat.
+    /// Nothing was written.
+    NotCalm,
+    /// Something may be written, and is to be taken back by [`Log::take_back`] when no sync is under way.
+    Failed(FailedWrite),
+}
+
+/// A write that failed or was short.
+pub(crate) struct FailedWrite {
+    len: u64,
+    end: u64,
+    cause: io::Error,
 }
 
 /// How many domains have files open, over all logs.
@@ -104,7 +159,7 @@ pub(crate) struct Appended {
 
 impl<D: Disk> Log<D> {
     pub(crate) fn new(names: FileNames, open: OpenCount) -> Self {
-        Log { names, lock: None, data: None, torn_bytes: None, open }
+        Log { names, lock: None, locked: false, data: None, torn_bytes: None, open }
     }
 
     /// Takes the lock if it is free. Never waits.
@@ -116,6 +171,7 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// [`StoreError::Io`] or [`StoreError::Full`]; nothing was written.
     pub(crate) fn try_lock(&mut self, disk: &D) -> Result<bool, StoreError> {
+        self.locked = false;
         for _ in 0..LOCK_REOPENS_MAX {
             let lock = match self.lock.take() {
                 Some(lock) => lock,
@@ -127,6 +183,7 @@ impl<D: Disk> Log<D> {
             match disk.stat_by_path(&self.names.lock).map_err(|e| StoreError::io("stat lock file", e))? {
                 Some(stat) if stat.id == lock.id => {
                     self.lock = Some(lock);
+                    self.locked = true;
                     return Ok(true);
                 }
                 _ => drop(lock),
@@ -147,6 +204,7 @@ impl<D: Disk> Log<D> {
 
     /// Releases the lock. If that fails the descriptor is closed, which releases it too.
     pub(crate) fn unlock(&mut self, disk: &D) {
+        self.locked = false;
         if let Some(lock) = self.lock.take()
             && disk.unlock(&lock.file).is_ok()
         {
@@ -154,9 +212,15 @@ impl<D: Disk> Log<D> {
         }
     }
 
+    /// Was the lock taken, and not released since?
+    pub(crate) fn is_locked(&self) -> bool {
+        self.locked
+    }
+
     /// Closes both files, and with the lock file any lock on it.
     pub(crate) fn close(&mut self) {
         self.lock = None;
+        self.locked = false;
         self.data = None;
     }
 
@@ -172,7 +236,98 @@ impl<D: Disk> Log<D> {
 
     /// Identity of the data file, if it is open.
     pub(crate) fn data_id(&self) -> Option<FileId> {
-        self.data.as_ref().map(|data| data.id)
+        self.data.as_ref().map(|data| data.open.id)
+    }
+
+    /// Writes whole lines under the lock with one write, and leaves the sync to [`Afloat::sync`]. `calm`:
+    /// nothing is afloat. Only then it looks closer at a file that is not as the last append left it.
+    ///
+    /// # Errors
+    /// Nothing was written; or the domain must be poisoned, see [`StoreError::written`].
+    pub(crate) fn write(&mut self, disk: &D, lines: &[&[u8]], calm: bool) -> Result<Write<D::File>, StoreError> {
+        let found = match self.known_end(disk)? {
+            Some(len) => Found { len, ..Found::default() },
+            None if calm => self.find_end(disk)?,
+            None => return Ok(Write::NotCalm),
+        };
+        let data = self.data.as_mut().expect("its end is known, so it is open");
+        let bufs: Vec<io::IoSlice<'_>> = found.bufs(lines).map(io::IoSlice::new).collect();
+        let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+        look_for_room(disk, bytes)?;
+        data.known_len = None;
+        let (len, end) = (found.len, found.len + bytes as u64);
+        let started = Instant::now();
+        let cause = match disk.append(&data.open.file, &bufs) {
+            Ok(n) if n == bytes => {
+                data.known_len = Some(end);
+                let write = started.elapsed();
+                return Ok(Write::Afloat(Afloat {
+                    open: data.open.clone(),
+                    len,
+                    started,
+                    write,
+                    foreign: found.foreign,
+                }));
+            }
+            // A short write is how a full disk shows first on ext4 and tmpfs.
+            Ok(_) => io::ErrorKind::WriteZero.into(),
+            Err(e) => e,
+        };
+        Ok(Write::Failed(FailedWrite { len, end, cause }))
+    }
+
+    /// The end of the file, if it is as the last append left it.
+    fn known_end(&self, disk: &D) -> Result<Option<u64>, StoreError> {
+        let Some((data, len)) = self.data.as_ref().and_then(|data| Some((data, data.known_len?))) else {
+            return Ok(None);
+        };
+        let stat = disk.stat(&self.names.data).map_err(|e| StoreError::io("stat data file", e))?;
+        let same = stat.is_some_and(|s| s.id == data.open.id && s.len == len && s.kind == FileKind::Regular);
+        Ok(same.then_some(len))
+    }
+
+    /// The end of the file that the name stands for now: opens it, looks at its tail and repairs that, as need be.
+    fn find_end(&mut self, disk: &D) -> Result<Found, StoreError> {
+        let mut found = Found::default();
+        found.len = self.current_data(disk, &mut found.foreign)?;
+        let data = self.data.as_mut().expect("current_data opened it");
+        if data.known_len == Some(found.len) {
+            return Ok(found);
+        }
+        found.foreign |= data.known_len.is_some();
+        data.known_len = None;
+        match tail::inspect(disk, &data.open.file, found.len).map_err(|e| StoreError::io("read tail", e))? {
+            Tail::Clean => {}
+            Tail::Whole => found.lacks_newline = true,
+            Tail::Torn { sound_len } => {
+                tail::keep_torn(disk, &data.open.file, &self.names.data, sound_len, found.len)
+                    .map_err(|e| StoreError::io("keep torn tail", e))?;
+                disk.set_len(&data.open.file, sound_len).map_err(|e| StoreError::io("cut torn tail", e))?;
+                self.torn_bytes = Some(found.len - sound_len);
+                found.len = sound_len;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes a failed [`Log::write`] back, and says why it failed. Nothing may be afloat: a sync of the cut
+    /// must not hide that another one failed.
+    pub(crate) fn take_back(&self, disk: &D, failed: FailedWrite) -> StoreError {
+        let data = self.data.as_ref().expect("a write failed, so the file is open");
+        data.take_back(disk, failed.len, failed.end, SyncWhen::Now, failed.cause)
+    }
+
+    /// Cuts off what could not be synced, and all that was written after it, if that may still be done
+    /// under the lock that it was written under.
+    ///
+    /// Which pages reached the disk is unknown (see durability.md). Cutting them off takes no doubt
+    /// away, so its result does not matter; it only keeps readers from lines that nobody acknowledged.
+    pub(crate) fn cut_off(&mut self, disk: &D, afloat: &Afloat<D::File>) {
+        let Some(data) = self.data.as_mut().filter(|data| self.locked && Arc::ptr_eq(&data.open, &afloat.open)) else {
+            return;
+        };
+        data.known_len = None;
+        let _ = disk.set_len(&data.open.file, afloat.len);
     }
 
     /// Appends whole lines under the lock, with one write unless they go in pieces. After `Ok` they
@@ -182,32 +337,12 @@ impl<D: Disk> Log<D> {
     /// As [`StoreError::written`] says: either the file is as it was, or the domain must be
     /// poisoned.
     pub(crate) fn append(&mut self, disk: &D, lines: &[&[u8]], when: SyncWhen) -> Result<Appended, StoreError> {
-        let mut appended = Appended::default();
-        let mut len = self.current_data(disk, &mut appended)?;
-        let names = &self.names;
-        let data = self.data.as_mut().expect("current_data opened it");
-        let mut bufs: Vec<&[u8]> = Vec::with_capacity(lines.len() + 1);
-        if data.known_len != Some(len) {
-            appended.foreign |= data.known_len.is_some();
-            data.known_len = None;
-            match tail::inspect(disk, &data.file, len).map_err(|e| StoreError::io("read tail", e))? {
-                Tail::Clean => {}
-                Tail::Whole => bufs.push(b"\n".as_slice()),
-                Tail::Torn { sound_len } => {
-                    tail::keep_torn(disk, &data.file, &names.data, sound_len, len)
-                        .map_err(|e| StoreError::io("keep torn tail", e))?;
-                    disk.set_len(&data.file, sound_len).map_err(|e| StoreError::io("cut torn tail", e))?;
-                    self.torn_bytes = Some(len - sound_len);
-                    len = sound_len;
-                }
-            }
-        }
-        bufs.extend(lines);
-        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-
-        if total > ROOM_ASKED_ABOVE && disk.room().is_some_and(|room| room < total as u64) {
-            return Err(StoreError::io("look for room", io::ErrorKind::StorageFull.into()));
-        }
+        let found = self.find_end(disk)?;
+        let mut appended = Appended { foreign: found.foreign, ..Appended::default() };
+        let len = found.len;
+        let data = self.data.as_mut().expect("find_end opened it");
+        let bufs: Vec<&[u8]> = found.bufs(lines).collect();
+        look_for_room(disk, bufs.iter().map(|buf| buf.len()).sum())?;
         data.known_len = None;
         let mut end = len;
         let mut pieces = Pieces::new(&bufs, when.piece_bytes_max());
@@ -217,7 +352,7 @@ impl<D: Disk> Log<D> {
             let started = Instant::now();
             let bytes: usize = piece.iter().map(|buf| buf.len()).sum();
             end += bytes as u64;
-            match disk.append(&data.file, &piece) {
+            match disk.append(&data.open.file, &piece) {
                 Ok(n) if n == bytes => {}
                 // A short write is how a full disk shows first on ext4 and tmpfs.
                 Ok(_) => return Err(data.take_back(disk, len, end, when, io::ErrorKind::WriteZero.into())),
@@ -230,7 +365,7 @@ impl<D: Disk> Log<D> {
                     // Which pages reached the disk is unknown (see durability.md). Cutting them off
                     // takes no doubt away, so its result does not matter; it only keeps readers from
                     // lines that nobody acknowledged.
-                    let _ = disk.set_len(&data.file, len);
+                    let _ = disk.set_len(&data.open.file, len);
                     return Err(error);
                 }
                 let sync = wrote.elapsed();
@@ -256,7 +391,7 @@ impl<D: Disk> Log<D> {
     }
 
     /// Length of the data file that the name stands for now, opening it if need be.
-    fn current_data(&mut self, disk: &D, appended: &mut Appended) -> Result<u64, StoreError> {
+    fn current_data(&mut self, disk: &D, foreign: &mut bool) -> Result<u64, StoreError> {
         let stat = disk.stat(&self.names.data).map_err(|e| StoreError::io("stat data file", e))?;
         match stat.map(|s| s.kind) {
             // compat: any symbolic link is an invalid domain to the client.
@@ -265,11 +400,11 @@ impl<D: Disk> Log<D> {
             Some(FileKind::Regular) | None => {}
         }
         if let (Some(stat), Some(data)) = (stat, &self.data)
-            && stat.id == data.id
+            && stat.id == data.open.id
         {
             return Ok(stat.len);
         }
-        appended.foreign = self.data.is_some();
+        *foreign = self.data.is_some();
         if let Some(moved_away) = self.data.as_mut().filter(|data| data.unsynced) {
             // Acknowledged lines went with it; nobody will sync that file later.
             moved_away.sync(disk)?;
@@ -279,18 +414,56 @@ impl<D: Disk> Log<D> {
         if stat.kind != FileKind::Regular {
             return Err(not_regular());
         }
-        self.data = Some(Data { file, id: stat.id, known_len: None, entry_synced: false, unsynced: false });
+        let open = Arc::new(DataFile { file, id: stat.id, entry_synced: AtomicBool::new(false) });
+        self.data = Some(Data { open, known_len: None, unsynced: false });
         Ok(stat.len)
+    }
+}
+
+impl<F> DataFile<F> {
+    fn sync<D: Disk<File = F>>(&self, disk: &D) -> Result<(), StoreError> {
+        disk.sync_data(&self.file).map_err(|e| StoreError::sync("sync data file", e))?;
+        if !self.entry_synced.load(Ordering::Acquire) {
+            disk.sync_root().map_err(|e| StoreError::sync("sync data directory", e))?;
+            self.entry_synced.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+impl<F> Afloat<F> {
+    /// Makes these lines, and all before them in their file, durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Sync`]: the domain must be poisoned.
+    pub(crate) fn sync<D: Disk<File = F>>(&self, disk: &D) -> Result<(), StoreError> {
+        self.open.sync(disk)
+    }
+
+    /// Lets the disk begin with these lines while it is still busy with those before them.
+    pub(crate) fn begin_sync<D: Disk<File = F>>(&self, disk: &D) {
+        disk.begin_sync(&self.open.file, self.len);
+    }
+
+    /// Somebody has synced the whole file system.
+    pub(crate) fn was_synced(&self) {
+        self.open.entry_synced.store(true, Ordering::Release);
+    }
+
+    /// Which file they are in.
+    pub(crate) fn file_id(&self) -> FileId {
+        self.open.id
+    }
+
+    /// When their write began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
     }
 }
 
 impl<F> Data<F> {
     fn sync<D: Disk<File = F>>(&mut self, disk: &D) -> Result<(), StoreError> {
-        disk.sync_data(&self.file).map_err(|e| StoreError::sync("sync data file", e))?;
-        if !self.entry_synced {
-            disk.sync_root().map_err(|e| StoreError::sync("sync data directory", e))?;
-            self.entry_synced = true;
-        }
+        self.open.sync(disk)?;
         self.unsynced = false;
         Ok(())
     }
@@ -305,7 +478,7 @@ impl<F> Data<F> {
         when: SyncWhen,
         cause: io::Error,
     ) -> StoreError {
-        let now = match disk.fstat(&self.file) {
+        let now = match disk.fstat(&self.open.file) {
             Ok(stat) => stat.len,
             Err(e) => return StoreError::rollback("stat data file", e),
         };
@@ -313,17 +486,31 @@ impl<F> Data<F> {
             if now < len || now > end {
                 return StoreError::rollback("check length", io::Error::other("somebody wrote without the lock"));
             }
-            if let Err(e) = disk.set_len(&self.file, len) {
+            if let Err(e) = disk.set_len(&self.open.file, len) {
                 return StoreError::rollback("cut data file", e);
             }
             if when != SyncWhen::Later
-                && let Err(e) = disk.sync_data(&self.file)
+                && let Err(e) = disk.sync_data(&self.open.file)
             {
                 return StoreError::sync("sync data file after roll-back", e);
             }
         }
         StoreError::io("write data file", cause)
     }
+}
+
+impl FailedWrite {
+    /// It cannot be taken back.
+    pub(crate) fn in_doubt(self) -> StoreError {
+        StoreError::rollback("write data file", self.cause)
+    }
+}
+
+fn look_for_room<D: Disk>(disk: &D, bytes: usize) -> Result<(), StoreError> {
+    if bytes > ROOM_ASKED_ABOVE && disk.room().is_some_and(|room| room < bytes as u64) {
+        return Err(StoreError::io("look for room", io::ErrorKind::StorageFull.into()));
+    }
+    Ok(())
 }
 
 fn not_regular() -> StoreError {

@@ -16,16 +16,19 @@ mod pace;
 mod pieces;
 mod ready;
 pub mod repair;
+mod rounds;
 pub mod snapshot;
 pub mod stats;
 mod tail;
+mod threads;
 pub mod verify;
 mod watch;
+mod whole_sync;
 mod writer;
 
-/// What `inbox` and `ready` build on; a test puts a model checker in its place.
+/// What `inbox`, `ready` and `rounds` build on; a test puts a model checker in its place.
 mod sync {
-    pub(crate) use std::sync::{Mutex, MutexGuard};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 }
 
 use std::collections::HashMap;
@@ -51,8 +54,10 @@ use gather::Gather;
 use log::{Log, OpenCount};
 use pieces::{Neighbours, PIECE_BYTES};
 use ready::Ready;
+use rounds::Rounds;
 use snapshot::{SnapshotError, SnapshotOptions, SnapshotReport};
-use writer::{DomainWriter, Job, Turns, TurnsThread};
+use threads::{DiskThread, Sleepers, Turns};
+use writer::{DomainWriter, Job};
 
 use crate::domain::Domain;
 use crate::event::Batch;
@@ -181,6 +186,9 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) metrics: StoreMetrics,
     /// Writers whose turns may block.
     ready: Ready<Turns<D>>,
+    sleepers: Sleepers,
+    /// Writers that have written and not synced ([`Fsync::Always`] only).
+    rounds: Rounds<Arc<DomainWriter<D>>>,
     neighbours: Neighbours,
     started: Instant,
     draining: AtomicBool,
@@ -202,6 +210,8 @@ impl<D: Disk> Store<D> {
             options,
             metrics,
             ready: Ready::new(),
+            sleepers: Sleepers::default(),
+            rounds: Rounds::new(),
             neighbours: Neighbours::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -334,8 +344,8 @@ impl<D: Disk> Store<D> {
                 self.flush().await;
             }
             self.look_at_poisoned();
-            if self.inner.shared.ready.wants_thread(Instant::now()) {
-                TurnsThread::spawn(&self.inner.shared);
+            if self.inner.shared.ready.wants_thread(Instant::now(), self.inner.shared.threads_for(false, false)) {
+                DiskThread::spawn(&self.inner.shared);
             }
             // Reads what the system has noted, so that it does not pile up.
             self.inner.shared.disk.lock_wanted("");

@@ -19,6 +19,12 @@ const WANTED_GAP: Duration = Duration::from_millis(56);
 /// One gap in so many slices is left even if nobody seems to want the lock: a waiter behind a
 /// boundary that inotify does not cross, such as a virtual machine's, gets its turn late, but does.
 const UNWANTED_SLICES_MAX: u32 = 10;
+/// Longest hold over several groups, each written while the one before is synced. Then the lock is free for a
+/// moment between two, as it always is at less load.
+const STREAK_MAX: Duration = Duration::from_millis(10);
+/// How long, if somebody has opened it: who looks at a file opens the lock for a moment only, and looks every 0.1
+/// ms at first (`storage/lock.rs`).
+const LOOK_GAP: Duration = Duration::from_millis(1);
 const FOREIGN_MEMORY: Duration = Duration::from_secs(60);
 
 /// Keeps the account of one domain's lock.
@@ -60,6 +66,16 @@ impl Pace {
         }
         let foreign = self.foreign_at.is_some_and(|at| at.elapsed() < FOREIGN_MEMORY);
         Some(if foreign { Duration::from_millis(self.jitter.pick(FOREIGN_GAP_MS)) } else { GAP })
+    }
+
+    /// Must the lock be released before the next group, though it could be held on?
+    pub(crate) fn streak_is_over(&self, now: Instant) -> bool {
+        self.taken_at.is_some_and(|at| now.saturating_duration_since(at) >= STREAK_MAX)
+    }
+
+    /// The gap after a streak. `looked_at` is asked whether there is somebody it would be for.
+    pub(crate) fn breather(&self, looked_at: impl FnOnce() -> bool) -> Option<Duration> {
+        looked_at().then_some(LOOK_GAP)
     }
 
     pub(crate) fn taken(&mut self, now: Instant) {

@@ -15,8 +15,20 @@ use super::sync::{Mutex, MutexGuard};
 /// How many threads look for more work at the same time; others would only take the processor from
 /// those who bring it.
 pub(crate) const LINGERING_MAX: usize = 2;
-/// How many threads there are while the disk is fast.
-pub(crate) const THREADS_QUICK: usize = 8;
+/// How many threads there may be for a kind of work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Threads {
+    /// While the disk is fast.
+    pub quick: usize,
+    /// While it is slow.
+    pub slow: usize,
+}
+
+/// For syncs that may go on side by side.
+pub(crate) const SIDE_BY_SIDE: Threads = Threads { quick: 8, slow: usize::MAX };
+/// For work that has to wait for a sync that is under way, whoever takes it. While that is slow, somebody
+/// may make ready what comes next.
+pub(crate) const IN_LINE: Threads = Threads { quick: 1, slow: 3 };
 /// The disk is slow when no thread has come for more work for so long.
 pub(crate) const SLOW_AFTER: Duration = Duration::from_millis(1);
 
@@ -39,17 +51,17 @@ impl<Work> Ready<Work> {
 
     /// Puts work down. True: as [`Ready::wants_thread`].
     #[must_use]
-    pub(crate) fn put(&self, work: Work, now: Instant) -> bool {
+    pub(crate) fn put(&self, work: Work, now: Instant, threads: Threads) -> bool {
         let mut state = self.state();
         state.queue.push_back(work);
-        state.wants_thread(now)
+        state.wants_thread(now, threads)
     }
 
-    /// Is there work that nobody is coming for? True: the caller must start a thread, and that must
-    /// do what [`Ready::take`] gives until it gives nothing, or say that it [`Ready::died`].
+    /// Is there work that nobody is coming for? True: the caller must start a thread, and that must do what [`Ready::take`] gives until it
+    /// gives nothing, or say that it [`Ready::died`].
     #[must_use]
-    pub(crate) fn wants_thread(&self, now: Instant) -> bool {
-        self.state().wants_thread(now)
+    pub(crate) fn wants_thread(&self, now: Instant, threads: Threads) -> bool {
+        self.state().wants_thread(now, threads)
     }
 
     /// The next work; `None` ends the thread. With nothing there it looks again whenever
@@ -66,6 +78,7 @@ impl<Work> Ready<Work> {
                 state = self.state();
             }
             state.lingering -= 1;
+            state.asked_at = state.asked_at.max(Instant::now());
         }
         let work = state.queue.pop_front();
         // In the same moment as the last look: work that comes later starts a thread.
@@ -73,6 +86,18 @@ impl<Work> Ready<Work> {
             state.threads -= 1;
         }
         work
+    }
+
+    /// What is there now; the caller is a thread that goes on in any case.
+    pub(crate) fn all(&self, now: Instant) -> VecDeque<Work> {
+        let mut state = self.state();
+        state.asked_at = now;
+        std::mem::take(&mut state.queue)
+    }
+
+    /// The caller starts a thread for another reason than work put down here.
+    pub(crate) fn started(&self) {
+        self.state().threads += 1;
     }
 
     /// A thread has ended before [`Ready::take`] gave it nothing.
@@ -88,8 +113,9 @@ impl<Work> Ready<Work> {
 
 impl<Work> State<Work> {
     /// Counts the thread that its caller starts.
-    fn wants_thread(&mut self, now: Instant) -> bool {
-        let enough = self.threads >= THREADS_QUICK && now.saturating_duration_since(self.asked_at) < SLOW_AFTER;
+    fn wants_thread(&mut self, now: Instant, threads: Threads) -> bool {
+        let slow = now.saturating_duration_since(self.asked_at) >= SLOW_AFTER;
+        let enough = self.threads >= if slow { threads.slow } else { threads.quick };
         let wanted = self.queue.len() > self.lingering && !enough;
         self.threads += usize::from(wanted);
         wanted

@@ -74,6 +74,13 @@ impl LockWatch {
         }
     }
 
+    /// Is there somebody of whom [`LockWatch::take`] would tell?
+    pub(crate) fn peek(&self, lock_name: &str) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read_events(&mut seen);
+        seen.names.contains(lock_name)
+    }
+
     fn read_events(&self, seen: &mut Seen) {
         let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);

@@ -1,9 +1,14 @@
 //! `DomainWriter`: the queue of one domain, and the turns that empty it.
 //!
-//! A group is everything that queued while the last one was on its way to the disk; no timer
-//! forms it. Whoever finds no turn running starts one: on a blocking thread when it must sync, on
-//! the thread that brought the jobs when it need not. Waiting (for a foreign lock, for a gap that
-//! lets a foreign writer in) is a timer and occupies no thread.
+//! A group is everything that queued while nobody wrote; no timer forms it. Whoever finds no turn
+//! running starts one: on a blocking thread when it must sync, on the thread that brought the jobs
+//! when it need not. Waiting (for a foreign lock, for a gap that lets a foreign writer in) is a timer
+//! and occupies no thread.
+//!
+//! With a sync before the answer, a turn ends with the write, and the group is afloat until somebody's
+//! sync has landed it (`storage/rounds.rs`, `storage/threads.rs`). The next group may be written
+//! meanwhile, under the same lock. Whatever is not the plain case of a write behind the last one first
+//! waits until nothing is afloat.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,21 +24,23 @@ use super::disk::{Disk, FileId};
 use super::error::{StoreError, chain};
 use super::inbox::Inbox;
 use super::layout::FileNames;
-use super::log::{GROUP_JOBS_MAX, Log, SyncWhen};
+use super::log::{Afloat, FailedWrite, GROUP_JOBS_MAX, Log, SyncWhen, Write};
 use super::marker;
 use super::pace::Pace;
 use super::pieces::WriterId;
+use super::threads::Turns;
 use super::{Fsync, Shared};
 use crate::domain::Domain;
 
 /// Most bytes in one group, unless a single batch is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
+/// From this size on a batch is worth a thread that writes it while another syncs what is before it; less is
+/// written in no time when that one comes back.
+const BULKY_BYTES: usize = 16 << 10;
 /// Largest group that is written on a worker of the runtime, when no sync is due.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Most groups that one thread writes in a row when it has other work.
 const INLINE_TURNS_MAX: u32 = 4;
-/// How long a thread that has nothing left to do looks for more.
-const LINGER: Duration = Duration::from_micros(50);
 /// First and longest pause between two looks at a foreign lock.
 const LOCK_POLL_MIN: Duration = Duration::from_millis(1);
 const LOCK_POLL_MAX: Duration = Duration::from_millis(50);
@@ -67,7 +74,11 @@ pub(crate) struct DomainWriter<D: Disk> {
     shared: Arc<Shared<D>>,
     domain: Domain,
     id: WriterId,
-    inbox: Inbox<Job, oneshot::Sender<Ack>, Desk<D>>,
+    inbox: Inbox<Job, oneshot::Sender<Ack>, Desk<D>, Written<D>>,
+    /// One of the groups afloat is so large that others should not wait for it.
+    large: AtomicBool,
+    /// Something of [`BULKY_BYTES`] has queued.
+    bulky: AtomicBool,
     /// Written since the last sync (`Fsync::EverySecond` only).
     dirty: AtomicBool,
     poisoned: AtomicBool,
@@ -75,61 +86,36 @@ pub(crate) struct DomainWriter<D: Disk> {
     queued: AtomicIsize,
 }
 
+/// A group that is in the file, and not on the disk yet.
+pub(super) struct Written<D: Disk> {
+    jobs: Vec<Job>,
+    pub(super) afloat: Afloat<D::File>,
+    /// Why its sync failed.
+    error: Option<StoreError>,
+}
+
+/// How a turn ended.
+enum Turn {
+    Done,
+    /// A group was set afloat: somebody must sync.
+    Afloat,
+    /// Take the next one after that pause.
+    Pause(Duration),
+}
+
 /// Everything a turn works with; it goes from hand to hand, so that nobody needs a lock for it.
-struct Desk<D: Disk> {
+pub(super) struct Desk<D: Disk> {
     log: Log<D>,
     /// Taken from the queue, not yet written; the next groups come from its front.
     group: VecDeque<Job>,
     syncs: Vec<oneshot::Sender<Ack>>,
+    /// Written, and not synced, because that failed.
+    sunk: Vec<Written<D>>,
     poison: Option<Poison>,
     pace: Pace,
     lock_poll: Duration,
     lock_waiting_since: Option<Instant>,
     used_at: Instant,
-}
-
-/// A writer that is to take turns on a thread that may block.
-pub(crate) struct Turns<D: Disk> {
-    writer: Arc<DomainWriter<D>>,
-    desk: Desk<D>,
-}
-
-/// One thread that takes turns for whoever is ready.
-pub(crate) struct TurnsThread<D: Disk> {
-    shared: Arc<Shared<D>>,
-    ended: bool,
-}
-
-impl<D: Disk> TurnsThread<D> {
-    /// Starts one for work that nobody is coming for.
-    pub(crate) fn spawn(shared: &Arc<Shared<D>>) {
-        let thread = TurnsThread { shared: shared.clone(), ended: false };
-        shared.runtime().spawn_blocking(move || thread.run());
-    }
-
-    fn run(mut self) {
-        loop {
-            let now = Instant::now();
-            let until = now + LINGER;
-            let look_again = || {
-                // Whoever brings work may need this processor for it.
-                std::thread::yield_now();
-                Instant::now() < until
-            };
-            let Some(Turns { writer, desk }) = self.shared.ready.take(now, look_again) else { break };
-            writer.run(desk, false);
-        }
-        self.ended = true;
-    }
-}
-
-/// A turn has panicked, or the runtime is gone.
-impl<D: Disk> Drop for TurnsThread<D> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.shared.ready.died();
-        }
-    }
 }
 
 /// Why appends are refused until somebody has looked at the file.
@@ -148,6 +134,8 @@ impl<D: Disk> DomainWriter<D> {
             domain,
             id,
             inbox: Inbox::new(desk),
+            large: AtomicBool::new(false),
+            bulky: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             queued: AtomicIsize::new(0),
@@ -157,6 +145,9 @@ impl<D: Disk> DomainWriter<D> {
     /// Queues a job. The answer comes by `job.ack`, once somebody has called [`Self::start`].
     pub(crate) fn queue(&self, job: Job) {
         self.queued.fetch_add(1, Ordering::Relaxed);
+        if job.lines.len() >= BULKY_BYTES {
+            self.bulky.store(true, Ordering::Relaxed);
+        }
         self.inbox.put(job);
     }
 
@@ -167,7 +158,7 @@ impl<D: Disk> DomainWriter<D> {
             return self.spawn(desk);
         }
         // A panic has poisoned its domain and is in the log; the caller has other writers to start.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.clone().run(desk, true)));
+        let _ = catch_unwind(AssertUnwindSafe(|| self.run(desk, true)));
     }
 
     /// Asks for a sync of everything written so far.
@@ -181,10 +172,9 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     /// On a thread that may block.
-    fn spawn(self: &Arc<Self>, desk: Desk<D>) {
-        if self.shared.ready.put(Turns { writer: self.clone(), desk }, Instant::now()) {
-            TurnsThread::spawn(&self.shared);
-        }
+    pub(super) fn spawn(self: &Arc<Self>, desk: Desk<D>) {
+        let bulky = self.bulky.swap(false, Ordering::Relaxed);
+        self.shared.put_ready(Turns { writer: self.clone(), desk }, bulky, self.inbox.is_afloat());
     }
 
     fn spawn_after(self: &Arc<Self>, pause: Duration, desk: Desk<D>) {
@@ -197,9 +187,11 @@ impl<D: Disk> DomainWriter<D> {
 
     /// Takes turns until there is nothing to do or something to wait for. `inline`: this thread has
     /// other work, so syncs and large groups go elsewhere, and so does a queue that does not end.
-    fn run(self: Arc<Self>, mut desk: Desk<D>, inline: bool) {
-        let mut unwinding = PoisonOnUnwind { writer: &self, armed: true };
+    /// `Some`: a group is afloat, so the caller must look for a round, and there is more to write.
+    pub(super) fn run(self: &Arc<Self>, mut desk: Desk<D>, inline: bool) -> Option<Desk<D>> {
+        let mut unwinding = PoisonOnUnwind { writer: self, armed: true };
         let mut turns = 0;
+        let mut left = None;
         while let Some(taken) = self.take_work(desk) {
             desk = taken;
             let elsewhere =
@@ -208,71 +200,229 @@ impl<D: Disk> DomainWriter<D> {
                 self.spawn(desk);
                 break;
             }
-            if let Some(pause) = self.turn(&mut desk, inline) {
-                self.spawn_after(pause, desk);
-                break;
+            match self.turn(&mut desk, inline) {
+                Turn::Done => {}
+                Turn::Afloat => {
+                    left = self.take_work(desk);
+                    break;
+                }
+                Turn::Pause(pause) => {
+                    self.spawn_after(pause, desk);
+                    break;
+                }
             }
             turns += 1;
         }
         unwinding.armed = false;
+        left
     }
 
     /// Moves the next group to the desk, or puts the desk back when there is nothing to do.
     fn take_work(&self, desk: Desk<D>) -> Option<Desk<D>> {
-        self.inbox.take_work(desk, |desk, queue, syncs| {
+        self.inbox.take_work(desk, |desk, waiting| {
+            desk.sunk.append(waiting.sunk);
             if desk.group.is_empty() {
-                desk.group.append(queue);
+                desk.group.append(waiting.queue);
             }
-            desk.syncs.append(syncs);
-            if !desk.group.is_empty() || !desk.syncs.is_empty() {
+            desk.syncs.append(waiting.syncs);
+            if !desk.group.is_empty() || !desk.syncs.is_empty() || !desk.sunk.is_empty() {
                 return true;
             }
-            if !self.is_dirty() && !self.shared.may_keep_open() {
-                desk.log.close();
+            if waiting.calm {
+                self.rest_desk(desk);
             }
             desk.used_at = Instant::now();
             false
         })
     }
 
-    /// One group, or one reason why not. `Some`: take the next turn after that pause.
-    fn turn(&self, desk: &mut Desk<D>, inline: bool) -> Option<Duration> {
+    /// Nothing to write, nothing afloat: the lock is free for others, and the files need not stay open.
+    fn rest_desk(&self, desk: &mut Desk<D>) {
+        self.release(desk);
+        if !self.is_dirty() && !self.shared.may_keep_open() {
+            desk.log.close();
+        }
+    }
+
+    fn release(&self, desk: &mut Desk<D>) {
+        if desk.log.is_locked() {
+            desk.log.unlock(&self.shared.disk);
+            desk.pace.released(Instant::now());
+        }
+    }
+
+    /// One group, or one reason why not.
+    fn turn(self: &Arc<Self>, desk: &mut Desk<D>, inline: bool) -> Turn {
+        if !desk.sunk.is_empty() {
+            self.refuse_sunk(desk);
+        }
         if desk.poison.is_some() && !self.lift_poison(desk) {
-            return None;
+            return Turn::Done;
         }
         if !desk.syncs.is_empty() {
+            self.calm(desk);
             self.sync(desk);
         }
         if desk.group.is_empty() {
-            return None;
+            return Turn::Done;
         }
-        if let Some(gap) = desk.pace.gap(|| self.shared.disk.lock_wanted(desk.log.lock_name())) {
-            return Some(gap);
+        if let Some(pause) = self.make_way(desk) {
+            return Turn::Pause(pause);
         }
-        match desk.log.try_lock(&self.shared.disk) {
-            Ok(true) => {}
-            Ok(false) => return self.lock_is_taken(desk),
-            Err(error) => {
-                self.answer_all(std::mem::take(&mut desk.group), Err(error));
-                return None;
+        if !desk.log.is_locked() {
+            match desk.log.try_lock(&self.shared.disk) {
+                Ok(true) => self.lock_is_ours(desk),
+                Ok(false) => return self.lock_is_taken(desk).map_or(Turn::Done, Turn::Pause),
+                Err(error) => {
+                    self.answer_all(std::mem::take(&mut desk.group), Err(error));
+                    return Turn::Done;
+                }
             }
         }
+        let group = desk.next_group();
+        let bytes = group.iter().map(|job| job.lines.len()).sum();
+        let when = self.sync_when(bytes);
+        let Err((group, results)) = self.write(desk, group, bytes, when) else { return Turn::Afloat };
+        self.release(desk);
+        if results.iter().any(Result::is_ok) {
+            self.shared.metrics.succeeded(Instant::now());
+        }
+        self.acknowledge(group, results, inline);
+        Turn::Done
+    }
+
+    /// Leaves the lock to others for a while, if it is time to. `Some`: for so long.
+    fn make_way(self: &Arc<Self>, desk: &mut Desk<D>) -> Option<Duration> {
+        let disk = &self.shared.disk;
+        if desk.log.is_locked() {
+            if !desk.pace.streak_is_over(Instant::now()) {
+                return None;
+            }
+            self.calm(desk);
+            self.release(desk);
+            if let Some(gap) = desk.pace.breather(|| disk.lock_looked_at(desk.log.lock_name())) {
+                return Some(gap);
+            }
+        }
+        desk.pace.gap(|| disk.lock_wanted(desk.log.lock_name()))
+    }
+
+    fn lock_is_ours(&self, desk: &mut Desk<D>) {
         let now = Instant::now();
         if let Some(since) = desk.lock_waiting_since.take() {
             desk.lock_poll = LOCK_POLL_MIN;
             self.shared.metrics.lock_wait(now - since);
         }
         desk.pace.taken(now);
-        let group = desk.next_group();
-        let results = self.append(desk, &group);
-        desk.log.unlock(&self.shared.disk);
-        let released = Instant::now();
-        desk.pace.released(released);
-        if results.iter().any(Result::is_ok) {
-            self.shared.metrics.succeeded(released);
+    }
+
+    /// Sets a group afloat, or gives it back with the results of a whole append; then nothing is afloat.
+    fn write(
+        self: &Arc<Self>,
+        desk: &mut Desk<D>,
+        group: Vec<Job>,
+        bytes: usize,
+        when: SyncWhen,
+    ) -> Result<(), (Vec<Job>, Vec<Ack>)> {
+        let lines: Vec<&[u8]> = group.iter().map(|job| job.lines.as_slice()).collect();
+        if when != SyncWhen::Now {
+            self.calm(desk);
+            let results = self.append(desk, &lines, when);
+            return Err((group, results));
         }
-        self.acknowledge(group, results, inline);
-        None
+        let mut written = desk.log.write(&self.shared.disk, &lines, false);
+        if !matches!(written, Ok(Write::Afloat(_))) {
+            self.calm(desk);
+        }
+        if let (Ok(Write::NotCalm), None) = (&written, &desk.poison) {
+            written = desk.log.write(&self.shared.disk, &lines, true);
+            self.tell_torn(desk);
+        }
+        let results = match written {
+            Ok(Write::Afloat(afloat)) => {
+                self.launch(desk, group, afloat, bytes);
+                return Ok(());
+            }
+            Ok(Write::Failed(failed)) => self.take_back(desk, failed, &lines),
+            // Poisoned meanwhile.
+            Ok(Write::NotCalm) => self.append(desk, &lines, when),
+            Err(error) => self.append_each(desk, &lines, error),
+        };
+        Err((group, results))
+    }
+
+    fn launch(self: &Arc<Self>, desk: &mut Desk<D>, group: Vec<Job>, afloat: Afloat<D::File>, bytes: usize) {
+        self.shared.metrics.wrote(group.len(), bytes, afloat.write, afloat.foreign);
+        if afloat.foreign {
+            desk.pace.saw_foreign(Instant::now());
+        }
+        if self.inbox.is_afloat() {
+            afloat.begin_sync(&self.shared.disk);
+        }
+        if bytes > self.shared.options.piece_bytes_max {
+            self.large.store(true, Ordering::Relaxed);
+        }
+        if self.inbox.launch(Written { jobs: group, afloat, error: None }) {
+            self.list();
+        }
+    }
+
+    fn tell_torn(&self, desk: &mut Desk<D>) {
+        if let Some(bytes) = desk.log.take_torn_bytes() {
+            self.shared.metrics.torn(bytes);
+            tracing::warn!(domain = %self.domain, bytes, "torn tail moved to .torn/");
+        }
+    }
+
+    /// Somebody is to sync what is afloat.
+    fn list(self: &Arc<Self>) {
+        self.shared.rounds.list(self.clone(), self.large.swap(false, Ordering::Relaxed));
+    }
+
+    /// Waits until nothing is afloat; syncs meanwhile, if nobody else does. What sank is refused.
+    fn calm(self: &Arc<Self>, desk: &mut Desk<D>) {
+        self.inbox.calm(|| self.shared.help_with_a_round());
+        self.inbox.take_sunk(&mut desk.sunk);
+        if !desk.sunk.is_empty() {
+            self.refuse_sunk(desk);
+        }
+    }
+
+    /// What is to be synced next; until [`Self::landed`] or [`Self::sank`] nobody else gets any.
+    pub(super) fn take_afloat(&self) -> Vec<Written<D>> {
+        self.inbox.take_afloat()
+    }
+
+    /// The groups are on the disk: answers them.
+    pub(super) fn landed(self: &Arc<Self>, groups: Vec<Written<D>>) {
+        if self.inbox.landed(|desk| self.rest_desk(desk)) {
+            self.list();
+        }
+        self.shared.metrics.succeeded(Instant::now());
+        let jobs: Vec<Job> = groups.into_iter().flat_map(|group| group.jobs).collect();
+        let results = vec![Ok(()); jobs.len()];
+        self.acknowledge(jobs, results, false);
+    }
+
+    /// The groups could not be synced: whoever is the writer next refuses them, and all that comes.
+    pub(super) fn sank(self: &Arc<Self>, mut groups: Vec<Written<D>>, error: &StoreError) {
+        groups.iter_mut().for_each(|group| group.error = Some(error.clone()));
+        if let Some(desk) = self.inbox.sank(groups) {
+            self.spawn(desk);
+        }
+    }
+
+    /// After a failed sync: nothing that was written since the last good one may count.
+    fn refuse_sunk(&self, desk: &mut Desk<D>) {
+        let sunk = std::mem::take(&mut desk.sunk);
+        let error = sunk.iter().find_map(|group| group.error.clone()).unwrap_or(StoreError::Panicked);
+        // They are in the order in which they were written, so with the first the others go too.
+        if let (Some(first), StoreError::Sync { .. }) = (sunk.first(), &error) {
+            desk.log.cut_off(&self.shared.disk, &first.afloat);
+        }
+        self.poison(desk, error.label());
+        self.release(desk);
+        self.answer_all(sunk.into_iter().flat_map(|group| group.jobs).collect(), Err(error));
     }
 
     /// Waking a task from outside its runtime costs a lock and a system call; so each runtime but
@@ -294,31 +444,53 @@ impl<D: Disk> DomainWriter<D> {
         }
     }
 
-    /// Appends a group; when there is no room for all of it, each member on its own, so that one
-    /// huge batch does not fail its small neighbours.
-    fn append(&self, desk: &mut Desk<D>, group: &[Job]) -> Vec<Ack> {
-        let lines: Vec<&[u8]> = group.iter().map(|job| job.lines.as_slice()).collect();
-        match self.append_lines(desk, &lines) {
-            Err(StoreError::Full { .. }) if group.len() > 1 => {
-                lines.iter().map(|&line| self.append_lines(desk, &[line])).collect()
-            }
-            result => vec![result; group.len()],
+    /// Appends a group; when there is no room for all of it, each member on its own.
+    fn append(&self, desk: &mut Desk<D>, lines: &[&[u8]], when: SyncWhen) -> Vec<Ack> {
+        match self.append_lines(desk, lines, when) {
+            Err(error) => self.append_each(desk, lines, error),
+            Ok(()) => vec![Ok(()); lines.len()],
         }
     }
 
-    fn append_lines(&self, desk: &mut Desk<D>, lines: &[&[u8]]) -> Ack {
+    /// After a failed write.
+    fn take_back(&self, desk: &mut Desk<D>, failed: FailedWrite, lines: &[&[u8]]) -> Vec<Ack> {
+        // A sync that failed meanwhile has had everything cut off that came after it; what of it a crash
+        // brings back nobody knows.
+        if desk.poison.is_some() {
+            return vec![Err(failed.in_doubt()); lines.len()];
+        }
+        let error = desk.log.take_back(&self.shared.disk, failed);
+        if error.poisons() {
+            self.poison(desk, error.label());
+        }
+        self.append_each(desk, lines, error)
+    }
+
+    /// When there was no room for a whole group, tries its members, so that one huge batch does not
+    /// fail its small neighbours.
+    fn append_each(&self, desk: &mut Desk<D>, lines: &[&[u8]], error: StoreError) -> Vec<Ack> {
+        match error {
+            StoreError::Full { .. } if lines.len() > 1 => lines
+                .iter()
+                .map(|&line| {
+                    let when = self.sync_when(line.len());
+                    self.append_lines(desk, &[line], when)
+                })
+                .collect(),
+            error => vec![Err(error); lines.len()],
+        }
+    }
+
+    fn append_lines(&self, desk: &mut Desk<D>, lines: &[&[u8]], when: SyncWhen) -> Ack {
         if let Some(poison) = &desk.poison {
             return Err(StoreError::Poisoned { reason: poison.reason });
         }
-        let when = self.sync_when(lines.iter().map(|line| line.len()).sum());
         let result = desk.log.append(&self.shared.disk, lines, when);
-        if let Some(bytes) = desk.log.take_torn_bytes() {
-            self.shared.metrics.torn(bytes);
-            tracing::warn!(domain = %self.domain, bytes, "torn tail moved to .torn/");
-        }
+        self.tell_torn(desk);
         match result {
             Ok(appended) => {
-                self.shared.metrics.appended(&appended, lines, when);
+                let bytes = lines.iter().map(|line| line.len()).sum();
+                self.shared.metrics.appended(&appended, lines.len(), bytes, when);
                 if self.shared.options.fsync == Fsync::EverySecond {
                     self.dirty.store(true, Ordering::Release);
                 }
@@ -483,6 +655,7 @@ impl<D: Disk> Desk<D> {
             log,
             group: VecDeque::new(),
             syncs: Vec::new(),
+            sunk: Vec::new(),
             poison: None,
             pace: Pace::new(),
             lock_poll: LOCK_POLL_MIN,
@@ -523,7 +696,7 @@ fn log_id_of<D: Disk>(disk: &D, domain: &Domain) -> Option<FileId> {
 /// If a turn panics, desk and group are gone without an answer (the callers see
 /// [`StoreError::Panicked`]) and the file is in doubt: poison the domain rather than go on.
 struct PoisonOnUnwind<'a, D: Disk> {
-    writer: &'a DomainWriter<D>,
+    writer: &'a Arc<DomainWriter<D>>,
     armed: bool,
 }
 
@@ -538,6 +711,9 @@ impl<D: Disk> Drop for PoisonOnUnwind<'_, D> {
         // Puts the desk back, after refusing what has queued meanwhile.
         while let Some(taken) = writer.take_work(desk) {
             desk = taken;
+            if !desk.sunk.is_empty() {
+                writer.refuse_sunk(&mut desk);
+            }
             writer.lift_poison(&mut desk);
         }
         // Those that were on the lost desk have their answer.

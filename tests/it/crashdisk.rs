@@ -94,7 +94,15 @@ struct Shared {
 #[derive(Default)]
 struct Gate {
     closed: bool,
+    /// `None`: for all calls.
+    only: Option<&'static str>,
     waiting: usize,
+}
+
+impl Gate {
+    fn stops(&self, call: &str) -> bool {
+        self.closed && self.only.is_none_or(|only| only == call)
+    }
 }
 
 #[derive(Default)]
@@ -106,6 +114,7 @@ struct Fs {
     recording: bool,
     log: Vec<Op>,
     faults: Vec<(&'static str, Fault)>,
+    together: bool,
     /// A call of this name does nothing and says that it did.
     lie: Option<&'static str>,
 }
@@ -158,7 +167,17 @@ impl MemDisk {
 
     /// Stops every caller at its next call, so that a test can queue work behind it.
     pub fn close_gate(&self) {
-        self.0.gate.lock().unwrap().closed = true;
+        *self.0.gate.lock().unwrap() = Gate { closed: true, ..Gate::default() };
+    }
+
+    /// Stops every caller at its next call of that name.
+    pub fn close_gate_at(&self, call: &'static str) {
+        *self.0.gate.lock().unwrap() = Gate { closed: true, only: Some(call), waiting: 0 };
+    }
+
+    /// From now on the files of several domains are synced with one call.
+    pub fn sync_together(&self) {
+        self.fs().together = true;
     }
 
     /// Waits until `callers` stand at the gate.
@@ -215,16 +234,16 @@ impl MemDisk {
     }
 
     /// Before every call: the gate, then the answers that went out before it.
-    fn enter(&self, changes: bool) {
+    fn enter(&self, call: &'static str, changes: bool) {
         if self.0.probe.is_none() {
             return;
         }
         let mut gate = self.0.gate.lock().unwrap();
-        if gate.closed {
+        if gate.stops(call) {
             gate.waiting += 1;
             self.0.gate_moved.notify_all();
-            gate = self.0.gate_moved.wait_timeout_while(gate, GATE_PATIENCE, |gate| gate.closed).unwrap().0;
-            gate.waiting -= 1;
+            gate = self.0.gate_moved.wait_timeout_while(gate, GATE_PATIENCE, |gate| gate.stops(call)).unwrap().0;
+            gate.waiting = gate.waiting.saturating_sub(1);
         }
         drop(gate);
         if changes && self.probe() {
@@ -253,7 +272,7 @@ impl MemDisk {
     }
 
     fn sync_dir(&self, call: &'static str, dir: &str) -> io::Result<()> {
-        self.enter(true);
+        self.enter(call, true);
         let mut fs = self.fs();
         if fs.lie == Some(call) {
             return Ok(());
@@ -311,17 +330,17 @@ impl Disk for MemDisk {
     }
 
     fn open_lock(&self, name: &str) -> io::Result<MemFile> {
-        self.enter(false);
+        self.enter("open_lock", false);
         self.open_or_create(name)
     }
 
     fn open_data(&self, name: &str) -> io::Result<MemFile> {
-        self.enter(true);
+        self.enter("open_data", true);
         self.open_or_create(name)
     }
 
     fn create_side(&self, dir: &str, name: &str) -> io::Result<MemFile> {
-        self.enter(true);
+        self.enter("create_side", true);
         let path = format!("{dir}/{name}");
         let mut fs = self.fs();
         if let Some(fault) = fs.fault("create_side") {
@@ -341,7 +360,7 @@ impl Disk for MemDisk {
     }
 
     fn remove_side(&self, dir: &str, name: &str) -> io::Result<()> {
-        self.enter(true);
+        self.enter("remove_side", true);
         let path = format!("{dir}/{name}");
         let mut fs = self.fs();
         fs.names.remove(&path).ok_or(io::ErrorKind::NotFound)?;
@@ -350,7 +369,7 @@ impl Disk for MemDisk {
     }
 
     fn try_lock(&self, file: &MemFile) -> io::Result<bool> {
-        self.enter(false);
+        self.enter("try_lock", false);
         let mut fs = self.fs();
         let holder = *fs.locks.entry(file.ino).or_insert(file.handle);
         Ok(holder == file.handle)
@@ -383,7 +402,7 @@ impl Disk for MemDisk {
     }
 
     fn append(&self, file: &MemFile, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.enter(true);
+        self.enter("append", true);
         let mut bytes = Vec::with_capacity(bufs.iter().map(|buf| buf.len()).sum());
         bufs.iter().for_each(|buf| bytes.extend_from_slice(buf));
         let mut fs = self.fs();
@@ -402,7 +421,7 @@ impl Disk for MemDisk {
     }
 
     fn set_len(&self, file: &MemFile, len: u64) -> io::Result<()> {
-        self.enter(true);
+        self.enter("set_len", true);
         let mut fs = self.fs();
         if fs.lie == Some("set_len") {
             return Ok(());
@@ -416,7 +435,7 @@ impl Disk for MemDisk {
     }
 
     fn sync_data(&self, file: &MemFile) -> io::Result<()> {
-        self.enter(true);
+        self.enter("sync_data", true);
         let mut fs = self.fs();
         if fs.lie == Some("sync_data") {
             return Ok(());
@@ -424,6 +443,28 @@ impl Disk for MemDisk {
         let failed = fs.fault("sync_data").map(error);
         fs.record(|| Op::SyncData { ino: file.ino, ok: failed.is_none() });
         failed.map_or(Ok(()), Err)
+    }
+
+    fn syncs_together(&self) -> bool {
+        self.fs().together
+    }
+
+    fn sync_all(&self, files: &[FileId], _written_since: Instant) -> bool {
+        self.enter("sync_all", true);
+        let mut fs = self.fs();
+        if fs.lie == Some("sync_all") {
+            return true;
+        }
+        if fs.fault("sync_all").is_some() {
+            return false;
+        }
+        // All of them, not just those asked for.
+        assert!(files.iter().all(|file| (file.ino as usize) < fs.files.len()));
+        for ino in 0..fs.files.len() {
+            fs.record(|| Op::SyncData { ino, ok: true });
+        }
+        fs.record(|| Op::SyncDir { dir: String::new(), ok: true });
+        true
     }
 
     fn sync_root(&self) -> io::Result<()> {

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use leitstand::storage::{Disk, DiskSpace, FileStat, RealDisk, Wanted};
+use leitstand::storage::{Disk, DiskSpace, FileId, FileStat, RealDisk, Wanted};
 
 /// What happens at the chosen call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +28,21 @@ pub enum Fault {
     Panic,
 }
 
+/// Syncs that wait for the test.
+#[derive(Debug, Default)]
+struct Held {
+    on: bool,
+    waiting: usize,
+}
+
 /// Steers a [`FaultyDisk`] from outside.
 #[derive(Debug, Default)]
 pub struct Plan {
     calls: AtomicUsize,
     names: Mutex<Vec<&'static str>>,
     fault: Mutex<Option<(usize, Fault)>>,
-    by_name: Mutex<Option<(&'static str, Fault)>>,
+    /// The call's name, how many of that name pass before, and what happens to it.
+    by_name: Mutex<Vec<(&'static str, usize, Fault)>>,
     asked: Mutex<Vec<String>>,
     wrote_on: Mutex<Option<ThreadId>>,
     space: Mutex<Option<DiskSpace>>,
@@ -42,6 +50,9 @@ pub struct Plan {
     room: Mutex<Option<u64>>,
     room_looks: AtomicUsize,
     slow_syncs: Mutex<Duration>,
+    together: AtomicBool,
+    held: Mutex<Held>,
+    held_moved: Condvar,
     /// 0: as many as are asked for.
     read_bytes_max: AtomicUsize,
 }
@@ -56,7 +67,12 @@ impl Plan {
 
     /// Fails the next call of that name.
     pub fn fail_next(&self, name: &'static str, fault: Fault) {
-        *self.by_name.lock().unwrap() = Some((name, fault));
+        self.fail_nth(name, 1, fault);
+    }
+
+    /// Fails the `nth` call of that name, from 1.
+    pub fn fail_nth(&self, name: &'static str, nth: usize, fault: Fault) {
+        self.by_name.lock().unwrap().push((name, nth - 1, fault));
     }
 
     /// Was there a call of that name since the count began?
@@ -113,6 +129,38 @@ impl Plan {
         *self.slow_syncs.lock().unwrap() = time;
     }
 
+    /// From now on the files of several domains are synced with one call.
+    pub fn sync_together(&self) {
+        self.together.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on syncs of data wait until they are let go.
+    pub fn hold_syncs(&self) {
+        self.held.lock().unwrap().on = true;
+    }
+
+    /// Waits until so many syncs wait.
+    pub fn wait_held(&self, syncs: usize) {
+        let held = self.held.lock().unwrap();
+        let (held, late) =
+            self.held_moved.wait_timeout_while(held, Duration::from_secs(20), |held| held.waiting < syncs).unwrap();
+        assert!(!late.timed_out(), "{} of {syncs} syncs were begun", held.waiting);
+    }
+
+    pub fn let_syncs_go(&self) {
+        self.held.lock().unwrap().on = false;
+        self.held_moved.notify_all();
+    }
+
+    fn maybe_hold(&self) {
+        let mut held = self.held.lock().unwrap();
+        held.waiting += 1;
+        self.held_moved.notify_all();
+        // A test that has failed lets nothing go, and must end all the same.
+        held = self.held_moved.wait_timeout_while(held, Duration::from_secs(30), |held| held.on).unwrap().0;
+        held.waiting -= 1;
+    }
+
     /// From now on a read gives at most so many bytes.
     pub fn read_at_most(&self, bytes: usize) {
         self.read_bytes_max.store(bytes, Ordering::SeqCst);
@@ -128,11 +176,15 @@ impl Plan {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         self.names.lock().unwrap().push(name);
         let mut by_name = self.by_name.lock().unwrap();
-        if let Some((wanted, Fault::Errno(errno))) = *by_name
-            && wanted == name
+        if let Some(at) = by_name.iter().position(|(wanted, ..)| *wanted == name)
+            && let (_, passes, Fault::Errno(errno)) = &mut by_name[at]
         {
-            *by_name = None;
-            return Err(io::Error::from_raw_os_error(errno));
+            let errno = *errno;
+            if *passes == 0 {
+                by_name.remove(at);
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            *passes -= 1;
         }
         drop(by_name);
         let fault = *self.fault.lock().unwrap();
@@ -248,10 +300,20 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
+        self.plan.maybe_hold();
         self.plan.step("sync_data")?;
         let time = *self.plan.slow_syncs.lock().unwrap();
         std::thread::sleep(time);
         self.real.sync_data(file)
+    }
+
+    fn syncs_together(&self) -> bool {
+        self.plan.together.load(Ordering::SeqCst)
+    }
+
+    fn sync_all(&self, files: &[FileId], written_since: Instant) -> bool {
+        self.plan.maybe_hold();
+        self.plan.step("sync_all").is_ok() && self.real.sync_all(files, written_since)
     }
 
     fn sync_root(&self) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// What the product's file finds instead of the standard library's mutex.
 mod sync {
-    pub use loom::sync::{Mutex, MutexGuard};
+    pub use loom::sync::{Condvar, Mutex, MutexGuard};
 }
 #[path = "../../src/storage/inbox.rs"]
 #[allow(dead_code, reason = "the checks do not need every function")]
@@ -15,11 +15,15 @@ mod inbox;
 #[path = "../../src/storage/ready.rs"]
 #[allow(dead_code, reason = "the checks do not need every function")]
 mod ready;
+#[path = "../../src/storage/rounds.rs"]
+#[allow(dead_code, reason = "the checks do not need every function")]
+mod rounds;
 
 use inbox::Inbox;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use ready::Ready;
+use ready::{Ready, SIDE_BY_SIDE};
+use rounds::Rounds;
 
 /// What a writer has at hand: jobs taken, jobs done, syncs done.
 #[derive(Default)]
@@ -27,9 +31,20 @@ struct Desk {
     group: VecDeque<u32>,
     done: Vec<u32>,
     synced: Vec<u32>,
+    sunk: Vec<u32>,
+    /// The lock, which is held as long as a group is afloat.
+    locked: bool,
+    poisoned: bool,
 }
 
-type Shared = Arc<Inbox<u32, u32, Desk>>;
+impl Desk {
+    fn refuse_sunk(&mut self) {
+        self.poisoned |= !self.sunk.is_empty();
+        self.done.append(&mut self.sunk);
+    }
+}
+
+type Shared = Arc<Inbox<u32, u32, Desk, u32>>;
 
 fn shared() -> Shared {
     Arc::new(Inbox::new(Desk::default()))
@@ -37,12 +52,14 @@ fn shared() -> Shared {
 
 /// Takes the next work as the product does.
 fn take(inbox: &Shared, desk: Desk) -> Option<Desk> {
-    inbox.take_work(desk, |desk, queue, syncs| {
+    inbox.take_work(desk, |desk, waiting| {
         if desk.group.is_empty() {
-            desk.group.append(queue);
+            desk.group.append(waiting.queue);
         }
-        let asked = !syncs.is_empty();
-        desk.synced.append(syncs);
+        let asked = !waiting.syncs.is_empty();
+        desk.synced.append(waiting.syncs);
+        desk.sunk.append(waiting.sunk);
+        desk.locked &= !waiting.calm;
         asked || !desk.group.is_empty()
     })
 }
@@ -154,10 +171,128 @@ fn nothing_is_lost_when_the_desk_changes_threads() {
     });
 }
 
+/// A writer whose groups are synced by whoever is there, as the product does it.
+struct Afloat {
+    inbox: Inbox<u32, u32, Desk, u32>,
+    rounds: Rounds<()>,
+    landed: Mutex<Vec<u32>>,
+}
+
+impl Afloat {
+    fn new() -> Arc<Afloat> {
+        Arc::new(Afloat { inbox: Inbox::new(Desk::default()), rounds: Rounds::new(), landed: Mutex::new(Vec::new()) })
+    }
+
+    fn bring(&self, job: u32, sync_fails: bool) {
+        self.inbox.put(job);
+        if let Some(desk) = self.inbox.take_desk() {
+            self.run(desk, sync_fails);
+        }
+        while self.sync(sync_fails) {}
+    }
+
+    fn run(&self, mut desk: Desk, sync_fails: bool) {
+        while let Some(mut taken) = self.take(desk) {
+            taken.refuse_sunk();
+            while let Some(job) = taken.group.pop_front() {
+                if taken.poisoned {
+                    taken.done.push(job);
+                    continue;
+                }
+                taken.locked = true;
+                if self.inbox.launch(job) {
+                    self.rounds.list((), false);
+                }
+            }
+            // Sometimes a writer has to wait until nothing is afloat.
+            if sync_fails {
+                self.inbox.calm(|| self.sync(sync_fails));
+                self.inbox.take_sunk(&mut taken.sunk);
+                taken.refuse_sunk();
+            }
+            desk = taken;
+        }
+    }
+
+    fn take(&self, desk: Desk) -> Option<Desk> {
+        self.inbox.take_work(desk, |desk, waiting| {
+            desk.group.append(waiting.queue);
+            desk.sunk.append(waiting.sunk);
+            desk.locked &= !waiting.calm;
+            !desk.group.is_empty() || !desk.sunk.is_empty()
+        })
+    }
+
+    /// True: there was something to sync.
+    fn sync(&self, fails: bool) -> bool {
+        let Some(round) = self.rounds.take(true) else { return false };
+        let groups = self.inbox.take_afloat();
+        assert!(!groups.is_empty(), "listed for nothing");
+        if fails {
+            if let Some(desk) = self.inbox.sank(groups) {
+                self.run(desk, fails);
+            }
+        } else {
+            self.landed.lock().unwrap().extend(&groups);
+            let again = self.inbox.landed(|desk| desk.locked = false);
+            if again {
+                self.rounds.list((), false);
+            }
+        }
+        self.rounds.done(&round);
+        true
+    }
+
+    /// The jobs that landed, and those that sank, sorted; all locks are released.
+    fn end(&self) -> [Vec<u32>; 2] {
+        assert!(self.inbox.take_desk().is_none() && !self.rounds.any_waiting(), "something is left lying");
+        let (sunk, locked) = self.inbox.at_rest(|desk| (desk.done.clone(), desk.locked)).expect("all is at rest");
+        assert!(!locked, "the lock is held for nothing");
+        [self.landed.lock().unwrap().clone(), sunk].map(|mut jobs| {
+            jobs.sort_unstable();
+            jobs
+        })
+    }
+}
+
+/// Broken: a group that is written while another is synced would wait for ever, or the lock would
+/// be held when nobody needs it, or given back while a group is afloat.
+#[test]
+fn every_group_lands_once_and_the_lock_is_free_in_the_end() {
+    check(3, || {
+        let afloat = Afloat::new();
+        let others: Vec<_> = [2, 3]
+            .map(|job| {
+                let afloat = afloat.clone();
+                thread::spawn(move || afloat.bring(job, false))
+            })
+            .into();
+        afloat.bring(1, false);
+        others.into_iter().for_each(|other| other.join().unwrap());
+        assert_eq!(afloat.end(), [vec![1, 2, 3], vec![]]);
+    });
+}
+
+/// Broken: a group written behind one whose sync fails would be taken for stored, or for lost.
+#[test]
+fn what_is_afloat_when_a_sync_fails_sinks_once() {
+    check(3, || {
+        let afloat = Afloat::new();
+        let other = {
+            let afloat = afloat.clone();
+            thread::spawn(move || afloat.bring(2, true))
+        };
+        afloat.bring(1, true);
+        other.join().unwrap();
+        let [landed, sunk] = afloat.end();
+        assert_eq!([landed, sunk].concat(), [1, 2], "each once");
+    });
+}
+
 /// Puts work down and starts the thread that is asked for.
 fn put(ready: &Arc<Ready<u32>>, done: &Arc<Mutex<Vec<u32>>>, work: u32) -> Option<thread::JoinHandle<()>> {
     let (to_do, done) = (ready.clone(), done.clone());
-    ready.put(work, Instant::now()).then(|| {
+    ready.put(work, Instant::now(), SIDE_BY_SIDE).then(|| {
         thread::spawn(move || {
             let look_again = || {
                 thread::yield_now();
@@ -187,6 +322,6 @@ fn work_is_done_by_a_thread_that_looks_around_or_by_a_new_one() {
         let mut done = done.lock().unwrap().clone();
         done.sort_unstable();
         assert_eq!(done, [1, 2]);
-        assert!(!ready.wants_thread(Instant::now()), "nothing is left");
+        assert!(!ready.wants_thread(Instant::now(), SIDE_BY_SIDE), "nothing is left");
     });
 }

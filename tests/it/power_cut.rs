@@ -347,7 +347,7 @@ struct Scenario {
     record: fn(&Runtime, u64) -> Recording,
 }
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 15] = [
     Scenario { name: "one_by_one", record: one_by_one },
     Scenario { name: "group_commit", record: group_commit },
     Scenario { name: "several_domains", record: several_domains },
@@ -361,6 +361,8 @@ const SCENARIOS: [Scenario; 13] = [
     Scenario { name: "moved_file", record: moved_file },
     Scenario { name: "cut_again", record: cut_again },
     Scenario { name: "in_pieces", record: in_pieces },
+    Scenario { name: "afloat", record: afloat },
+    Scenario { name: "together", record: together },
 ];
 
 fn one_by_one(runtime: &Runtime, seed: u64) -> Recording {
@@ -426,7 +428,10 @@ fn in_pieces(runtime: &Runtime, seed: u64) -> Recording {
         StoreMetrics::new(),
     );
     let wrote_little = session.rng.pick(1, 20);
-    session.append(1, &[wrote_little]);
+    // A neighbour is who writes often.
+    for _ in 0..10 {
+        session.append(1, &[wrote_little]);
+    }
     session.happened = false;
     for _ in 0..session.rng.pick(2, 3) {
         let call = if session.rng.one_in(8) { "sync_data" } else { "append" };
@@ -456,6 +461,84 @@ fn in_pieces(runtime: &Runtime, seed: u64) -> Recording {
         }
     }
     session.finish("in_pieces", seed)
+}
+
+/// Groups that are written while one before them is synced, and what can go wrong with either.
+fn afloat(runtime: &Runtime, seed: u64) -> Recording {
+    let mut session = Session::new(runtime, seed, Fsync::Always);
+    // The first append of a file looks at it, and is synced at once.
+    session.append(0, &[20]);
+    session.happened = false;
+    for _ in 0..session.rng.pick(2, 3) {
+        session.disk.close_gate_at("sync_data");
+        let sizes = session.small();
+        session.send(0, &sizes);
+        session.disk.wait_at_gate(1);
+        // For a quick disk nobody would write before the sync is over.
+        std::thread::sleep(Duration::from_millis(2));
+        for _ in 0..session.rng.pick(1, 3) {
+            let call = if session.rng.one_in(6) { "sync_data" } else { "append" };
+            match session.rng.pick(0, 3) {
+                0 => session.disk.fail_next(call, Fault::Errno(if call == "append" { ENOSPC } else { EIO })),
+                1 if call == "append" => session.disk.fail_next(call, Fault::Short(session.rng.pick(0, 255) as u8)),
+                _ => {}
+            }
+            let before = session.writes();
+            for _ in 0..session.rng.pick(1, 3) {
+                let sizes = session.small();
+                session.send(0, &sizes);
+            }
+            // Written, or refused, or waiting until nothing is afloat.
+            std::thread::sleep(Duration::from_millis(1));
+            session.happened |= session.writes() > before;
+        }
+        session.disk.open_gate();
+        session.settle();
+        if session.clients.unsure.swap(0, Ordering::Relaxed) > 0 {
+            session.replace(0);
+        }
+        let sizes = session.small();
+        session.append(0, &sizes);
+    }
+    session.finish("afloat", seed)
+}
+
+/// One sync for several domains, some of which are new, and what can go wrong with it.
+fn together(runtime: &Runtime, seed: u64) -> Recording {
+    let mut session = Session::new(runtime, seed, Fsync::Always);
+    session.disk.sync_together();
+    for domain in 0..session.rng.pick(1, DOMAINS.len()) {
+        session.append(domain, &[20]);
+    }
+    let synced = |session: &Session<'_>| {
+        let dirs = |op: &&Op| matches!(op, Op::SyncDir { .. });
+        session.disk.log().iter().filter(dirs).count()
+    };
+    let before = synced(&session);
+    for _ in 0..session.rng.pick(2, 3) {
+        session.disk.close_gate_at("sync_data");
+        session.send(0, &[30]);
+        session.disk.wait_at_gate(1);
+        if session.rng.one_in(4) {
+            // Then each file is synced by itself, and perhaps one of them fails.
+            session.disk.fail_next("sync_all", Fault::Errno(EIO));
+            if session.rng.one_in(2) {
+                session.disk.fail_next("sync_data", Fault::Pass);
+                session.disk.fail_next("sync_data", Fault::Errno(EIO));
+            }
+        }
+        for domain in 0..DOMAINS.len() {
+            for _ in 0..session.rng.pick(1, 3) {
+                let sizes = session.small();
+                session.send(domain, &sizes);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        session.disk.open_gate();
+        session.settle();
+    }
+    session.happened = synced(&session) > before;
+    session.finish("together", seed)
 }
 
 fn failed_write(runtime: &Runtime, seed: u64) -> Recording {
@@ -1130,4 +1213,19 @@ fn a_disk_that_forgets_a_sync_or_a_cut_is_seen() {
         checker.walk(&recording, |text| told.push(text));
         assert!(told.iter().any(|text| text.contains(wanted)), "{call}: {told:?}");
     }
+    let mut session = Session::new(&runtime, 7, Fsync::Always);
+    session.disk.sync_together();
+    session.disk.lie_about("sync_all");
+    (0..DOMAINS.len()).for_each(|domain| session.append(domain, &[20]));
+    session.disk.close_gate_at("sync_data");
+    session.send(0, &[30]);
+    session.disk.wait_at_gate(1);
+    (1..DOMAINS.len()).for_each(|domain| session.send(domain, &[30]));
+    until("both are written", || session.writes() == 2 * DOMAINS.len());
+    session.disk.open_gate();
+    session.settle();
+    let recording = session.finish("lie", 7);
+    let mut told = Vec::new();
+    checker.walk(&recording, |text| told.push(text));
+    assert!(told.iter().any(|text| text.contains("is lost")), "sync_all: {told:?}");
 }

@@ -45,6 +45,13 @@ fn options_for_pieces() -> StoreOptions {
     StoreOptions { piece_bytes_max: 40, ..options(Fsync::Always) }
 }
 
+/// Makes the domain `b` a neighbour for whom large groups go in pieces.
+async fn write_little_often(store: &Store<FaultyDisk>) {
+    for _ in 0..10 {
+        append(store, "b", &[1]).await.unwrap();
+    }
+}
+
 fn batch(domain: &str, ids: &[u32]) -> Batch {
     let text: String = ids.iter().map(|id| format!("{{\"id\":{id}}}\n")).collect();
     Batch::parse(&text, Format::Lines, Some(Domain::parse(domain).unwrap())).unwrap().unwrap()
@@ -223,7 +230,7 @@ fn any_failing_call_of_an_append_in_pieces_leaves_the_file_sound() {
     for_every_call_with(&options_for_pieces(), &faults, async |dir, store, plan, fault, case| {
         let mut acked = vec![1];
         append(store, "a", &[1]).await.unwrap();
-        append(store, "b", &[1]).await.unwrap();
+        write_little_often(store).await;
         arm(plan, fault);
         let result = append(store, "a", &[10, 11]).await;
         if fault.is_none() {
@@ -244,7 +251,7 @@ fn a_process_that_dies_between_pieces_keeps_its_promise() {
         &[Fault::Freeze, Fault::FreezeTorn],
         async |dir, store, plan, fault, case| {
             append(store, "a", &[1]).await.unwrap();
-            append(store, "b", &[1]).await.unwrap();
+            write_little_often(store).await;
             arm(plan, fault);
             let mut acked = vec![1];
             let unsure = match append(store, "a", &[10, 11]).await {
@@ -283,7 +290,7 @@ fn a_group_goes_in_pieces_only_while_others_write_little() {
         plan.clear();
         append(&store, "a", &many).await.unwrap();
         assert_eq!((plan.count("append"), plan.count("sync_data")), (1, 1), "nobody else wrote little");
-        append(&store, "b", &[1]).await.unwrap();
+        write_little_often(&store).await;
         plan.slow_syncs(Duration::from_millis(3));
         plan.clear();
         append(&store, "a", &many).await.unwrap();
@@ -299,6 +306,202 @@ fn a_group_goes_in_pieces_only_while_others_write_little() {
         plan.clear();
         append(&store, "a", &many).await.unwrap();
         assert_eq!((plan.count("append"), plan.count("sync_data")), (1, 0));
+    });
+}
+
+/// Appends `id` to `domain` without waiting for the answer. So much that a thread of its own writes it if
+/// the others sync.
+fn begin(store: &Store<FaultyDisk>, domain: &str, id: u32) -> tokio::task::JoinHandle<Result<(), StoreError>> {
+    let text = format!("{{\"id\":{id},\"text\":\"{}\"}}\n", "x".repeat(20_000));
+    let batch = Batch::parse(&text, Format::Lines, Some(Domain::parse(domain).unwrap())).unwrap().unwrap();
+    let store = store.clone();
+    tokio::spawn(async move { in_time(store.append(batch, store.reserve(1)?)).await })
+}
+
+/// Waits until a file holds a line with that id, synced or not.
+fn wait_written(dir: &Path, domain: &str, id: u32) {
+    let line = format!("{{\"id\":{id},");
+    wait_for("the line is in the file", PATIENCE, || content(dir, domain).contains(&line).then_some(()));
+}
+
+fn lock_is_free(dir: &Path, domain: &str) -> bool {
+    let lock = std::fs::File::open(dir.join(format!("{domain}.jsonl.lock"))).unwrap();
+    fs4::FileExt::try_lock(&lock).is_ok()
+}
+
+/// Broken, a disk that takes its time would be idle while the next group is made ready; or a group
+/// would be acknowledged with the sync of the one before.
+#[test]
+fn the_next_group_is_written_while_one_is_synced_and_needs_a_sync_of_its_own() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        append(&store, "a", &[1]).await.unwrap();
+        plan.clear();
+        plan.hold_syncs();
+        let first = begin(&store, "a", 2);
+        plan.wait_held(1);
+        let behind = [3, 4].map(|id| begin(&store, "a", id));
+        wait_written(dir.path(), "a", 3);
+        wait_written(dir.path(), "a", 4);
+        assert!(!first.is_finished() && behind.iter().all(|answer| !answer.is_finished()));
+        assert_eq!(plan.count("sync_data"), 0);
+        assert!(!lock_is_free(dir.path(), "a"), "a foreign writer must not come in between");
+        plan.let_syncs_go();
+        first.await.unwrap().unwrap();
+        for answer in behind {
+            answer.await.unwrap().unwrap();
+        }
+        assert_eq!(plan.count("sync_data"), 2, "one for the first, one for both behind it");
+        assert!(lock_is_free(dir.path(), "a"));
+        assert_eq!(ids(dir.path(), "a").len(), 4);
+    });
+}
+
+/// Broken, what was written behind a group whose sync failed would be acknowledged by a later sync,
+/// which says nothing about it; or lines that nobody acknowledged would stay.
+#[test]
+fn a_failed_sync_takes_what_was_written_behind_it() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        append(&store, "a", &[1]).await.unwrap();
+        plan.hold_syncs();
+        let first = begin(&store, "a", 2);
+        plan.wait_held(1);
+        let behind = begin(&store, "a", 3);
+        wait_written(dir.path(), "a", 3);
+        plan.clear();
+        plan.fail_next("sync_data", Fault::Errno(EIO));
+        plan.let_syncs_go();
+        for answer in [first, behind] {
+            let error = answer.await.unwrap().unwrap_err();
+            assert!(matches!(error, StoreError::Sync { .. }) && error.written() == Written::Maybe, "{error:?}");
+        }
+        assert_eq!(plan.count("sync_data"), 1 + plan.count("sync_side"), "only the marker was synced after it");
+        assert_eq!(ids(dir.path(), "a"), [1]);
+        assert!(lock_is_free(dir.path(), "a"));
+        let error = append(&store, "a", &[4]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Poisoned { .. }), "{error:?}");
+        assert_eq!(store.health().poisoned_domains, 1);
+        append(&store, "b", &[1]).await.unwrap();
+    });
+}
+
+/// Broken, a write that fails would take a group with it that is being synced, or hide that its sync
+/// failed: the kernel tells of that only once.
+#[test]
+fn a_write_that_fails_behind_a_group_waits_for_its_sync() {
+    runtime().block_on(async {
+        for (sync_fails, left) in [(false, vec![1, 2]), (true, vec![1])] {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, plan) = faulty(dir.path());
+            append(&store, "a", &[1]).await.unwrap();
+            plan.hold_syncs();
+            let first = begin(&store, "a", 2);
+            plan.wait_held(1);
+            plan.clear();
+            plan.fail_next("append", Fault::Errno(ENOSPC));
+            let behind = begin(&store, "a", 3);
+            wait_for("the write is tried", PATIENCE, || plan.saw("append").then_some(()));
+            assert!(!behind.is_finished() && plan.count("set_len") == 0);
+            if sync_fails {
+                plan.fail_next("sync_data", Fault::Errno(EIO));
+            }
+            plan.let_syncs_go();
+            let (first, behind) = (first.await.unwrap(), behind.await.unwrap());
+            assert_eq!(first.is_ok(), !sync_fails);
+            let error = behind.unwrap_err();
+            let want = if sync_fails { Written::Maybe } else { Written::No };
+            assert_eq!(error.written(), want, "{error:?}");
+            assert_eq!(ids(dir.path(), "a"), left);
+        }
+    });
+}
+
+/// Broken, a panic in a sync would leave its clients without an answer, or the domain as if all
+/// were well, or nobody would sync what comes after it.
+#[test]
+fn a_panic_in_a_sync_poisons_its_domain_and_no_other() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        let at = call_of_append(&store, &plan, "sync_data").await;
+        append(&store, "b", &[1]).await.unwrap();
+        plan.set(at, Fault::Panic);
+        let error = append(&store, "a", &[3]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Panicked), "{error:?}");
+        plan.clear();
+        assert!(matches!(append(&store, "a", &[4]).await, Err(StoreError::Poisoned { .. })));
+        append(&store, "b", &[2]).await.unwrap();
+        assert_eq!(store.health().poisoned_domains, 1);
+    });
+}
+
+/// Three domains with a group afloat each, while the sync of a fourth is held.
+async fn three_afloat(
+    dir: &Path,
+    store: &Store<FaultyDisk>,
+    plan: &Plan,
+    id: u32,
+) -> Vec<tokio::task::JoinHandle<Result<(), StoreError>>> {
+    for domain in ["first", "a", "b", "c"] {
+        append(store, domain, &[1]).await.unwrap();
+    }
+    plan.sync_together();
+    plan.hold_syncs();
+    let first = begin(store, "first", id);
+    plan.wait_held(1);
+    let mut answers = vec![first];
+    for domain in ["a", "b", "c"] {
+        answers.push(begin(store, domain, id));
+        wait_written(dir, domain, id);
+    }
+    plan.clear();
+    answers
+}
+
+/// Broken, each of many domains would need a sync of its own, or an answer would come without any.
+#[test]
+fn domains_that_wait_are_synced_with_one_call() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        let answers = three_afloat(dir.path(), &store, &plan, 2).await;
+        assert!(answers.iter().all(|answer| !answer.is_finished()));
+        plan.let_syncs_go();
+        for answer in answers {
+            answer.await.unwrap().unwrap();
+        }
+        // Where the file system of the tests has no such call, each is synced by itself after all.
+        assert_eq!(plan.count("sync_all"), 1);
+        assert!([1, 4].contains(&plan.count("sync_data")), "{}", plan.count("sync_data"));
+    });
+}
+
+/// Broken, a failed sync of all would count as one of each, or poison domains that are sound.
+#[test]
+fn after_a_failed_sync_of_all_each_file_tells_its_own_story() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        let answers = three_afloat(dir.path(), &store, &plan, 2).await;
+        plan.fail_next("sync_all", Fault::Errno(EIO));
+        plan.let_syncs_go();
+        for answer in answers {
+            answer.await.unwrap().unwrap();
+        }
+        assert_eq!((plan.count("sync_all"), plan.count("sync_data")), (1, 4));
+
+        let answers = three_afloat(dir.path(), &store, &plan, 3).await;
+        plan.fail_next("sync_all", Fault::Errno(EIO));
+        plan.fail_nth("sync_data", 2, Fault::Errno(EIO));
+        plan.let_syncs_go();
+        let mut failed = 0;
+        for answer in answers {
+            failed += usize::from(answer.await.unwrap().is_err());
+        }
+        assert_eq!((failed, store.health().poisoned_domains), (1, 1));
     });
 }
 

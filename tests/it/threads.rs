@@ -5,11 +5,12 @@ mod sync {
 }
 #[path = "../../src/storage/ready.rs"]
 #[allow(clippy::duplicate_mod, reason = "handover builds it on another mutex")]
+#[allow(dead_code, reason = "the checks do not need every function")]
 mod ready;
 
 use std::time::Instant;
 
-use ready::{LINGERING_MAX, Ready, SLOW_AFTER, THREADS_QUICK};
+use ready::{LINGERING_MAX, Ready, SIDE_BY_SIDE, SLOW_AFTER};
 
 fn never() -> bool {
     panic!("there is work")
@@ -21,17 +22,17 @@ fn never() -> bool {
 fn a_few_threads_while_they_come_back_and_more_when_they_do_not() {
     let ready = Ready::new();
     let now = Instant::now();
-    for n in 0..THREADS_QUICK {
-        assert!(ready.put(n, now));
+    for n in 0..SIDE_BY_SIDE.quick {
+        assert!(ready.put(n, now, SIDE_BY_SIDE));
         assert_eq!(ready.take(now, never), Some(n));
     }
-    assert!(!ready.put(100, now), "all have just been here");
+    assert!(!ready.put(100, now, SIDE_BY_SIDE), "all have just been here");
     let now = now + SLOW_AFTER;
-    assert!(ready.wants_thread(now), "nobody has come for it");
-    assert!(ready.put(101, now));
+    assert!(ready.wants_thread(now, SIDE_BY_SIDE), "nobody has come for it");
+    assert!(ready.put(101, now, SIDE_BY_SIDE));
     assert_eq!((ready.take(now, never), ready.take(now, never)), (Some(100), Some(101)));
     // Now one comes back.
-    assert!(!ready.put(102, now));
+    assert!(!ready.put(102, now, SIDE_BY_SIDE));
     assert_eq!(ready.take(now, never), Some(102));
 }
 
@@ -40,14 +41,14 @@ fn a_few_threads_while_they_come_back_and_more_when_they_do_not() {
 fn who_looks_around_gets_what_comes_and_ends_when_nothing_does() {
     let ready = Ready::new();
     let now = Instant::now();
-    assert!(ready.put(1, now));
+    assert!(ready.put(1, now, SIDE_BY_SIDE));
     assert_eq!(ready.take(now, never), Some(1));
     let mut looks = 0;
     let look_again = || {
         looks += 1;
         if looks == 3 {
-            assert!(!ready.put(2, now), "one is looking");
-            assert!(ready.put(3, now), "but only one");
+            assert!(!ready.put(2, now, SIDE_BY_SIDE), "one is looking");
+            assert!(ready.put(3, now, SIDE_BY_SIDE), "but only one");
         }
         true
     };
@@ -59,9 +60,9 @@ fn who_looks_around_gets_what_comes_and_ends_when_nothing_does() {
         false
     };
     assert_eq!(ready.take(now, inner), None);
-    assert!(ready.put(4, now), "nobody is left");
+    assert!(ready.put(4, now, SIDE_BY_SIDE), "nobody is left");
     ready.died();
-    assert!(ready.wants_thread(now), "the one that was to come for it has died");
+    assert!(ready.wants_thread(now, SIDE_BY_SIDE), "the one that was to come for it has died");
 }
 
 /// Broken, threads that have ended, or died, would count for ever, and work would wait for them.
@@ -70,18 +71,18 @@ fn who_has_ended_counts_no_more() {
     let ready = Ready::new();
     let now = Instant::now();
     for dies in [false, true] {
-        for n in 0..THREADS_QUICK {
-            assert!(ready.put(n, now));
+        for n in 0..SIDE_BY_SIDE.quick {
+            assert!(ready.put(n, now, SIDE_BY_SIDE));
             assert_eq!(ready.take(now, never), Some(n));
         }
-        for _ in 0..THREADS_QUICK {
+        for _ in 0..SIDE_BY_SIDE.quick {
             if dies { ready.died() } else { assert_eq!(ready.take(now, || false), None) }
         }
     }
-    for n in 0..THREADS_QUICK {
-        assert!(ready.put(n, now), "{n} of none");
+    for n in 0..SIDE_BY_SIDE.quick {
+        assert!(ready.put(n, now, SIDE_BY_SIDE), "{n} of none");
     }
-    assert!(!ready.put(THREADS_QUICK, now));
+    assert!(!ready.put(SIDE_BY_SIDE.quick, now, SIDE_BY_SIDE));
 }
 
 #[test]
@@ -89,7 +90,7 @@ fn no_more_than_two_look_around() {
     let ready = Ready::new();
     let now = Instant::now();
     for n in 0..=LINGERING_MAX {
-        assert!(ready.put(n, now));
+        assert!(ready.put(n, now, SIDE_BY_SIDE));
     }
     (0..=LINGERING_MAX).for_each(|n| assert_eq!(ready.take(now, never), Some(n)));
     let third = || {

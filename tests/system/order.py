@@ -1,4 +1,5 @@
-"""strace: every 2xx comes after a successful fdatasync of its file, and of the directory for a new one."""
+"""strace: every 2xx comes after a successful sync that began when its write was over: fdatasync of its file, and of the
+directory for a new one, or syncfs."""
 import re, shutil, threading, http.client, os
 from common import Server, Skip, TOKEN, setting, wait_until
 
@@ -9,7 +10,7 @@ def run():
     if not shutil.which("strace"): raise Skip("strace is not installed")
     trace = "/tmp/leitstand-order.%d" % os.getpid()
     # -D: the signal to stop reaches the service, not strace.
-    wrap = ("strace", "-D", "-f", "-y", "-s", "4096", "-o", trace, "-e", "trace=write,writev,sendto,sendmsg,fdatasync,fsync")
+    wrap = ("strace", "-D", "-f", "-y", "-s", "4096", "-o", trace, "-e", "trace=write,writev,sendto,sendmsg,fdatasync,fsync,syncfs")
     answers = setting("ANSWERS", 200, 10_000)
     with Server({"LEITSTAND_FSYNC": "always"}, wrap=wrap) as server:
         assert server.up, server.log_text()
@@ -30,15 +31,15 @@ def run():
         assert not bad, bad
     # strace ends a little after the service.
     wait_until(lambda: "+++ exited with 0 +++" in open(trace, errors="replace").read().rsplit("\n", 2)[-2], 10, "the whole trace")
-    checked, dirs = check(open(trace, errors="replace").read().split("\n"))
+    checked, dirs, whole = check(open(trace, errors="replace").read().split("\n"))
     os.unlink(trace)
-    print(f"order: {checked} answers, each after its fdatasync; {dirs} new files, each after the sync of the directory")
+    print(f"order: {checked} answers, each after a sync that began after its write; {whole} syncs served several domains; {dirs} new files, each durable by name")
     assert checked == answers and dirs == 5, (checked, dirs)
 
 
 def check(lines):
-    written, synced, entered, checked = {}, set(), set(), 0   # id -> file; ids on disk; files with a durable name
-    waiting = {}                                              # pid -> (call, path, ids written before it began)
+    written, synced, entered, checked, whole = {}, set(), set(), 0, 0  # id -> file; ids on disk; files with a durable name
+    waiting = {}                                                       # pid -> (call, path, ids it is about)
     for line in lines:
         m = re.match(r"^(\d+)\s+(?:<\.\.\. (\w+) resumed>)?(.*)$", line)
         if not m: continue
@@ -53,15 +54,20 @@ def check(lines):
                     assert written[i] in entered, f"{i} was acknowledged before the directory was synced"
                     checked += 1
                 continue
-            if path.endswith(".jsonl") and call in ("write", "writev"):
-                for i in ids: written[i] = path
-                continue
-            if call in ("fdatasync", "fsync"):
-                before = [i for i, p in written.items() if p == path] if path.endswith(".jsonl") else list(set(written.values()))
-                waiting[pid] = (path, before)
-                if "unfinished" in args: continue
-                rest = args
-        if pid in waiting and ("= 0" in rest):
-            path, before = waiting.pop(pid)
-            (synced if path.endswith(".jsonl") else entered).update(before)
-    return checked, len(entered)
+            if path.endswith(".jsonl") and call in ("write", "writev"): waiting[pid] = ("write", path, ids)
+            # A sync is about what was written when it began.
+            elif call in ("fdatasync", "fsync", "syncfs"):
+                waiting[pid] = (call, path, [i for i, p in written.items() if p == path or not path.endswith(".jsonl")])
+            else: continue
+            if "unfinished" in args: continue
+            rest = args
+        if pid not in waiting: continue
+        call, path, ids = waiting.pop(pid)
+        if call == "write":
+            assert re.search(r"= \d+$", rest), f"a write failed: {rest[-80:]}"
+            written.update((i, path) for i in ids)
+        elif rest.endswith("= 0"):
+            if call == "syncfs" or path.endswith(".jsonl"): synced.update(ids)
+            if not path.endswith(".jsonl"): entered.update(written[i] for i in ids)
+            whole += call == "syncfs"
+    return checked, len(entered), whole

@@ -1,0 +1,234 @@
+//! `DiskThread`: a thread that may block, and takes turns and syncs for whoever is ready.
+//!
+//! It syncs before it writes more, because clients wait for syncs; what it was writing goes to another
+//! thread meanwhile. So of two threads one syncs and the other writes what comes, and a lone request is
+//! written and synced by one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::disk::{Disk, FileId};
+use super::error::StoreError;
+use super::ready::{IN_LINE, SIDE_BY_SIDE, Threads};
+use super::rounds::Round;
+use super::writer::{Desk, DomainWriter, Written};
+
+/// How long a thread that has nothing left to do looks for more.
+const LINGER: Duration = Duration::from_micros(50);
+/// How long it then sleeps, to be woken for more, before it ends. The one that fell asleep last is woken
+/// first: so few threads do all the work, and the others' memory is given back.
+const SLEEP: Duration = Duration::from_millis(100);
+
+/// A writer that is to take turns on a thread that may block.
+pub(crate) struct Turns<D: Disk> {
+    pub(super) writer: Arc<DomainWriter<D>>,
+    pub(super) desk: Desk<D>,
+}
+
+/// One thread that does what is ready.
+pub(crate) struct DiskThread<D: Disk> {
+    shared: Arc<Shared<D>>,
+    ended: bool,
+}
+
+impl<D: Disk> DiskThread<D> {
+    /// Starts one for work that nobody is coming for.
+    pub(crate) fn spawn(shared: &Arc<Shared<D>>) {
+        let thread = DiskThread { shared: shared.clone(), ended: false };
+        shared.runtime().spawn_blocking(move || thread.run());
+    }
+
+    fn run(mut self) {
+        let mut left = None;
+        loop {
+            if let Some(round) = self.shared.next_round() {
+                if let Some(Turns { writer, desk }) = left.take() {
+                    DomainWriter::spawn(&writer, desk);
+                }
+                self.shared.sync(round);
+                continue;
+            }
+            let Some(Turns { writer, desk }) = left.take().or_else(|| self.next()) else { break };
+            left = writer.run(desk, false).map(|desk| Turns { writer, desk });
+        }
+        self.ended = true;
+    }
+
+    fn next(&self) -> Option<Turns<D>> {
+        let now = Instant::now();
+        let mut bed = Bed { sleepers: &self.shared.sleepers, lain_down: false };
+        let look_again = || {
+            if now.elapsed() < LINGER {
+                // Whoever brings work may need this processor for it.
+                std::thread::yield_now();
+                return true;
+            }
+            if !bed.lain_down {
+                bed.lie_down();
+                return true;
+            }
+            std::thread::park_timeout(SLEEP);
+            false
+        };
+        self.shared.ready.take(now, look_again)
+    }
+}
+
+/// Threads that sleep until there is work, the one that fell asleep last at the end.
+#[derive(Debug, Default)]
+pub(super) struct Sleepers(Mutex<Vec<Thread>>);
+
+impl Sleepers {
+    /// There is work for one.
+    fn wake_one(&self) {
+        if let Some(thread) = self.threads().pop() {
+            thread.unpark();
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
+        // Changed by single pushes and removals.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of this thread among the sleepers.
+struct Bed<'a> {
+    sleepers: &'a Sleepers,
+    lain_down: bool,
+}
+
+impl Bed<'_> {
+    /// From now on it may be woken; whoever lies down must look for work once more before it sleeps.
+    fn lie_down(&mut self) {
+        self.lain_down = true;
+        self.sleepers.threads().push(std::thread::current());
+    }
+}
+
+impl Drop for Bed<'_> {
+    fn drop(&mut self) {
+        if self.lain_down {
+            let me = std::thread::current().id();
+            self.sleepers.threads().retain(|thread| thread.id() != me);
+        }
+    }
+}
+
+/// A turn or a sync has panicked, or the runtime is gone.
+impl<D: Disk> Drop for DiskThread<D> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.shared.ready.died();
+        if std::thread::panicking() && self.shared.rounds.any_waiting() {
+            self.shared.ready.started();
+            DiskThread::spawn(&self.shared);
+        }
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    /// Puts turns down for a thread that may block: one that comes by, one that is woken, or a new one.
+    pub(super) fn put_ready(self: &Arc<Self>, turns: Turns<D>, bulky: bool, afloat: bool) {
+        if self.ready.put(turns, Instant::now(), self.threads_for(bulky, afloat)) {
+            DiskThread::spawn(self);
+        } else {
+            self.sleepers.wake_one();
+        }
+    }
+
+    /// How many threads are enough for work that is `bulky` or not, of a domain that has something
+    /// `afloat` or not.
+    pub(super) fn threads_for(&self, bulky: bool, afloat: bool) -> Threads {
+        // Whoever syncs comes back soon, and the work would only go with his next round.
+        let goes_with_next = afloat || self.disk.syncs_together();
+        if goes_with_next && !bulky { IN_LINE } else { SIDE_BY_SIDE }
+    }
+
+    /// What to sync next. Where one sync carries all domains, what is ready is written first and goes with it.
+    fn next_round(&self) -> Option<Round<Arc<DomainWriter<D>>>> {
+        if !self.rounds.any_waiting() {
+            return None;
+        }
+        let together = self.disk.syncs_together();
+        if together && !self.rounds.are_together() {
+            for Turns { writer, desk } in self.ready.all(Instant::now()) {
+                if let Some(desk) = writer.run(desk, false) {
+                    writer.spawn(desk);
+                }
+            }
+        }
+        self.rounds.take(together)
+    }
+
+    /// Syncs what waits for it, unless that goes with a later round. True: it did.
+    pub(super) fn help_with_a_round(&self) -> bool {
+        let round = self.rounds.take(self.disk.syncs_together());
+        let found = round.is_some();
+        round.into_iter().for_each(|round| self.sync(round));
+        found
+    }
+
+    /// Makes everything durable that the writers of a round have afloat, with one call if there are several.
+    fn sync(&self, round: Round<Arc<DomainWriter<D>>>) {
+        let groups = round.writers.iter().map(|writer| (writer.clone(), writer.take_afloat())).collect();
+        let mut under_way = UnderWay { shared: self, round, groups };
+        let started = Instant::now();
+        let together = under_way.groups.len() > 1 && self.sync_all(&under_way.groups);
+        if together {
+            self.metrics.synced(started.elapsed());
+        }
+        while let Some((_, groups)) = under_way.groups.front() {
+            let result = if together { Ok(()) } else { self.sync_one(groups) };
+            let Some((writer, groups)) = under_way.groups.pop_front() else { break };
+            match result {
+                Ok(()) => writer.landed(groups),
+                Err(error) => writer.sank(groups, &error),
+            }
+        }
+    }
+
+    /// True: all of it is on the disk.
+    fn sync_all(&self, groups: &VecDeque<Groups<D>>) -> bool {
+        let afloat = || groups.iter().flat_map(|(_, groups)| groups).map(|group| &group.afloat);
+        let files: Vec<FileId> = afloat().map(|afloat| afloat.file_id()).collect();
+        let Some(since) = afloat().map(|afloat| afloat.started()).min() else { return false };
+        let synced = self.disk.sync_all(&files, since);
+        if synced {
+            afloat().for_each(|afloat| afloat.was_synced());
+        }
+        synced
+    }
+
+    /// All groups that one writer has afloat are in one file, and are synced with the last.
+    fn sync_one(&self, groups: &[Written<D>]) -> Result<(), StoreError> {
+        let Some(last) = groups.last() else { return Ok(()) };
+        let started = Instant::now();
+        last.afloat.sync(&self.disk)?;
+        self.metrics.synced(started.elapsed());
+        Ok(())
+    }
+}
+
+type Groups<D> = (Arc<DomainWriter<D>>, Vec<Written<D>>);
+
+/// A round until its end; if that is a panic, what it had is in doubt.
+struct UnderWay<'a, D: Disk> {
+    shared: &'a Shared<D>,
+    round: Round<Arc<DomainWriter<D>>>,
+    groups: VecDeque<Groups<D>>,
+}
+
+impl<D: Disk> Drop for UnderWay<'_, D> {
+    fn drop(&mut self) {
+        for (writer, groups) in self.groups.drain(..) {
+            writer.sank(groups, &StoreError::Panicked);
+        }
+        self.shared.rounds.done(&self.round);
+    }
+}
