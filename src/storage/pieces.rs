@@ -14,9 +14,13 @@ pub(crate) const PIECE_BYTES: usize = 128 << 10;
 /// After a sync that took longer the next piece is twice as large: where syncs are slow, few of them
 /// are better.
 const SLOW_SYNC: Duration = Duration::from_millis(2);
-/// How long a small group counts as "lately": so many full seconds, and the one that has begun. Longer, and
-/// the large pay for rare requests, which would hardly notice.
-const NEIGHBOUR_S: u64 = 1;
+/// Whoever writes so many small groups in a second writes little. Less, and the large pay for rare requests,
+/// which would hardly notice: a group of their own that is written at once holds those up once for
+/// what it takes the disk.
+const OFTEN: u64 = 10;
+/// No more groups of a second are counted; half of them still count in the next, so that who goes on is known
+/// from its first moment.
+const COUNTED_MAX: u64 = 2 * OFTEN;
 /// Places for writers that wrote little; two that share one may hide each other for a while.
 const PLACES: usize = 16;
 
@@ -73,11 +77,10 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Which writers have written little lately?
+/// Which writers write little, and often?
 pub(crate) struct Neighbours {
     started: Instant,
-    /// The last small group in each place: seconds after `started`, plus one, in the upper half, and its
-    /// writer in the lower; 0 for none.
+    /// The writer of small groups in each place, and how many, as [`Said`]; 0 for none.
     small: [AtomicU64; PLACES],
     next: AtomicU32,
 }
@@ -85,6 +88,51 @@ pub(crate) struct Neighbours {
 /// One of the writers of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriterId(u32);
+
+/// What is known of a writer, in one number: 32 bits for a second after the start, 8 for the groups that
+/// count in it, and 24 for the writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said(u64);
+
+impl Said {
+    fn new(second: u64, groups: u64, writer: WriterId) -> Said {
+        Said(second << 32 | groups << 24 | writer.mark())
+    }
+
+    fn second(self) -> u64 {
+        self.0 >> 32
+    }
+
+    fn groups(self) -> u64 {
+        self.0 >> 24 & 0xff
+    }
+
+    fn is_of(self, writer: WriterId) -> bool {
+        self.0 & 0xff_ffff == writer.mark()
+    }
+
+    /// One more group in `second`.
+    fn and_one(self, second: u64, writer: WriterId) -> Said {
+        let before = match second.saturating_sub(self.second()) {
+            _ if !self.is_of(writer) => 0,
+            0 => self.groups(),
+            1 => self.groups() / 2,
+            _ => 0,
+        };
+        Said::new(second, (before + 1).min(COUNTED_MAX), writer)
+    }
+
+    fn is_near(self, second: u64) -> bool {
+        self.groups() >= OFTEN && second.saturating_sub(self.second()) <= 1
+    }
+}
+
+impl WriterId {
+    /// Two writers that are 16 million apart may be taken for each other.
+    fn mark(self) -> u64 {
+        u64::from(self.0) & 0xff_ffff
+    }
+}
 
 impl Neighbours {
     pub(crate) fn new() -> Self {
@@ -98,21 +146,21 @@ impl Neighbours {
 
     pub(crate) fn wrote_little(&self, writer: WriterId, now: Instant) {
         let place = &self.small[writer.0 as usize % PLACES];
-        let said = self.second(now) << 32 | u64::from(writer.0);
-        // Written once a second, so that writers do not fight for it.
-        if place.load(Ordering::Relaxed) != said {
-            place.store(said, Ordering::Relaxed);
+        let said = Said(place.load(Ordering::Relaxed));
+        let says = said.and_one(self.second(now), writer);
+        // Written a few times a second, so that writers do not fight for it. One that is overwritten in
+        // between is not counted.
+        if said != says {
+            place.store(says.0, Ordering::Relaxed);
         }
     }
 
-    /// Has anybody but `writer` written little lately? A writer whose groups are now small, now large has
-    /// nobody to make way for but himself.
+    /// Does anybody but `writer` write little, and often, up to a second or two ago? A writer whose groups are
+    /// now small, now large has nobody to make way for but himself.
     pub(crate) fn near(&self, writer: WriterId, now: Instant) -> bool {
         let second = self.second(now);
-        self.small
-            .iter()
-            .map(|place| place.load(Ordering::Relaxed))
-            .any(|said| said != 0 && said as u32 != writer.0 && second.saturating_sub(said >> 32) <= NEIGHBOUR_S)
+        let said = self.small.iter().map(|place| Said(place.load(Ordering::Relaxed)));
+        said.into_iter().any(|said| !said.is_of(writer) && said.is_near(second))
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -163,21 +211,57 @@ mod tests {
         }
     }
 
-    /// Broken, small requests would wait behind a whole group, or a lone large writer would sync often.
+    /// Broken, small requests would wait behind a whole group, or a large writer would sync often for the
+    /// sake of who hardly writes.
     #[test]
-    fn a_neighbour_is_near_for_a_second() {
+    fn a_neighbour_writes_often_and_is_near_for_a_second() {
         let neighbours = Neighbours::new();
         let after = |seconds| neighbours.started + Duration::from_secs(seconds);
         let (small, large) = (neighbours.join(), neighbours.join());
         assert!(!neighbours.near(large, after(0)) && !neighbours.near(large, after(100)));
         for wrote in [0, 50] {
-            neighbours.wrote_little(small, after(wrote));
+            for _ in 0..OFTEN {
+                assert!(!neighbours.near(large, after(wrote)));
+                neighbours.wrote_little(small, after(wrote));
+            }
             assert!(neighbours.near(large, after(wrote)) && neighbours.near(large, after(wrote + 1)));
             assert!(!neighbours.near(large, after(wrote + 2)));
             assert!(!neighbours.near(small, after(wrote)), "it is nobody's neighbour but others'");
         }
-        neighbours.wrote_little(large, after(100));
-        neighbours.wrote_little(small, after(100));
+        for writer in [large, small].repeat(OFTEN as usize) {
+            neighbours.wrote_little(writer, after(100));
+        }
         assert!(neighbours.near(large, after(100)) && neighbours.near(small, after(100)));
+    }
+
+    /// Broken, the first requests of each second would wait, or rare ones would add up to a neighbour.
+    #[test]
+    fn who_goes_on_stays_a_neighbour_and_who_writes_rarely_never_is() {
+        let neighbours = Neighbours::new();
+        let after = |seconds| neighbours.started + Duration::from_secs(seconds);
+        let (often, rarely, large) = (neighbours.join(), neighbours.join(), neighbours.join());
+        for second in 0..1000 {
+            for _ in 0..OFTEN / 2 {
+                neighbours.wrote_little(rarely, after(second));
+                assert!(!neighbours.near(large, after(second)));
+            }
+        }
+        for second in 2000..2100 {
+            for n in 0..500 {
+                neighbours.wrote_little(often, after(second));
+                assert!(neighbours.near(large, after(second)) || (second == 2000 && n + 1 < OFTEN));
+            }
+        }
+    }
+
+    /// Broken, a writer would be taken for another, or hide it for good.
+    #[test]
+    fn what_is_said_of_a_writer_is_what_was_meant() {
+        for (second, groups, writer) in [(1, 1, 0), (u64::from(u32::MAX), COUNTED_MAX, 0xff_ffff), (7, 3, 0x1_0000)] {
+            let said = Said::new(second, groups, WriterId(writer));
+            assert_eq!((said.second(), said.groups(), said.is_of(WriterId(writer))), (second, groups, true));
+            assert!(!said.is_of(WriterId(writer ^ 1)));
+            assert_eq!(said.and_one(second + 1, WriterId(writer ^ 1)).groups(), 1);
+        }
     }
 }
