@@ -600,7 +600,11 @@ impl StoreMetrics {
             ("leitstand_group_batches", "Requests that shared one write and one sync.", &cells.group_batches),
             ("leitstand_group_bytes", "Bytes of one write.", &cells.group_bytes),
             ("leitstand_write_seconds", "Time of one write call.", &cells.write),
-            ("leitstand_sync_seconds", "Time of one sync: fdatasync, with the directory sync of a new file, or syncfs for several domains.", &cells.sync),
+            (
+                "leitstand_sync_seconds",
+                "Time of one sync: fdatasync, with the directory sync of a new file, or syncfs for several domains.",
+                &cells.sync,
+            ),
             ("leitstand_lock_wait_seconds", "Time a foreign process kept us from a domain's lock.", &cells.lock_wait),
         ] {
             family(page, name, help);
