@@ -327,6 +327,32 @@ fn wrong_places_are_refused() {
     }
 }
 
+/// Broken, a snapshot or a restore into a snapshot would make that one unsound.
+#[test]
+fn nothing_is_made_in_a_snapshot() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    fs::create_dir(place.path("below")).unwrap();
+    place.taken("below/other", &[]);
+    let before = names(&place.path("s"));
+    for args in [
+        &["snapshot", "--data-dir", "data", "--to", "s/x"][..],
+        &["snapshot", "--data-dir", "data", "--to", "s/x", "--base", "s"],
+        &["restore", "--from", "s", "--to", "s/x"],
+        &["restore", "--from", "below/other", "--to", "s/x"],
+    ] {
+        let finished = place.leitstand(args);
+        assert_refused(&place, &finished, 2, &["lies in", "outside"], &["below", "s"]);
+        assert_eq!(names(&place.path("s")), before, "{args:?}");
+    }
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    // A damaged one is still a snapshot; a foreign file of that name is nothing.
+    fs::remove_file(place.path("s").join(MANIFEST_SHA256)).unwrap();
+    assert_eq!(place.snapshot("s/x", &[]).code, Some(2));
+    fs::write(place.path("below").join(MANIFEST), "{\"format\":\"other\"}").unwrap();
+    place.taken("below/x", &[]);
+}
+
 /// Broken, a name would be too long for what is made beside it.
 #[test]
 fn a_name_leaves_room_for_what_is_made_beside_it() {
@@ -711,6 +737,26 @@ fn a_base_is_trusted_only_as_far_as_it_is_known() {
         for name in ["base", "next"] {
             fs::remove_dir_all(place.path(name)).unwrap();
         }
+    }
+}
+
+/// Broken, a flipped byte of a base would be linked into every later snapshot, each of them told to be good.
+#[test]
+fn a_base_with_a_damaged_end_is_refused() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    // Copied from elsewhere, as a base may be; then its source has another number.
+    for is_other_file in [false, true] {
+        if is_other_file {
+            fs::copy(place.data().join("a.jsonl"), place.path("copy")).unwrap();
+            fs::rename(place.path("copy"), place.data().join("a.jsonl")).unwrap();
+        }
+        assert!(Command::new("cp").args(["-r", "s", "base"]).current_dir(place.dir.path()).status().unwrap().success());
+        let part = OpenOptions::new().write(true).open(place.path("base/a.jsonl")).unwrap();
+        part.write_all_at(b"X", 3).unwrap();
+        let finished = place.snapshot("next", &["--base", "base"]);
+        assert_refused(&place, &finished, 1, &["base cannot be used", "a.jsonl", "verify --snapshot"], &["base", "s"]);
+        fs::remove_dir_all(place.path("base")).unwrap();
     }
 }
 
@@ -1249,6 +1295,8 @@ fn a_snapshot_over_http_is_refused_by_token_and_by_path() {
         assert_eq!(server.metric("leitstand_snapshots_total", &format!("result=\"{result}\"")), times, "{result}");
     }
     assert_eq!(server.send(&admin(&good)).status, 200);
+    server.send(&admin(&json!({"path": "x/in-it"}))).assert_error(400, "invalid path");
+    assert!(check(&backups.path().join("x"), &mut |_| {}).unwrap().is_clean(), "the one before is as it was");
 
     let without = TestServer::builder().env("LEITSTAND_ADMIN_TOKEN", ADMIN).start();
     without.send(&admin(&good)).assert_error(404, "Not Found");

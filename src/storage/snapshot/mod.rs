@@ -415,7 +415,7 @@ impl Taking<'_> {
             return Ok(None);
         }
         let parts = base.segments(entry)?;
-        let Some(content) = self.content_of_base(entry, &parts, seen)? else { return Ok(None) };
+        let Some(content) = self.content_of_base(base, entry, &parts, seen)? else { return Ok(None) };
         for segment in &entry.segments {
             self.dir.link(&base.dir, &segment.name).map_err(|e| match e.kind() {
                 io::ErrorKind::CrossesDevices => {
@@ -427,25 +427,26 @@ impl Taking<'_> {
         Ok(Some((content, entry.segments.clone())))
     }
 
-    /// What the base holds, if the source begins with it.
+    /// What the base holds, if the source begins with it. A base whose end is not what its own
+    /// manifest says is refused: its parts would be linked, and the damage with them.
     fn content_of_base(
         &mut self,
+        base: &Base,
         entry: &FileEntry,
         parts: &[File],
         seen: &Seen,
     ) -> Result<Option<Content>, SnapshotError> {
         let fail = |e| SnapshotError::io("read", self.disk.root().join(&entry.name), e);
-        if FileId::from(entry.source) == seen.id {
-            let from = entry.bytes.saturating_sub(TRUST_BYTES);
-            let mut theirs = vec![0; (entry.bytes - from) as usize];
-            let mut ours = theirs.clone();
-            read_parts(parts, &entry.segments, &mut theirs, from).map_err(fail)?;
-            read_exact_at(&seen.file, &mut ours, from).map_err(fail)?;
-            if ours == theirs
-                && let Some(content) = Content::resume(entry, &ours)
-            {
-                return Ok(Some(content));
-            }
+        let from = entry.bytes.saturating_sub(TRUST_BYTES);
+        let mut theirs = vec![0; (entry.bytes - from) as usize];
+        let mut ours = theirs.clone();
+        read_parts(parts, &entry.segments, &mut theirs, from).map_err(fail)?;
+        read_exact_at(&seen.file, &mut ours, from).map_err(fail)?;
+        if ours == theirs
+            && FileId::from(entry.source) == seen.id
+            && let Some(content) = Content::resume(entry, &ours)
+        {
+            return Ok(Some(content));
         }
         let mut content = Content::new();
         while content.bytes() < entry.bytes {
@@ -453,7 +454,18 @@ impl Taking<'_> {
             content.add(self.block.bytes());
             self.step(&entry.name, content.bytes());
         }
-        Ok((content.sha256() == entry.sha256).then_some(content))
+        if content.sha256() != entry.sha256 {
+            return Ok(None);
+        }
+        if ours != theirs {
+            // The source is what the base should hold, so it is the base that is wrong.
+            let reason = format!(
+                "{} does not end as its manifest says; `leitstand verify --snapshot` names the part",
+                entry.name
+            );
+            return Err(SnapshotError::BadBase(Box::new(SnapshotError::damaged(base.dir.path(), reason))));
+        }
+        Ok(Some(content))
     }
 
     /// Copies what `content` does not hold yet into a new part.
