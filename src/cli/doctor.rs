@@ -30,7 +30,7 @@ pub struct DoctorArgs {
     token_file: Option<PathBuf>,
     /// One JSON document instead of lines
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Also what should be in order before a release goes out
     #[arg(long, conflicts_with = "post_deploy")]
     release: bool,

@@ -20,7 +20,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads everything; the message names every wrong setting.
 pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
-    Loader::new(args).load(&Values::default()).map_err(|e| e.to_string())
+    let loader = Loader::new(args);
+    loader.load(&Values::default()).map_err(|refused| loader.told(&refused))
 }
 
 /// Only the data directory: who looks at files needs no token.
@@ -120,9 +121,25 @@ impl Loader {
             read: &read,
             read_store: Some(&|path| std::fs::read(path)),
         })?;
-        config.warnings.extend(unknown_variables(self.environment.keys().map(String::as_str), "environment"));
-        config.warnings.extend(unknown_variables(dot_env.keys().map(String::as_str), DOT_ENV));
+        config.warnings.extend(self.unknown_in(&dot_env));
         Ok(config)
+    }
+
+    /// A warning for each variable that looks like a setting and is none.
+    pub(super) fn unknown_names(&self) -> Vec<String> {
+        self.unknown_in(&self.dot_env().unwrap_or_default())
+    }
+
+    /// A refusal for people, with the names that may be the reason.
+    pub(super) fn told(&self, refused: &ConfigError) -> String {
+        let warnings = self.unknown_names().into_iter().map(|warning| format!("\n  warning: {warning}"));
+        refused.to_string() + &warnings.collect::<String>()
+    }
+
+    fn unknown_in(&self, dot_env: &HashMap<String, OsString>) -> Vec<String> {
+        let mut unknown = unknown_variables(self.environment.keys().map(String::as_str), "environment");
+        unknown.extend(unknown_variables(dot_env.keys().map(String::as_str), DOT_ENV));
+        unknown
     }
 
     /// A digest of all that [`Loader::load`] reads and that can change, but for the named tokens: who

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::data::{ProgressLine, count, print, refused};
+use super::data::{count, print, refused};
+use super::progress::ProgressLine;
 use super::snapshot::poisoned;
 use crate::storage::snapshot::{RestoreOptions, RestoreReport, restore};
 
@@ -26,7 +27,7 @@ pub struct RestoreArgs {
 
 pub(super) fn run(args: &RestoreArgs) -> Result<ExitCode, String> {
     let options = RestoreOptions { from: args.from.clone(), to: args.to.clone() };
-    let mut line = ProgressLine::new(!args.json);
+    let mut line = ProgressLine::new("restore", !args.json);
     let report = restore(&options, &mut |progress| line.tell(progress));
     drop(line);
     let report = match report {

@@ -39,6 +39,9 @@ pub enum TokenCommand {
     Revoke {
         /// Name of the token
         name: String,
+        /// One JSON document on stdout
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -99,11 +102,21 @@ pub struct Place {
     data_dir: Option<PathBuf>,
 }
 
+impl TokenCommand {
+    pub(super) fn wants_json(&self) -> bool {
+        match self {
+            TokenCommand::Add(args) => args.secret.json,
+            TokenCommand::Rotate(args) => args.secret.json,
+            TokenCommand::List { json, .. } | TokenCommand::Revoke { json, .. } => *json,
+        }
+    }
+}
+
 pub(super) fn run(command: &TokenCommand) -> Result<(), String> {
     match command {
         TokenCommand::Add(args) => add(args),
         TokenCommand::List { json, place } => list(*json, place),
-        TokenCommand::Revoke { name, place } => revoke(name, place),
+        TokenCommand::Revoke { name, json, place } => revoke(name, *json, place),
         TokenCommand::Rotate(args) => rotate(args),
     }
 }
@@ -146,9 +159,12 @@ fn rotate(args: &RotateArgs) -> Result<(), String> {
     args.secret.tell(&secret, &token, "rotated", now_s)
 }
 
-fn revoke(name: &str, place: &Place) -> Result<(), String> {
+fn revoke(name: &str, as_json: bool, place: &Place) -> Result<(), String> {
     let token = place.open()?.update(|store| store.revoke(name))?;
     std::thread::sleep(NOTICED_AFTER);
+    if as_json {
+        print(&format!("{:#}\n", json!({"revoked": document(&token, now_s())})));
+    }
     eprintln!("Token {name:?} (sha256:{:?}) is revoked.", token.digest);
     Ok(())
 }

@@ -910,6 +910,23 @@ fn nothing_but_lines_is_printed_where_there_is_no_terminal() {
     }
 }
 
+/// Broken, a log would not say how far a long backup is.
+#[test]
+fn what_takes_long_says_how_far_it_is_in_plain_lines() {
+    let place = Place::filled();
+    let finished = place.snapshot("s", &["--rate", "700KiB"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let lines: Vec<&str> = finished.stderr.lines().collect();
+    assert!(!lines.is_empty(), "{finished:?}");
+    for line in lines {
+        let rest = line.strip_prefix("snapshot: ").unwrap_or_else(|| panic!("{line}"));
+        assert!(rest.contains(" % of 2 MiB, ") && rest.ends_with(".jsonl"), "{line}");
+        assert!(!line.contains(['\r', '\x1b']), "{line:?}");
+    }
+    let silent = place.snapshot("s2", &["--rate", "700KiB", "--json"]);
+    assert_eq!((silent.code, silent.stderr.as_str()), (Some(0), ""), "{silent:?}");
+}
+
 /// How often it was told how far something has come, checked on the way.
 struct Told {
     times: usize,

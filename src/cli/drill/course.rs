@@ -13,6 +13,7 @@ use super::report::{Check, Counts, Report, Snapshot, Source, Step};
 use super::service::{self, Binary, Ended, Running, Service};
 use super::workdir::{DATA, SNAPSHOTS};
 use super::{DrillArgs, Halt, smoke, survey};
+use crate::cli::progress::bar;
 use crate::timestamp::parse_rfc3339;
 
 /// How often the course of the load is looked at.
@@ -108,7 +109,12 @@ impl Drill {
             self.look_at(&mut snapshots, began.elapsed())?;
             let acknowledged = load.acknowledged();
             self.progress.tick(|| {
-                format!("load: {} of {}, {acknowledged} events acknowledged", human(began.elapsed()), human(until))
+                let percent = (100 * began.elapsed().as_millis() / until.as_millis().max(1)).min(100) as u64;
+                format!(
+                    "{} {percent:3} % of {} of load, {acknowledged} events acknowledged",
+                    bar(percent),
+                    human(until)
+                )
             });
             std::thread::sleep(LOOK_EVERY);
         }

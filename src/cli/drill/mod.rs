@@ -78,7 +78,7 @@ pub struct DrillArgs {
     keep: bool,
     /// Print the report as one JSON document
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Why a drill does not go on.
