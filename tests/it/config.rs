@@ -291,6 +291,43 @@ fn a_wrong_patch_changes_nothing_and_is_told_by_key() {
     assert!(!server.log().contains("leitstand::audit"));
 }
 
+/// Broken, a patch would be mended one mistake and one request at a time.
+#[test]
+fn all_that_is_wrong_with_a_patch_is_told_at_once() {
+    let server = TestServer::new();
+    let wrong = json!({
+        "request_timeout_ms": 5, "rate_limit": "nix", "bogus": 1, "port": 1, "token": "x",
+        "logging": {"format": "xml", "levle": "INFO"}, "features": {"stat": true}, "loging": {"level": "INFO"},
+    });
+    let answer = server.send(&patch_request(wrong.to_string()));
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    for part in [
+        "request_timeout_ms must be a whole number from 1000 to 300000",
+        "rate_limit expected e.g. 60/minute",
+        "bogus is no setting",
+        "port needs a restart",
+        "token is a secret",
+        "logging.format must be text or json",
+        "logging.levle is no setting; do you mean logging.level?",
+        "features.stat is none of version",
+        "loging is no setting; do you mean logging?",
+    ] {
+        assert!(detail.contains(part), "{part}: {detail}");
+    }
+    assert_eq!((answer.status, detail.split("; ").count()), (422, 11), "each once: {detail}");
+}
+
+/// Broken, a log would say that a route was switched on when it was switched off.
+#[test]
+fn each_switch_is_a_line_of_its_own() {
+    let server = TestServer::builder().env("LEITSTAND_DISABLE", "version").start();
+    patched(&server, json!({"features": {"docs": false, "version": true}}));
+    for (key, old, new) in [("features.docs", "true", "false"), ("features.version", "false", "true")] {
+        let line = server.log_line("its line", |line| line["target"] == "leitstand::audit" && line["key"] == key);
+        assert_eq!((&line["old"], &line["new"]), (&json!(old), &json!(new)), "{line}");
+    }
+}
+
 /// The bodies above that are no objects.
 fn parts_body(parts: &[&str]) -> String {
     if parts == ["object"] { "[]".to_owned() } else { "{".to_owned() }

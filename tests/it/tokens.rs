@@ -358,6 +358,7 @@ fn a_revoked_token_is_refused_within_a_second() {
     println!("revoked tokens were refused after {worst:?} at most");
     assert!(worst <= NOTICED_WITHIN, "{worst:?}");
     let line = server.log_line("the revocation is audited", |line| line["action"] == "token_revoked");
+    assert!(line["old"].as_str().unwrap().starts_with("sha256:") && line["new"] == "none", "{line}");
     assert_eq!((&line["token"], line["sha256"].as_str().map(str::len)), (&json!("r0"), Some(8)));
 }
 
@@ -632,6 +633,17 @@ fn tokens_that_end_soon_are_told() {
         "the soonest first: {series:?}"
     );
     assert_eq!(server.metric("leitstand_tokens", ""), 4.0);
+    assert_eq!(server.metric("leitstand_tokens_expiring", ""), 1.0);
+    assert_eq!(server.get("/api/v1/ops/metrics").json()["tokens_expiring"], 1);
+    // One that comes later is told of at once, not with the next day; and again when its end is another.
+    let ends =
+        |name: &str| server.log_lines().iter().filter(|line| line["token"] == name && line["level"] == "WARN").count();
+    done(server.dir(), &["add", "added", "--expires", "12h"]);
+    wait_for("it is told of", PATIENCE, || (ends("added") == 1).then_some(()));
+    done(server.dir(), &["rotate", "added", "--expires", "13h"]);
+    wait_for("it is told of again", PATIENCE, || (ends("added") == 2).then_some(()));
+    assert_eq!(server.metric("leitstand_tokens_expiring", ""), 2.0);
+    assert_eq!(ends("soon"), 1, "once a day");
     done(server.dir(), &["revoke", "soon"]);
     assert!(!server.get("/metrics").text().contains("token=\"soon\""), "a series goes with its token");
 }
