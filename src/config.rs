@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::patterns::{DomainRules, Patterns};
 use crate::rate::RateLimits;
-use crate::storage::Fsync;
+use crate::storage::{Fsync, TOKEN_STORE, TOKEN_STORE_DIR};
 use crate::token::TokenStore;
 
 pub use document::{Values, edit_toml, leaves, merge_patch, patch, toml};
@@ -612,7 +612,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Where the named tokens are: `given`, or a place in the data directory.
 pub fn token_store(given: &str, data_dir: &Path) -> PathBuf {
-    if given.is_empty() { data_dir.join(".leitstand").join("tokens.json") } else { PathBuf::from(given) }
+    if given.is_empty() { data_dir.join(TOKEN_STORE_DIR).join(TOKEN_STORE) } else { PathBuf::from(given) }
 }
 
 /// The file is written over, so it must not be one with events.

@@ -52,6 +52,7 @@ fn document(report: &RestoreReport) -> Value {
         "lines": manifest.totals.lines,
         "bytes": manifest.totals.bytes,
         "poisoned": poisoned(manifest),
+        "tokens": manifest.tokens.is_some(),
         "duration_ms": report.took.as_millis() as u64,
     })
 }
@@ -66,6 +67,10 @@ fn lines(report: &RestoreReport) -> String {
                 file.name
             );
         }
+    }
+    if manifest.tokens.is_some() {
+        text += "note: the named tokens are those of the snapshot, so what was revoked or rotated since is good again; \
+                 look with `leitstand token list`, see RUNBOOK, \"Restore\"\n";
     }
     let totals = manifest.totals;
     text += &format!(

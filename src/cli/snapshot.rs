@@ -82,6 +82,7 @@ fn document(report: &SnapshotReport) -> Value {
             "file": file.name, "bytes": file.torn_tail_bytes,
         })).collect::<Vec<_>>(),
         "poisoned": poisoned(manifest),
+        "tokens": manifest.tokens.is_some(),
         "skipped": manifest.skipped,
         "duration_ms": report.took.as_millis() as u64,
     })

@@ -221,6 +221,66 @@ fn torn_tails_are_left_out_and_poison_stays() {
     }
 }
 
+/// Broken, a restored service would refuse every producer that has a token of its own.
+#[test]
+fn named_tokens_come_back_with_the_data() {
+    let place = Place::filled();
+    let token = |dir: &str, args: &[&str]| {
+        let finished = place.leitstand(&[&["token"], args, &["--data-dir", dir]].concat());
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished.stdout
+    };
+    token("data", &["add", "sensor-7"]);
+    let store = fs::read(place.data().join(".leitstand/tokens.json")).unwrap();
+    let said = place.taken("s", &[]);
+    assert_eq!((&said["tokens"], &said["files"]), (&json!(true), &json!(3)));
+    token("data", &["add", "later"]);
+    assert_eq!(place.taken("s2", &["--base", "s"])["tokens"], json!(true), "beside a base too");
+    for dir in ["r", "copied"] {
+        if dir == "copied" {
+            assert!(
+                Command::new("cp").args(["-r", "s", dir]).current_dir(place.dir.path()).status().unwrap().success()
+            );
+        } else {
+            let finished = place.leitstand(&["restore", "--from", "s", "--to", dir]);
+            assert!(finished.code == Some(0) && finished.stdout.contains("revoked or rotated since"), "{finished:?}");
+        }
+        assert_eq!(fs::read(place.path(dir).join(".leitstand/tokens.json")).unwrap(), store, "{dir}");
+        assert!(token(dir, &["list"]).contains("sensor-7"), "{dir}");
+    }
+    let mode = |path: &str| fs::metadata(place.path(path)).unwrap().mode() & 0o777;
+    assert_eq!((mode("r/.leitstand"), mode("r/.leitstand/tokens.json")), (0o700, 0o600));
+    assert_eq!((place.found("s"), place.found("s2")), ((vec![], Some(0)), (vec![], Some(0))));
+    // What is wrong with it is found, and not restored.
+    let path = place.path("s/.leitstand/tokens.json");
+    let tell = |kind: &str, name: &str| (vec![(kind.to_owned(), name.to_owned())], Some(1));
+    for (bytes, kind) in [
+        (Some(store.iter().map(|b| b ^ 1).collect::<Vec<_>>()), "wrong_hash"),
+        (Some(store[1..].to_vec()), "wrong_size"),
+        (None, "missing_part"),
+    ] {
+        fs::remove_file(&path).unwrap();
+        if let Some(bytes) = &bytes {
+            fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(place.found("s"), tell(kind, ".leitstand/tokens.json"));
+        let refused = place.leitstand(&["restore", "--from", "s", "--to", "r2"]);
+        assert_eq!((refused.code, place.path("r2").exists()), (Some(1), false), "{kind}: {refused:?}");
+        assert!(refused.stderr.contains("tokens.json"), "{refused:?}");
+        if bytes.is_none() {
+            fs::write(&path, &store).unwrap();
+        }
+    }
+    fs::write(place.path("s/.leitstand/other"), "x").unwrap();
+    assert_eq!(place.found("s"), tell("not_in_manifest", ".leitstand/other"));
+    // A link is told and not followed.
+    fs::rename(place.data().join(".leitstand"), place.path("elsewhere")).unwrap();
+    symlink(place.path("elsewhere"), place.data().join(".leitstand")).unwrap();
+    let finished = place.snapshot("s3", &[]);
+    assert!(finished.code == Some(1) && finished.stdout.contains("tokens cannot be read"), "{finished:?}");
+    assert!(!place.path("s3/.leitstand").exists());
+}
+
 /// Broken, a link would carry foreign bytes into the backup, or a file that was left out would not be told.
 #[test]
 fn what_is_no_data_file_is_told_and_not_followed() {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::content::{PIECE_BYTES, is_sha256, is_state, sha256};
 use super::directory::Directory;
 use super::error::SnapshotError;
+use super::tokens::TokensEntry;
 use crate::storage::disk::{FileKind, FileStat};
 use crate::storage::layout::{Owner, side_name};
 
@@ -41,6 +42,9 @@ pub struct Manifest {
     pub base: Option<String>,
     pub totals: Totals,
     pub files: Vec<FileEntry>,
+    /// The named tokens, if the data directory held some.
+    #[serde(default)]
+    pub tokens: Option<TokensEntry>,
     /// What stood in the data directory and is not part of the snapshot.
     pub skipped: Vec<Skipped>,
 }

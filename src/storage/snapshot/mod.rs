@@ -15,6 +15,7 @@ mod manifest;
 mod pace;
 mod restore;
 mod target;
+mod tokens;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -44,6 +45,7 @@ pub use manifest::{
     FileEntry, MANIFEST, MANIFEST_SHA256, Manifest, Segment, Skipped, Source, Totals, VERSION as MANIFEST_VERSION,
 };
 pub use restore::{RestoreOptions, RestoreReport, restore};
+pub use tokens::TokensEntry;
 
 /// Most segments of one file; then it is copied anew.
 pub const SEGMENTS_MAX: usize = 30;
@@ -161,6 +163,7 @@ fn take(
     let reserve = if target_dev == data_id.dev { reserve_bytes(dir, options)? } else { 0 };
     let mut taking = Taking {
         disk,
+        root: &root,
         options,
         dir,
         base: base.as_ref(),
@@ -262,6 +265,8 @@ struct Seen {
 
 struct Taking<'a> {
     disk: &'a RealDisk,
+    /// The data directory.
+    root: &'a Directory,
     options: &'a SnapshotOptions,
     dir: &'a Directory,
     base: Option<&'a Base>,
@@ -293,8 +298,18 @@ impl Taking<'_> {
             base: self.base.map(|base| base.id.clone()),
             totals: Totals::default(),
             files: Vec::with_capacity(sources.len()),
+            tokens: None,
             skipped,
         };
+        match tokens::copy(self.root, self.dir) {
+            Ok(entry) => manifest.tokens = entry,
+            Err(e) => manifest.skipped.push(Skipped {
+                name: tokens::shown(),
+                kind: "not_regular".to_owned(),
+                reason: format!("the named tokens cannot be read: {e}; see RUNBOOK, \"Tokens: give, rotate, revoke\""),
+                harmless: false,
+            }),
+        }
         for (names, owner) in sources {
             let Some(seen) = self.look(&names)? else { continue };
             // A writer may hold lines back, and one that never syncs certainly does.

@@ -19,7 +19,7 @@ use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{FileEntry, Manifest, segment_fault};
 use super::target::Target;
-use super::{open_snapshot, read_parts};
+use super::{open_snapshot, read_parts, tokens};
 use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
 use crate::storage::marker;
 use crate::storage::verify::Progress;
@@ -71,6 +71,9 @@ pub fn restore(
     let run = Run::new(&from, &partial.dir, &manifest, target.owner)?;
     run.check_room(&manifest, &options.to)?;
     run.all(&manifest, progress)?;
+    if let Some(entry) = &manifest.tokens {
+        tokens::restore(&from, &partial.dir, entry, target.owner)?;
+    }
     if let Some(owner) = target.owner {
         partial.dir.give_to(owner).map_err(|e| SnapshotError::io("give away", partial.dir.path(), e))?;
     }

@@ -12,7 +12,7 @@ use super::directory::{Directory, try_lock};
 use super::error::SnapshotError;
 use super::manifest::{FORMAT, MANIFEST};
 use crate::storage::disk::{FileId, FileKind};
-use crate::storage::layout::{NAME_BYTES_MAX, Owner, TORN_DIR};
+use crate::storage::layout::{NAME_BYTES_MAX, Owner, TOKEN_STORE_DIR, TORN_DIR};
 
 /// One snapshot at a time for each parent directory.
 const PARENT_LOCK: &str = ".snapshot.lock";
@@ -245,7 +245,8 @@ fn is_our_format(head: &str) -> bool {
 
 /// It holds nothing but what a restore writes, and nobody has its lock.
 fn is_dead_restore(dir: &Directory) -> io::Result<bool> {
-    let is_ours = |name: &OsString| name.to_str().is_some_and(|name| name == TORN_DIR || Owner::of(name).is_some());
+    let is_side = |name: &str| name == TORN_DIR || name == TOKEN_STORE_DIR;
+    let is_ours = |name: &OsString| name.to_str().is_some_and(|name| is_side(name) || Owner::of(name).is_some());
     Ok(dir.names()?.iter().all(is_ours) && dir.try_lock()?)
 }
 
