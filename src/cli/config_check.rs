@@ -23,14 +23,8 @@ pub struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, String> {
-    let loader = Loader::new(&args.bind);
-    let loaded = loader.load(&Values::default()).and_then(|config| {
-        let problems = data_dir_problems(&config.data_dir);
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
-    });
+    let (loaded, warnings) = load(&args.bind);
     let code = if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    // A name with a slip is often the reason for a problem.
-    let warnings = loaded.as_ref().map_or_else(|_| loader.unknown_names(), |config| config.warnings.clone());
     if args.json {
         data::print(&format!("{:#}\n", document(&loaded, &warnings)));
         return Ok(code);
@@ -43,6 +37,24 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, String> {
         eprintln!("leitstand: warning: {warning}");
     }
     Ok(code)
+}
+
+/// What it prints as JSON.
+pub(super) fn checked(bind: &BindArgs) -> Value {
+    let (loaded, warnings) = load(bind);
+    document(&loaded, &warnings)
+}
+
+/// What would hold, and what is doubtful.
+fn load(bind: &BindArgs) -> (Result<Config, ConfigError>, Vec<String>) {
+    let loader = Loader::new(bind);
+    let loaded = loader.load(&Values::default()).and_then(|config| {
+        let problems = data_dir_problems(&config.data_dir);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    });
+    // A name with a slip is often the reason for a problem.
+    let warnings = loaded.as_ref().map_or_else(|_| loader.unknown_names(), |config| config.warnings.clone());
+    (loaded, warnings)
 }
 
 /// `NAME=value  # source`

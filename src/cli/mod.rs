@@ -13,6 +13,7 @@ mod drill;
 pub mod env;
 mod healthcheck;
 mod heartbeat;
+mod host;
 mod http;
 mod logging;
 mod openapi;
@@ -22,6 +23,7 @@ mod repair;
 mod restore;
 mod serve;
 mod snapshot;
+mod support_bundle;
 mod token;
 mod token_watch;
 mod verify;
@@ -118,6 +120,10 @@ enum Command {
     ///
     /// Exit code 0: recovered within the targets, 1: a target missed or something lost, 2: could not run.
     Drill(drill::DrillArgs),
+    /// Gather what somebody elsewhere needs to help: settings, figures, file names, log; no payload, no secret
+    ///
+    /// Exit code 0: done, 1: something could not be had and is told, 2: not done.
+    SupportBundle(support_bundle::SupportBundleArgs),
     /// Give, show, revoke and rotate named tokens; a running service notices within a second
     Token {
         #[command(subcommand)]
@@ -193,6 +199,7 @@ impl Command {
             Command::Snapshot(args) => args.json,
             Command::Restore(args) => args.json,
             Command::Drill(args) => args.json,
+            Command::SupportBundle(args) => args.json,
             Command::Token { command } => command.wants_json(),
         }
     }
@@ -209,7 +216,8 @@ impl Command {
             | Command::Verify(_)
             | Command::Repair(_)
             | Command::Snapshot(_)
-            | Command::Restore(_) => data::COULD_NOT_LOOK,
+            | Command::Restore(_)
+            | Command::SupportBundle(_) => data::COULD_NOT_LOOK,
             Command::Drill(_) => drill::COULD_NOT_RUN,
             Command::Openapi { .. } => {
                 if cfg!(feature = "docs") {
@@ -235,6 +243,7 @@ impl Command {
             Command::Snapshot(args) => snapshot::run(args),
             Command::Restore(args) => restore::run(args),
             Command::Drill(args) => drill::run(args),
+            Command::SupportBundle(args) => support_bundle::run(args),
             Command::Token { command } => done(token::run(command)),
             Command::Openapi { json } => done(openapi::run(*json)),
         }

@@ -123,6 +123,7 @@ pub(super) fn run(command: &TokenCommand) -> Result<(), String> {
 
 fn add(args: &AddArgs) -> Result<(), String> {
     let file = args.place.open()?;
+    let is_new = !file.has_directory();
     let now_s = now_s();
     let expires_s = args.secret.expires_s(now_s)?;
     let grant = grant(args.name.clone(), &args.domain, args.default_domain.as_deref())
@@ -139,11 +140,15 @@ fn add(args: &AddArgs) -> Result<(), String> {
         grant: Arc::new(grant),
     };
     file.update(|store| store.add(token.clone()))?;
+    if is_new {
+        // A slip in the name of the directory looks the same, and no service would ever know the token.
+        eprintln!("leitstand: note: {:?} is the first store there; is that the directory of the service?", file.path());
+    }
     args.secret.tell(&secret, &token, "added", now_s)
 }
 
 fn rotate(args: &RotateArgs) -> Result<(), String> {
-    let file = args.place.open()?;
+    let file = args.place.open_with(&args.name)?;
     let now_s = now_s();
     let expires_s = args.secret.expires_s(now_s)?;
     let secret = args.secret.take()?;
@@ -160,7 +165,7 @@ fn rotate(args: &RotateArgs) -> Result<(), String> {
 }
 
 fn revoke(name: &str, as_json: bool, place: &Place) -> Result<(), String> {
-    let token = place.open()?.update(|store| store.revoke(name))?;
+    let token = place.open_with(name)?.update(|store| store.revoke(name))?;
     std::thread::sleep(NOTICED_AFTER);
     if as_json {
         print(&format!("{:#}\n", json!({"revoked": document(&token, now_s())})));
@@ -172,6 +177,9 @@ fn revoke(name: &str, as_json: bool, place: &Place) -> Result<(), String> {
 fn list(as_json: bool, place: &Place) -> Result<(), String> {
     let file = place.open()?;
     let found = file.read().map_err(|why| file.broken(&why))?;
+    if found.is_none() {
+        eprintln!("leitstand: note: there is no token store {:?}", file.path());
+    }
     let store = found.map(|found| found.store).unwrap_or_default();
     let now_s = now_s();
     if as_json {
@@ -295,6 +303,19 @@ impl SecretArgs {
 }
 
 impl Place {
+    /// The store, which must be there: it is to hold a token of this name. Makes nothing.
+    fn open_with(&self, name: &str) -> Result<TokenFile, String> {
+        let file = self.open()?;
+        match file.stamp() {
+            Ok(None) => Err(format!(
+                "there is no token {name:?}: there is no token store {:?}; name the directory of the service by --data-dir",
+                file.path()
+            )),
+            // Whatever else is wrong is told by who reads it.
+            _ => Ok(file),
+        }
+    }
+
     fn open(&self) -> Result<TokenFile, String> {
         let file = TokenFile::new(super::env::token_store(self.data_dir.as_deref())?);
         if let Ok(Some(found)) = file.read()

@@ -157,6 +157,27 @@ fn what_cannot_be_meant_is_refused() {
     }
 }
 
+/// Broken, a slip in a path would make directories, or a token that no service knows would be called good.
+#[test]
+fn a_store_that_is_not_there_is_told() {
+    let dir = temp_dir();
+    let at = |args: &[&str]| run(&mut command(dir.path(), &[&["token"], args, &["--data-dir", "slip"]].concat()));
+    for args in [&["revoke", "x"][..], &["rotate", "x"]] {
+        let finished = at(args);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished:?}");
+        for part in ["there is no token \"x\"", "slip/.leitstand/tokens.json", "--data-dir"] {
+            assert!(finished.stderr.contains(part), "{part}: {finished:?}");
+        }
+    }
+    let listed = at(&["list", "--json"]);
+    assert!(listed.code == Some(0) && listed.stderr.contains("no token store"), "{listed:?}");
+    assert!(!dir.path().join("slip").exists(), "nothing is made");
+    let added = at(&["add", "x"]);
+    assert!(added.code == Some(0) && added.stderr.contains("the directory of the service?"), "{added:?}");
+    let again = at(&["add", "y"]);
+    assert!(again.code == Some(0) && !again.stderr.contains("note:"), "{again:?}");
+}
+
 /// Broken, a secret that clients have already could not be moved into the store, or a weak one could.
 #[test]
 fn a_secret_may_be_given() {

@@ -129,6 +129,8 @@ STATES = {
             Step("leitstand doctor", "^[1-9][0-9]* ok, .*, 0 failed$"), Step("leitstand doctor --url", ", 0 failed$"),
             Step("curl -fsS $U/health/ready", OK), Step("curl -fsS", r'"version":"\d'), Step("curl -fsS $U/metrics", "^# TYPE "),
             Step("curl -fsS $U/api", '^  "disk_free_bytes": '), Step("curl -fsS", '^      "name": "health.test"')],
+        "RUNBOOK.md#Incident": [
+            Step("leitstand support-bundle", r"(?<!lacks)\b[1-9][0-9]* files in "), Step("ls", "^running-config.json$")],
         "RUNBOOK.md#Read-only": [
             Step("curl", '"on":true.*"drained":true'), Step("curl", r'^\{"on":false\}$'),
             Step("curl", r'^\{"on":false\}$')],
