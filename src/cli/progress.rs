@@ -86,8 +86,8 @@ pub(super) fn bar(percent: u64) -> String {
 /// ` 45 % of 315 MiB, 120 MiB/s, 2 seconds left, a.jsonl`
 fn told(progress: Progress<'_>, took: Duration) -> String {
     let rate = (progress.bytes_done as f64 / took.as_secs_f64().max(0.001)) as u64;
-    let left = progress.bytes.saturating_sub(progress.bytes_done).checked_div(rate);
-    let left = left.map_or(String::new(), |left_s| format!("{} left, ", roughly(left_s)));
+    let bytes_left = progress.bytes.saturating_sub(progress.bytes_done);
+    let left = if rate == 0 { String::new() } else { format!("{} left, ", roughly(bytes_left.div_ceil(rate))) };
     let (percent, all, rate) = (percent(progress), progress.bytes >> 20, rate >> 20);
     format!("{percent:3} % of {all} MiB, {rate} MiB/s, {left}{:.NAME_CHARS$}", progress.file)
 }

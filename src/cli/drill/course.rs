@@ -87,6 +87,7 @@ impl Drill {
 
     /// Loads a new service, takes snapshots beside it, and kills it when the time is over.
     fn load_and_kill(&mut self, args: &DrillArgs, plan: &Plan) -> Result<Loss, Halt> {
+        self.binary.add_named_token(Path::new(DATA))?;
         let mut service = self.binary.serve(Path::new(DATA), &self.interrupt)?;
         let load = Load::start(plan.clone(), self.binary.token().to_owned(), self.origin)
             .map_err(|e| Halt::Broken(format!("cannot start the clients: {e}")))?;
@@ -266,6 +267,10 @@ impl Drill {
     fn smoke(&mut self, service: Service, domain: &str) {
         self.progress.say("smoke tests");
         for smoke in smoke::tests(&self.report.run, self.binary.token(), domain, Path::new(DATA)) {
+            self.check(smoke.name, smoke.result);
+        }
+        if let Some(secret) = self.binary.named_token().map(str::to_owned) {
+            let smoke = smoke::named_token(&secret);
             self.check(smoke.name, smoke.result);
         }
         let stopped = match service.stop() {
