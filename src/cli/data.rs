@@ -73,6 +73,13 @@ pub(super) fn print_error(kind: &str, message: &str) {
     print(&format!("{:#}\n", json!({"error": {"kind": kind, "message": message}})));
 }
 
+/// 64 hex digits, of either case.
+pub(super) fn sha256(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_hash = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hash.then(|| text.to_ascii_lowercase()).ok_or_else(|| "must be 64 hex digits".to_owned())
+}
+
 /// "1 line", "2 lines".
 pub(super) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }

@@ -74,7 +74,9 @@ impl Cli {
         match (self.command, self.validate, self.restore, self.target) {
             (Some(command), ..) => command,
             (None, true, ..) => Command::Config { command: ConfigCommand::Check(self.check) },
-            (None, false, Some(from), Some(to)) => Command::Restore(restore::RestoreArgs { from, to, json }),
+            (None, false, Some(from), Some(to)) => {
+                Command::Restore(restore::RestoreArgs { from, to, json, until: None, expect: None })
+            }
             // Each of the last two requires the other.
             (None, false, ..) => Cli::command()
                 .error(ErrorKind::MissingSubcommand, "a command is required, or --validate, or --restore")

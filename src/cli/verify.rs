@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::data::{COULD_NOT_LOOK, DataArgs, SOMETHING_FOUND, count, print, refused};
+use super::data::{COULD_NOT_LOOK, DataArgs, SOMETHING_FOUND, count, print, refused, sha256};
 use super::progress::ProgressLine;
 use crate::storage::TORN_DIR;
 use crate::storage::snapshot::{SnapshotError, check, continues};
@@ -21,6 +21,9 @@ pub struct VerifyArgs {
     /// Look at this snapshot instead: its manifest, every hash, every line
     #[arg(long, value_name = "DIR", conflicts_with_all = ["data_dir", "domain", "manifest"])]
     snapshot: Option<PathBuf>,
+    /// SHA-256 that the manifest of the snapshot must have, as it was kept elsewhere
+    #[arg(long, value_name = "SHA256", requires = "snapshot", value_parser = sha256)]
+    expect: Option<String>,
     /// Does the data directory go on where this snapshot ends? Takes its manifest.json; looks at no line
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     manifest: Option<PathBuf>,
@@ -30,7 +33,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode, String> {
     match (&args.snapshot, &args.manifest) {
         (Some(path), _) => {
             let mut line = ProgressLine::new("verify", !args.data.json);
-            let report = check(path, &mut |progress| line.tell(progress));
+            let report = check(path, args.expect.as_deref(), &mut |progress| line.tell(progress));
             drop(line);
             Ok(told_or_refused(report, "snapshot", &path.to_string_lossy(), args.data.json))
         }

@@ -281,6 +281,72 @@ fn named_tokens_come_back_with_the_data() {
     assert!(!place.path("s3/.leitstand").exists());
 }
 
+/// Broken, whoever can write to the backups could change them, manifest and all, and nobody would know.
+#[test]
+fn a_hash_that_was_kept_elsewhere_is_held_against_the_manifest() {
+    let place = Place::filled();
+    let sha = place.taken("s", &[])["manifest_sha256"].as_str().unwrap().to_owned();
+    place.append("a", 3..4);
+    place.taken("next", &["--base", "s"]);
+    let next: Value = serde_json::from_slice(&fs::read(place.path("next").join(MANIFEST)).unwrap()).unwrap();
+    assert_eq!(next["base_sha256"], sha, "each vouches for the one before");
+    for sha in [sha.clone(), sha.to_uppercase()] {
+        assert_eq!(place.leitstand(&["verify", "--snapshot", "s", "--expect", &sha]).code, Some(0));
+    }
+    assert_eq!(place.leitstand(&["restore", "--from", "s", "--to", "r", "--expect", &sha]).code, Some(0));
+    fs::remove_dir_all(place.path("r")).unwrap();
+    // A forgery that is sound in itself.
+    place.forge("s", |manifest| manifest["tool"] = json!("x"));
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    for args in [&["verify", "--snapshot", "s"][..], &["restore", "--from", "s", "--to", "r"]] {
+        let finished = place.leitstand(&[args, &["--expect", &sha]].concat());
+        assert_refused(&place, &finished, 1, &["is expected", &sha], &["next", "s"]);
+        let finished = place.leitstand(&[args, &["--expect", "abc"]].concat());
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+    }
+}
+
+/// Broken, a restore would go back to another time than was asked for.
+#[test]
+fn the_newest_snapshot_until_a_time_is_restored() {
+    let place = Place::new();
+    fs::create_dir(place.path("all")).unwrap();
+    for (number, day) in ["2026-11-01", "2026-11-02", "2026-11-02", "2026-11-04"].into_iter().enumerate() {
+        place.append("a", number as u32..number as u32 + 1);
+        let name = format!("all/s{number}");
+        place.taken(&name, &[]);
+        place.forge(&name, |manifest| manifest["created"] = json!(format!("{day}T12:00:00Z")));
+    }
+    fs::create_dir(place.path("all/other")).unwrap();
+    fs::write(place.path("all/file"), "x").unwrap();
+    let until =
+        |time: &str, to: &str| place.leitstand(&["restore", "--from", "all", "--until", time, "--to", to, "--json"]);
+    for (number, (time, want)) in [
+        ("2026-11-01T12:00:00Z", "all/s0"),
+        ("2026-11-02T11:59:59Z", "all/s0"),
+        ("2026-11-03T00:00:00+00:00", "all/s2"),
+        ("2027-01-01T00:00:00Z", "all/s3"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let finished = until(time, &format!("r{number}"));
+        let said: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished:?}"));
+        assert_eq!((finished.code, &said["from"]), (Some(0), &json!(want)), "{time}: {finished:?}");
+        assert_eq!(files(&place.path(&format!("r{number}"))), files(&place.path(want)), "{time}");
+    }
+    let none = until("2026-10-01T00:00:00Z", "none");
+    assert!(none.code == Some(2) && none.stderr.contains("none that was begun by then"), "{none:?}");
+    assert_eq!(until("yesterday", "none").code, Some(2));
+    // One that cannot be read may be the newest: it is told.
+    fs::write(place.path("all/s3").join(MANIFEST), "{").unwrap();
+    let finished = place.leitstand(&["restore", "--from", "all", "--until", "2027-01-01T00:00:00Z", "--to", "told"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    for part in ["\"all/s3\" is damaged and may be newer", "chosen is \"all/s2\""] {
+        assert!(finished.stdout.contains(part), "{part}: {finished:?}");
+    }
+}
+
 /// Broken, a link would carry foreign bytes into the backup, or a file that was left out would not be told.
 #[test]
 fn what_is_no_data_file_is_told_and_not_followed() {
@@ -597,7 +663,7 @@ fn large_files_are_restored_piece_by_piece() {
         snapshot(&disk, &options, &mut |_| {}).unwrap()
     };
     let back = |from: &str| {
-        let options = RestoreOptions { from: place.path(from), to: place.path("r") };
+        let options = RestoreOptions { from: place.path(from), to: place.path("r"), expected: None };
         let mut told = Told::new();
         restore(&options, &mut |progress| told.tell(&progress)).map(|_| {
             assert!(told.times > 0 && told.bytes_done > 0, "it takes far longer than it is silent");
@@ -628,7 +694,7 @@ fn large_files_are_restored_piece_by_piece() {
     place.forge("s2", |m| m["files"][0]["piece_states"][1] = m["files"][0]["piece_states"][0].clone());
     assert!(back("s2").unwrap_err().is_wrong_content());
     assert_eq!(place.names(), ["s1", "s2"]);
-    let report = check(&place.path("s2"), &mut |_| {}).unwrap();
+    let report = check(&place.path("s2"), None, &mut |_| {}).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| (f.kind.word(), f.file.as_str())).collect();
     assert_eq!(found, [("wrong_hash", "a.jsonl")]);
 }
@@ -1026,7 +1092,7 @@ fn progress_leads_from_nothing_to_all() {
     });
     assert_eq!((report.unwrap().copied_bytes, told.bytes_done, nice), (bytes, bytes, 19));
     let mut told = Told::new();
-    let report = check(&place.path("s"), &mut |progress| told.tell(&progress)).unwrap();
+    let report = check(&place.path("s"), None, &mut |progress| told.tell(&progress)).unwrap();
     assert_eq!((report.files, report.lines, report.bytes), (4, 42_003, bytes));
     assert!(told.bytes_done > bytes / 2, "{}", told.bytes_done);
     let mut told = Told::new();
@@ -1303,7 +1369,7 @@ fn the_service_takes_a_snapshot_of_itself() {
     let name = said["path"].as_str().unwrap();
     assert!(name.len() == 16 && name.ends_with('Z') && backups.path().join(name).is_dir(), "{said}");
     for dir in ["one", "two", name] {
-        let report = check(&backups.path().join(dir), &mut |_| {}).unwrap();
+        let report = check(&backups.path().join(dir), None, &mut |_| {}).unwrap();
         assert!(report.is_clean(), "{report:?}");
     }
     assert_eq!(server.metric("leitstand_snapshots_total", "result=\"ok\""), 3.0);
@@ -1373,7 +1439,7 @@ fn a_snapshot_over_http_is_refused_by_token_and_by_path() {
     }
     assert_eq!(server.send(&admin(&good)).status, 200);
     server.send(&admin(&json!({"path": "x/in-it"}))).assert_error(400, "invalid path");
-    assert!(check(&backups.path().join("x"), &mut |_| {}).unwrap().is_clean(), "the one before is as it was");
+    assert!(check(&backups.path().join("x"), None, &mut |_| {}).unwrap().is_clean(), "the one before is as it was");
 
     let without = TestServer::builder().env("LEITSTAND_ADMIN_TOKEN", ADMIN).start();
     without.send(&admin(&good)).assert_error(404, "Not Found");
@@ -1492,11 +1558,11 @@ proptest! {
         for (number, want) in taken.iter().enumerate() {
             let to = path(&format!("r{number}"));
             let from = path(&format!("s{number}"));
-            restore(&RestoreOptions { from: from.clone(), to: to.clone() }, &mut |_| {}).unwrap();
+            restore(&RestoreOptions { from: from.clone(), to: to.clone(), expected: None }, &mut |_| {}).unwrap();
             let have = files(&to);
             prop_assert!(have == *want, "snapshot {} is not what was there", number);
             // The lines are made up, so that only what is not about lines counts.
-            let report = check(&from, &mut |_| {}).unwrap();
+            let report = check(&from, None, &mut |_| {}).unwrap();
             let of_parts = ["wrong_hash", "wrong_size", "missing_part", "not_in_manifest", "wrong_mark"];
             prop_assert!(!report.findings.iter().any(|f| of_parts.contains(&f.kind.word())), "{:?}", report.findings);
             fs::remove_dir_all(&to).unwrap();

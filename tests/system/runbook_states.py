@@ -179,6 +179,8 @@ STATES = {
             Step("leitstand snapshot", "; 0 bytes copied"), Step("curl", '"id":')],
         "RUNBOOK.md#Check a snapshot": [
             Step("leitstand verify --snapshot", "0 findings"), Step("leitstand verify --data-dir", "0 findings")],
+        "RUNBOOK.md#Keep it elsewhere": [
+            Step("leitstand snapshot", NOTHING), Step("tar", NOTHING), Step("leitstand verify --snapshot", "0 findings")],
         "RUNBOOK.md#With your own backup": [Step("leitstand drill", "^recovery drill passed: ")],
         "RUNBOOK.md#Restore": [
             Step("mv", NOTHING, first=stop), Step("leitstand restore", "^restored "), Step("leitstand verify", VERIFIED),

@@ -18,14 +18,19 @@ use crate::storage::verify::{
 
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Looks at a snapshot: the manifest, every part, every line, and that nothing else is there.
+/// Looks at a snapshot: the manifest, every part, every line, and that nothing else is there. `expected`: the hash
+/// that its manifest must have.
 ///
 /// # Errors
 /// [`SnapshotError::Damaged`] when the manifest cannot be trusted, and whatever the operating system
 /// says about the directory itself. The rest is in the report.
-pub fn check(path: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<VerifyReport, SnapshotError> {
+pub fn check(
+    path: &Path,
+    expected: Option<&str>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<VerifyReport, SnapshotError> {
     let dir = open_snapshot(path)?;
-    let (manifest, _) = Manifest::read(&dir)?;
+    let manifest = Manifest::read_expected(&dir, expected)?;
     let mut report = VerifyReport::default();
     let mut found = Found::default();
     strays(&dir, &manifest, &mut found)?;

@@ -44,7 +44,7 @@ pub use error::SnapshotError;
 pub use manifest::{
     FileEntry, MANIFEST, MANIFEST_SHA256, Manifest, Segment, Skipped, Source, Totals, VERSION as MANIFEST_VERSION,
 };
-pub use restore::{RestoreOptions, RestoreReport, restore};
+pub use restore::{Chosen, RestoreOptions, RestoreReport, newest_until, restore};
 pub use tokens::TokensEntry;
 
 /// Most segments of one file; then it is copied anew.
@@ -211,6 +211,8 @@ fn reserve_bytes(dir: &Directory, options: &SnapshotOptions) -> Result<u64, Snap
 struct Base {
     dir: Directory,
     id: String,
+    /// Of its manifest.
+    sha256: String,
     files: HashMap<String, FileEntry>,
 }
 
@@ -218,13 +220,13 @@ impl Base {
     fn open(path: &Path, target: &Target) -> Result<Base, SnapshotError> {
         let bad = |e| SnapshotError::BadBase(Box::new(e));
         let dir = open_snapshot(path).map_err(bad)?;
-        let (manifest, _) = Manifest::read(&dir).map_err(bad)?;
+        let (manifest, sha256) = Manifest::read(&dir).map_err(bad)?;
         let fail = |e| SnapshotError::io("look at", path, e);
         if dir.id().map_err(fail)?.dev != target.parent.id().map_err(fail)?.dev {
             return Err(SnapshotError::OtherFileSystem { base: path.to_owned(), target: target.path.clone() });
         }
         let files = manifest.files.into_iter().map(|file| (file.name.clone(), file)).collect();
-        Ok(Base { dir, id: manifest.id, files })
+        Ok(Base { dir, id: manifest.id, sha256, files })
     }
 
     /// Its parts of a file, opened, if they are what the manifest says.
@@ -296,6 +298,7 @@ impl Taking<'_> {
             tool: format!("leitstand {}", env!("CARGO_PKG_VERSION")),
             data_dir: self.disk.root().to_string_lossy().into_owned(),
             base: self.base.map(|base| base.id.clone()),
+            base_sha256: self.base.map(|base| base.sha256.clone()),
             totals: Totals::default(),
             files: Vec::with_capacity(sources.len()),
             tokens: None,

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::content::{Hash, PIECE_BYTES};
 use super::copy::{Block, Sink};
@@ -23,6 +23,7 @@ use super::{open_snapshot, read_parts, tokens};
 use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
 use crate::storage::marker;
 use crate::storage::verify::Progress;
+use crate::timestamp::parse_rfc3339;
 
 /// Pieces at once. While one waits for the disk another one is hashed.
 const LANES_PER_PROCESSOR: usize = 2;
@@ -39,6 +40,8 @@ const TELL_EVERY: Duration = Duration::from_millis(5);
 pub struct RestoreOptions {
     /// A snapshot.
     pub from: PathBuf,
+    /// The hash that its manifest must have.
+    pub expected: Option<String>,
     /// A directory that is not there yet, or is empty.
     pub to: PathBuf,
 }
@@ -61,7 +64,7 @@ pub fn restore(
 ) -> Result<RestoreReport, SnapshotError> {
     let began = Instant::now();
     let from = open_snapshot(&options.from)?;
-    let (manifest, _) = Manifest::read(&from)?;
+    let manifest = Manifest::read_expected(&from, options.expected.as_deref())?;
     sizes(&from, &manifest)?;
     let target = Target::find(&options.to)?;
     let id = from.id().map_err(|e| SnapshotError::io("look at", from.path(), e))?;
@@ -79,6 +82,48 @@ pub fn restore(
     }
     partial.finish()?;
     Ok(RestoreReport { path: options.to.clone(), manifest, took: began.elapsed() })
+}
+
+/// A snapshot among others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    pub path: PathBuf,
+    /// Those beside it whose manifests cannot be used, so that nobody knows whether they are newer.
+    pub damaged: Vec<PathBuf>,
+}
+
+/// The newest of the snapshots right below `dir` that was begun at `until` or before.
+///
+/// # Errors
+/// [`SnapshotError::NotFound`] when there is none.
+pub fn newest_until(dir: &Path, until: SystemTime) -> Result<Chosen, SnapshotError> {
+    let all = open_snapshot(dir)?;
+    let mut newest: Option<(SystemTime, PathBuf)> = None;
+    let mut damaged = Vec::new();
+    for name in all.names().map_err(|e| SnapshotError::io("list", dir, e))? {
+        let path = dir.join(&name);
+        // What holds no manifest is no snapshot.
+        let Ok(below) = all.open_dir(&name) else { continue };
+        let created = match Manifest::read(&below) {
+            Err(SnapshotError::NotFound { .. }) => continue,
+            Err(_) => None,
+            Ok((manifest, _)) => parse_rfc3339(&manifest.created),
+        };
+        match created {
+            None => damaged.push(path),
+            Some(created) if created > until => {}
+            // Names tell those of one second apart: the later one comes later.
+            Some(created) if newest.as_ref().is_some_and(|(newest, _)| *newest > created) => {}
+            Some(created) => newest = Some((created, path)),
+        }
+    }
+    match newest {
+        Some((_, path)) => Ok(Chosen { path, damaged }),
+        None => Err(SnapshotError::NotFound {
+            path: dir.to_owned(),
+            reason: "it holds none that was begun by then; name the directory that holds the snapshots".to_owned(),
+        }),
+    }
 }
 
 /// Before a byte is copied: every part is there and as long as it must be.
