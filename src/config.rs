@@ -183,8 +183,9 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 29] = [
+pub const SETTINGS: [Setting; 30] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
+    fixed("LEITSTAND_ENV_FILE", "", ".env", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
     live("LEITSTAND_TOKEN_FILE", "token_file", "", Kind::Text),
     live("LEITSTAND_ADMIN_TOKEN", "admin_token", "", Kind::Secret),

@@ -43,7 +43,7 @@ const COULD_NOT: &str = "could_not";
 /// HTTP ingest of JSON events into one append-only JSONL file per domain.
 ///
 /// Settings come from options, the environment (LEITSTAND_*, else CHRONIK_*), .env in the working
-/// directory, and a TOML file, in this order; `leitstand config check` shows them.
+/// directory or the file of --env-file, and a TOML file, in this order; `leitstand config check` shows them.
 #[derive(Debug, Parser)]
 #[command(name = "leitstand", version, about, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -59,7 +59,7 @@ pub struct Cli {
         long,
         value_name = "SNAPSHOT",
         requires = "target",
-        conflicts_with_all = ["validate", "config", "host", "port", "uds"]
+        conflicts_with_all = ["validate", "config", "env_file", "host", "port", "uds"]
     )]
     restore: Option<PathBuf>,
     /// As `restore --to DIR`
@@ -154,6 +154,10 @@ pub struct BindArgs {
     /// TOML file with settings [env: LEITSTAND_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// File with variables, NAME=value a line, read for what the environment does not set; changes to it are
+    /// taken over [env: LEITSTAND_ENV_FILE] [default: .env, if it is there]
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
     /// Address or name to listen on [env: LEITSTAND_HOST] [default: 127.0.0.1]
     #[arg(long)]
     host: Option<String>,

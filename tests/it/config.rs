@@ -122,6 +122,39 @@ fn the_last_word_is_that_of_the_highest_layer() {
     );
 }
 
+/// Broken, the file of a unit could not be changed without a restart, or a wrong name of it would do nothing.
+#[test]
+fn a_file_with_variables_may_have_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(".env"), "LEITSTAND_TOKEN=t\nLEITSTAND_PORT=2\n").unwrap();
+    fs::write(dir.path().join("unit.env"), "LEITSTAND_TOKEN=t\nLEITSTAND_BODY_TIMEOUT=7\n").unwrap();
+    let named = [("LEITSTAND_ENV_FILE", "unit.env")];
+    for (args, env) in [
+        (&["validate", "--env-file", "unit.env"][..], &[][..]),
+        (&["validate"], &named[..]),
+        (&["validate"], &[("CHRONIK_ENV_FILE", "unit.env")]),
+        (&["validate", "--env-file", "unit.env"], &[("LEITSTAND_ENV_FILE", "other.env")]),
+    ] {
+        let (code, stdout, stderr) = check(dir.path(), args, env);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(stdout.contains("LEITSTAND_BODY_TIMEOUT=7  # unit.env"), "{stdout}");
+        assert!(stdout.contains("LEITSTAND_PORT=8788  # default"), "instead of .env: {stdout}");
+    }
+    let (code, _, stderr) = check(dir.path(), &["validate", "--env-file", "missing.env"], &[]);
+    assert!(code == Some(1) && stderr.contains("missing.env cannot be read"), "{stderr}");
+    fs::write(dir.path().join("bad.env"), "LEITSTAND_TOKEN\n").unwrap();
+    let (code, _, stderr) = check(dir.path(), &["validate", "--env-file", "bad.env"], &[]);
+    assert!(code == Some(1) && stderr.contains("bad.env line 1 is not NAME=value"), "{stderr}");
+
+    let builder = TestServer::builder();
+    fs::write(builder.dir().join("unit.env"), "LEITSTAND_BODY_TIMEOUT=7\n").unwrap();
+    let server = builder.env("LEITSTAND_ENV_FILE", "unit.env").start();
+    assert_eq!(shown(&server)["settings"]["body_timeout"]["source"], "unit.env");
+    fs::write(server.dir().join("unit.env.new"), "LEITSTAND_BODY_TIMEOUT=8\n").unwrap();
+    fs::rename(server.dir().join("unit.env.new"), server.dir().join("unit.env")).unwrap();
+    until(&server, "body_timeout", &json!(8));
+}
+
 /// Broken, a slip in a name would do nothing, and nobody would know.
 #[test]
 fn the_check_tells_slips_wrong_types_and_what_cannot_be_used() {
