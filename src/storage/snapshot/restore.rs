@@ -25,13 +25,14 @@ use crate::storage::marker;
 use crate::storage::verify::Progress;
 use crate::timestamp::parse_rfc3339;
 
-/// Pieces at once. While one waits for the disk another one is hashed.
-const LANES_PER_PROCESSOR: usize = 2;
-const LANES_MAX: usize = 8;
+/// Pieces at once. Each reads, hashes and writes in turn, so there must be enough of them that the disk has
+/// something to read and to write while the processors hash: with two for each processor it often had not.
+const LANES_PER_PROCESSOR: usize = 4;
+const LANES_MAX: usize = 16;
 /// Files that are written side by side.
 const FILES_AT_ONCE: usize = 16;
-/// How much is read and written at once.
-const BLOCK_BYTES: usize = 4 << 20;
+/// How much is read and written at once: little enough to stay in the cache of a processor between the three.
+const BLOCK_BYTES: usize = 1 << 20;
 /// How often somebody is told how far it has come.
 const TELL_EVERY: Duration = Duration::from_millis(5);
 
