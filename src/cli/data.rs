@@ -50,7 +50,9 @@ pub(super) fn open_data_dir(named: Option<&Path>) -> Result<RealDisk, String> {
         Some(dir) => dir.to_owned(),
         None => super::env::data_dir()?,
     };
-    RealDisk::open_existing(&dir).map_err(|e| format!("cannot look at the data directory {dir:?}: {e}"))
+    RealDisk::open_existing(&dir).map_err(|e| {
+        format!("cannot look at the data directory {dir:?}: {e}; name that of the service by --data-dir or LEITSTAND_DATA_DIR")
+    })
 }
 
 /// Tells why there is no snapshot, or none that was restored or looked at.

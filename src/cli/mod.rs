@@ -96,7 +96,9 @@ enum Command {
     },
     /// Same as `config check`
     Validate(config_check::CheckArgs),
-    /// Ask a running service whether it would accept an event (exit code 0 or 1); for containers
+    /// Ask a running service whether it would accept an event; for containers
+    ///
+    /// Exit code 0: it would, 1: it would not, or nobody can tell.
     Healthcheck(HealthcheckArgs),
     /// Look at a service and its machine, and say what to do next; writes nothing
     ///
@@ -127,6 +129,8 @@ enum Command {
     /// Exit code 0: done, 1: something could not be had and is told, 2: not done.
     SupportBundle(support_bundle::SupportBundleArgs),
     /// Give, show, revoke and rotate named tokens; a running service notices within a second
+    ///
+    /// Exit code 0: done, 1: not done, and nothing was changed.
     Token {
         #[command(subcommand)]
         command: token::TokenCommand,
