@@ -31,10 +31,10 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, String> {
     }
     match &loaded {
         Ok(config) => data::print(&lines(config)),
-        Err(refused) => eprintln!("leitstand: {refused}"),
+        Err(refused) => data::tell(format_args!("leitstand: {refused}")),
     }
     for warning in &warnings {
-        eprintln!("leitstand: warning: {warning}");
+        data::tell(format_args!("leitstand: warning: {warning}"));
     }
     Ok(code)
 }

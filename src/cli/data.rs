@@ -1,5 +1,6 @@
 //! What the commands that work on a data directory without a service share.
 
+use std::fmt::Display;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -60,7 +61,7 @@ pub(super) fn refused(error: &SnapshotError, json: bool) -> ExitCode {
     if json {
         print_error(error.word(), &error.to_string());
     }
-    eprintln!("leitstand: {error}");
+    tell(format_args!("leitstand: {error}"));
     ExitCode::from(if error.is_wrong_content() { SOMETHING_FOUND } else { COULD_NOT_LOOK })
 }
 
@@ -68,6 +69,17 @@ pub(super) fn refused(error: &SnapshotError, json: bool) -> ExitCode {
 pub(super) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Writes a line to stderr. Whoever has closed it does not want to know, and the work goes on.
+pub(super) fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// The same without an end, for what is written anew.
+pub(super) fn draw(text: impl Display) {
+    let mut out = std::io::stderr().lock();
+    let _ = write!(out, "{text}").and_then(|()| out.flush());
 }
 
 /// Tells a script what went wrong, as the document that it waits for.

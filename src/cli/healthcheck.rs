@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::data::print;
+use super::data::{print, tell};
 use super::http::{Bounds, Connection};
 use super::{BindArgs, HealthcheckArgs, heartbeat};
 use crate::config::Bind;
@@ -37,7 +37,7 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<ExitCode, String> {
     if health.healthy {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("leitstand: {}", health.text);
+    tell(format_args!("leitstand: {}", health.text));
     Ok(ExitCode::FAILURE)
 }
 

@@ -268,7 +268,7 @@ pub fn run() -> ExitCode {
         if command.wants_json() {
             data::print_error(COULD_NOT, &message);
         }
-        eprintln!("leitstand: {message}");
+        data::tell(format_args!("leitstand: {message}"));
         ExitCode::from(command.failed())
     })
 }

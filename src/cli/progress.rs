@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use super::data::{draw, tell};
 use super::token::roughly;
 use crate::storage::verify::Progress;
 
@@ -51,13 +52,13 @@ impl ProgressLine {
             Way::Terminal if self.last.elapsed() < DRAWN_EVERY => {}
             Way::Terminal => {
                 // Carriage return, and the rest of the line is erased.
-                eprint!("\r{} {}\x1b[K", bar(percent(progress)), told(progress, self.began.elapsed()));
+                draw(format_args!("\r{} {}\x1b[K", bar(percent(progress)), told(progress, self.began.elapsed())));
                 (self.last, self.drawn) = (Instant::now(), true);
             }
             Way::Lines => {
                 let (paused, percent) = (self.last.elapsed(), percent(progress));
                 if is_due(paused, percent.saturating_sub(self.last_percent)) {
-                    eprintln!("{}: {}", self.what, told(progress, self.began.elapsed()));
+                    tell(format_args!("{}: {}", self.what, told(progress, self.began.elapsed())));
                     (self.last, self.last_percent) = (Instant::now(), percent);
                 }
             }
@@ -68,7 +69,7 @@ impl ProgressLine {
 impl Drop for ProgressLine {
     fn drop(&mut self) {
         if self.drawn {
-            eprint!("\r\x1b[K");
+            draw("\r\x1b[K");
         }
     }
 }

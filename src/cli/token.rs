@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::data::print;
+use super::data::{print, tell};
 use crate::timestamp::{parse_span, parse_unix_s, unix_rfc3339};
 use crate::token::{Digest, Scope, StoredToken, TokenFile, grant};
 
@@ -142,7 +142,10 @@ fn add(args: &AddArgs) -> Result<(), String> {
     file.update(|store| store.add(token.clone()))?;
     if is_new {
         // A slip in the name of the directory looks the same, and no service would ever know the token.
-        eprintln!("leitstand: note: {:?} is the first store there; is that the directory of the service?", file.path());
+        tell(format_args!(
+            "leitstand: note: {:?} is the first store there; is that the directory of the service?",
+            file.path()
+        ));
     }
     args.secret.tell(&secret, &token, "added", now_s)
 }
@@ -157,9 +160,9 @@ fn rotate(args: &RotateArgs) -> Result<(), String> {
     match token.previous.last() {
         Some(previous) => {
             let (until, left) = (unix_rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
-            eprintln!("The old secret is good until {until} (in {left}).");
+            tell(format_args!("The old secret is good until {until} (in {left})."));
         }
-        None => eprintln!("The old secret is refused."),
+        None => tell(format_args!("The old secret is refused.")),
     }
     args.secret.tell(&secret, &token, "rotated", now_s)
 }
@@ -170,7 +173,7 @@ fn revoke(name: &str, as_json: bool, place: &Place) -> Result<(), String> {
     if as_json {
         print(&format!("{:#}\n", json!({"revoked": document(&token, now_s())})));
     }
-    eprintln!("Token {name:?} (sha256:{:?}) is revoked.", token.digest);
+    tell(format_args!("Token {name:?} (sha256:{:?}) is revoked.", token.digest));
     Ok(())
 }
 
@@ -178,7 +181,7 @@ fn list(as_json: bool, place: &Place) -> Result<(), String> {
     let file = place.open()?;
     let found = file.read().map_err(|why| file.broken(&why))?;
     if found.is_none() {
-        eprintln!("leitstand: note: there is no token store {:?}", file.path());
+        tell(format_args!("leitstand: note: there is no token store {:?}", file.path()));
     }
     let store = found.map(|found| found.store).unwrap_or_default();
     let now_s = now_s();
@@ -279,7 +282,7 @@ impl SecretArgs {
             format!("expires {} (in {})", unix_rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
         });
         let digest = &token.digest;
-        eprintln!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes);
+        tell(format_args!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes));
         std::thread::sleep(NOTICED_AFTER);
         let text = match (self.json, secret.made_here) {
             (false, false) => return Ok(()),
@@ -293,7 +296,9 @@ impl SecretArgs {
             }
         };
         if secret.made_here {
-            eprintln!("Its secret is shown this once; clients send it as X-Auth, or as Authorization: Bearer.");
+            tell(format_args!(
+                "Its secret is shown this once; clients send it as X-Auth, or as Authorization: Bearer."
+            ));
         }
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}")
@@ -321,7 +326,10 @@ impl Place {
         if let Ok(Some(found)) = file.read()
             && let Some(mode) = found.too_open
         {
-            eprintln!("leitstand: warning: {:?} is open to other users (mode {mode:04o}): chmod 600", file.path());
+            tell(format_args!(
+                "leitstand: warning: {:?} is open to other users (mode {mode:04o}): chmod 600",
+                file.path()
+            ));
         }
         Ok(file)
     }

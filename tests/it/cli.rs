@@ -518,3 +518,36 @@ fn every_setting_that_config_check_prints_is_in_settings() {
         values.keys().filter(|name| !SETTINGS.iter().any(|setting| setting.name == name.as_str())).collect();
     assert!(unknown.is_empty(), "printed by `config check`, but not in config::SETTINGS: {unknown:?}");
 }
+
+/// Broken, a command would end in the middle of its work with code 101, and a new secret would be lost, because
+/// nobody reads what it says on the side.
+#[test]
+fn a_stderr_that_takes_nothing_changes_nothing() {
+    let dir = dir();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    fs::write(dir.path().join("data/a.jsonl"), "{\"pad\":\"xxxxxxxxxxxxxxxxxxxx\",\"domain\":\"a\"}\n".repeat(40_000))
+        .unwrap();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let quiet = |args: &[&str], env: &[(&str, &str)]| {
+        let done = command(dir.path(), args).envs(env.iter().copied()).stderr(full()).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    };
+    let (code, secret) = quiet(&["token", "add", "x", "--data-dir", "data"], &[]);
+    assert_eq!((code, secret.trim().len()), (Some(0), 47), "{secret}");
+    // Long enough for plain lines.
+    let (code, said) =
+        quiet(&["snapshot", "--data-dir", "data", "--to", "s", "--rate", "700KiB"], &[("LEITSTAND_DISK_RESERVE", "0")]);
+    assert!(code == Some(0) && said.contains("snapshot "), "{code:?} {said}");
+    for (args, want) in [
+        (&["verify", "--data-dir", "missing"][..], 2),
+        (&["serve", "--config", "missing.toml"], 1),
+        (&["validate", "--config", "missing.toml"], 1),
+        (&["healthcheck", "--heartbeat", "missing"], 1),
+        (&["token", "revoke", "y", "--data-dir", "data"], 1),
+    ] {
+        assert_eq!(quiet(args, &[]).0, Some(want), "{args:?}");
+    }
+    let mut openapi = command(dir.path(), &["openapi"]);
+    let code = openapi.stdout(full()).status().unwrap().code();
+    assert_eq!(code, Some(if cfg!(feature = "docs") { 0 } else { 2 }));
+}
