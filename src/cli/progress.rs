@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use super::data::{draw, tell};
+use super::host::bytes;
 use super::token::roughly;
 use crate::storage::verify::Progress;
 
@@ -84,13 +85,13 @@ pub(super) fn bar(percent: u64) -> String {
     format!("[{:<width$}]", "#".repeat(done), width = BAR_CHARS as usize)
 }
 
-/// ` 45 % of 315 MiB, 120 MiB/s, 2 seconds left, a.jsonl`
+/// ` 45 % of 315.2 MiB, 120.5 MiB/s, 2 seconds left, a.jsonl`
 fn told(progress: Progress<'_>, took: Duration) -> String {
     let rate = (progress.bytes_done as f64 / took.as_secs_f64().max(0.001)) as u64;
     let bytes_left = progress.bytes.saturating_sub(progress.bytes_done);
     let left = if rate == 0 { String::new() } else { format!("{} left, ", roughly(bytes_left.div_ceil(rate))) };
-    let (percent, all, rate) = (percent(progress), progress.bytes >> 20, rate >> 20);
-    format!("{percent:3} % of {all} MiB, {rate} MiB/s, {left}{:.NAME_CHARS$}", progress.file)
+    let (percent, all, rate) = (percent(progress), bytes(progress.bytes), bytes(rate));
+    format!("{percent:3} % of {all}, {rate}/s, {left}{:.NAME_CHARS$}", progress.file)
 }
 
 fn is_due(paused: Duration, percent_more: u64) -> bool {
@@ -109,10 +110,10 @@ mod tests {
         assert_eq!(bar(percent(progress(180))), "[#########           ]");
         assert_eq!((bar(100), bar(250)), (format!("[{}]", "#".repeat(20)), bar(100)));
         let second = Duration::from_secs(1);
-        assert_eq!(told(progress(100), second), " 25 % of 400 MiB, 100 MiB/s, 3 seconds left, a.jsonl");
-        assert_eq!(told(progress(0), second), "  0 % of 400 MiB, 0 MiB/s, a.jsonl");
+        assert_eq!(told(progress(100), second), " 25 % of 400.0 MiB, 100.0 MiB/s, 3 seconds left, a.jsonl");
+        assert_eq!(told(progress(0), second), "  0 % of 400.0 MiB, 0 bytes/s, a.jsonl");
         let nothing = Progress { file: "a.jsonl", bytes_done: 0, bytes: 0 };
-        assert_eq!(told(nothing, Duration::ZERO), "  0 % of 0 MiB, 0 MiB/s, a.jsonl");
+        assert_eq!(told(nothing, Duration::ZERO), "  0 % of 0 bytes, 0 bytes/s, a.jsonl");
         let long = "x".repeat(200);
         let large = Progress { file: &long, bytes_done: 1 << 40, bytes: 4 << 40 };
         let width = bar(percent(large)).len() + 1 + told(large, 1000 * second).len();

@@ -1046,7 +1046,7 @@ fn what_takes_long_says_how_far_it_is_in_plain_lines() {
     assert!(!lines.is_empty(), "{finished:?}");
     for line in lines {
         let rest = line.strip_prefix("snapshot: ").unwrap_or_else(|| panic!("{line}"));
-        assert!(rest.contains(" % of 2 MiB, ") && rest.ends_with(".jsonl"), "{line}");
+        assert!(rest.contains(" % of 2.1 MiB, ") && rest.ends_with(".jsonl"), "{line}");
         assert!(!line.contains(['\r', '\x1b']), "{line:?}");
     }
     let silent = place.snapshot("s2", &["--rate", "700KiB", "--json"]);
