@@ -150,9 +150,9 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[track_caller]
 fn assert_refused(place: &Place, finished: &Finished, code: i32, words: &[&str], left: &[&str]) {
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(code), ""), "{finished:?}");
-    assert_eq!(finished.stderr.lines().count(), 1, "one line: {finished:?}");
+    assert_eq!(finished.errors().lines().count(), 1, "one line: {finished:?}");
     for word in words {
-        assert!(finished.stderr.contains(word), "{word:?} is not in {finished:?}");
+        assert!(finished.errors().contains(word), "{word:?} is not in {finished:?}");
     }
     assert_eq!(place.names(), left, "{finished:?}");
 }
@@ -1031,7 +1031,8 @@ fn nothing_but_lines_is_printed_where_there_is_no_terminal() {
         &["restore", "--from", "s", "--to", "r"],
     ] {
         let finished = place.leitstand(args);
-        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
+        assert_eq!((finished.code, finished.errors().as_str()), (Some(0), ""), "{finished:?}");
+        assert!(!finished.stderr.contains(['\r', '\x1b']), "{finished:?}");
         assert!(finished.stdout.ends_with('\n') && !finished.stdout.contains(['\r', '\x1b']), "{finished:?}");
     }
 }
