@@ -27,6 +27,7 @@ test: ## everything that can be tested here (without root some checks are skippe
 	cargo build --release --locked
 	cargo test --locked --workspace --all-features
 	$(MAKE) --no-print-directory golden system
+	$(MAKE) --no-print-directory drill DRILL_ARGS="--seconds 3 --snapshot-every 1s --rto 60s"
 	$(MAKE) --no-print-directory clients
 
 golden: ## replay the recorded answers of the original against the release binary

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::patterns::{DomainRules, Patterns};
 use crate::rate::RateLimits;
-use crate::storage::Fsync;
+use crate::storage::{Fsync, TOKEN_STORE, TOKEN_STORE_DIR};
 use crate::token::TokenStore;
 
 pub use document::{Values, edit_toml, leaves, merge_patch, patch, toml};
@@ -183,8 +183,9 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 29] = [
+pub const SETTINGS: [Setting; 30] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
+    fixed("LEITSTAND_ENV_FILE", "", ".env", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
     live("LEITSTAND_TOKEN_FILE", "token_file", "", Kind::Text),
     live("LEITSTAND_ADMIN_TOKEN", "admin_token", "", Kind::Secret),
@@ -612,7 +613,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Where the named tokens are: `given`, or a place in the data directory.
 pub fn token_store(given: &str, data_dir: &Path) -> PathBuf {
-    if given.is_empty() { data_dir.join(".leitstand").join("tokens.json") } else { PathBuf::from(given) }
+    if given.is_empty() { data_dir.join(TOKEN_STORE_DIR).join(TOKEN_STORE) } else { PathBuf::from(given) }
 }
 
 /// The file is written over, so it must not be one with events.

@@ -1,4 +1,4 @@
-//! `leitstand config check`, also `leitstand --validate`: every problem at once, or what would hold.
+//! `leitstand config check`, also `leitstand validate` and `--validate`: every problem at once, or what would hold.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -19,24 +19,42 @@ pub struct CheckArgs {
     bind: BindArgs,
     /// One JSON document instead of lines
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, String> {
-    let loaded = Loader::new(&args.bind).load(&Values::default()).and_then(|config| {
+    let (loaded, warnings) = load(&args.bind);
+    let code = if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if args.json {
+        data::print(&format!("{:#}\n", document(&loaded, &warnings)));
+        return Ok(code);
+    }
+    match &loaded {
+        Ok(config) => data::print(&lines(config)),
+        Err(refused) => data::tell(format_args!("leitstand: {refused}")),
+    }
+    for warning in &warnings {
+        data::tell(format_args!("leitstand: warning: {warning}"));
+    }
+    Ok(code)
+}
+
+/// What it prints as JSON.
+pub(super) fn checked(bind: &BindArgs) -> Value {
+    let (loaded, warnings) = load(bind);
+    document(&loaded, &warnings)
+}
+
+/// What would hold, and what is doubtful.
+fn load(bind: &BindArgs) -> (Result<Config, ConfigError>, Vec<String>) {
+    let loader = Loader::new(bind);
+    let loaded = loader.load(&Values::default()).and_then(|config| {
         let problems = data_dir_problems(&config.data_dir);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
-    if args.json {
-        data::print(&format!("{:#}\n", document(&loaded)));
-        return Ok(if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    let config = loaded.map_err(|e| e.to_string())?;
-    data::print(&lines(&config));
-    for warning in &config.warnings {
-        eprintln!("leitstand: warning: {warning}");
-    }
-    Ok(ExitCode::SUCCESS)
+    // A name with a slip is often the reason for a problem.
+    let warnings = loaded.as_ref().map_or_else(|_| loader.unknown_names(), |config| config.warnings.clone());
+    (loaded, warnings)
 }
 
 /// `NAME=value  # source`
@@ -49,17 +67,17 @@ fn lines(config: &Config) -> String {
     text
 }
 
-fn document(loaded: &Result<Config, ConfigError>) -> Value {
+fn document(loaded: &Result<Config, ConfigError>, warnings: &[String]) -> Value {
     match loaded {
         Ok(config) => json!({
             "ok": true,
             "problems": [],
-            "warnings": config.warnings,
+            "warnings": warnings,
             "settings": settings(config),
         }),
         Err(ConfigError(problems)) => {
             let told = |problem: &Problem| json!({"name": problem.name, "text": problem.text});
-            json!({"ok": false, "problems": problems.iter().map(told).collect::<Vec<_>>(), "warnings": []})
+            json!({"ok": false, "problems": problems.iter().map(told).collect::<Vec<_>>(), "warnings": warnings})
         }
     }
 }

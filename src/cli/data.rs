@@ -1,9 +1,10 @@
 //! What the commands that work on a data directory without a service share.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::fmt::Display;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -11,14 +12,10 @@ use serde_json::json;
 use crate::domain::Domain;
 use crate::storage::RealDisk;
 use crate::storage::snapshot::SnapshotError;
-use crate::storage::verify::Progress;
 
 /// Exit codes of these commands; 2 is also that of wrong usage.
 pub(super) const SOMETHING_FOUND: u8 = 1;
 pub(super) const COULD_NOT_LOOK: u8 = 2;
-
-/// How often the progress line is written anew.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// Which files, and how to tell.
 #[derive(Debug, Args)]
@@ -54,15 +51,17 @@ pub(super) fn open_data_dir(named: Option<&Path>) -> Result<RealDisk, String> {
         Some(dir) => dir.to_owned(),
         None => super::env::data_dir()?,
     };
-    RealDisk::open_existing(&dir).map_err(|e| format!("cannot look at the data directory {dir:?}: {e}"))
+    RealDisk::open_existing(&dir).map_err(|e| {
+        format!("cannot look at the data directory {dir:?}: {e}; name that of the service by --data-dir or LEITSTAND_DATA_DIR")
+    })
 }
 
 /// Tells why there is no snapshot, or none that was restored or looked at.
 pub(super) fn refused(error: &SnapshotError, json: bool) -> ExitCode {
     if json {
-        print(&format!("{:#}\n", json!({"error": {"kind": error.word(), "message": error.to_string()}})));
+        print_error(error.word(), &error.to_string());
     }
-    eprintln!("leitstand: {error}");
+    tell(format_args!("leitstand: {error}"));
     ExitCode::from(if error.is_wrong_content() { SOMETHING_FOUND } else { COULD_NOT_LOOK })
 }
 
@@ -72,41 +71,30 @@ pub(super) fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// Writes a line to stderr. Whoever has closed it does not want to know, and the work goes on.
+pub(super) fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// The same without an end, for what is written anew.
+pub(super) fn draw(text: impl Display) {
+    let mut out = std::io::stderr().lock();
+    let _ = write!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// Tells a script what went wrong, as the document that it waits for.
+pub(super) fn print_error(kind: &str, message: &str) {
+    print(&format!("{:#}\n", json!({"error": {"kind": kind, "message": message}})));
+}
+
+/// 64 hex digits, of either case.
+pub(super) fn sha256(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_hash = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hash.then(|| text.to_ascii_lowercase()).ok_or_else(|| "must be 64 hex digits".to_owned())
+}
+
 /// "1 line", "2 lines".
 pub(super) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
-}
-
-/// One line on the terminal that says how far a look has come; nothing if there is no terminal.
-pub(super) struct ProgressLine {
-    shown: bool,
-    last: Instant,
-    enabled: bool,
-}
-
-impl ProgressLine {
-    pub(super) fn new(wanted: bool) -> ProgressLine {
-        let enabled = wanted && std::io::stderr().is_terminal();
-        ProgressLine { shown: false, last: Instant::now(), enabled }
-    }
-
-    pub(super) fn tell(&mut self, progress: Progress<'_>) {
-        if !self.enabled || self.last.elapsed() < PROGRESS_EVERY {
-            return;
-        }
-        self.last = Instant::now();
-        self.shown = true;
-        let percent = progress.bytes_done * 100 / progress.bytes.max(1);
-        let (done, all) = (progress.bytes_done >> 20, progress.bytes >> 20);
-        // Carriage return, and the rest of the line is erased.
-        eprint!("\r{percent:3} % of {all} MiB ({done} MiB)  {:.40}\x1b[K", progress.file);
-    }
-}
-
-impl Drop for ProgressLine {
-    fn drop(&mut self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
-    }
 }

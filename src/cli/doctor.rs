@@ -30,7 +30,7 @@ pub struct DoctorArgs {
     token_file: Option<PathBuf>,
     /// One JSON document instead of lines
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Also what should be in order before a release goes out
     #[arg(long, conflicts_with = "post_deploy")]
     release: bool,
@@ -141,11 +141,7 @@ struct Patient {
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
     let patient = Patient::of(args)?;
-    let mut report = Report::default();
-    if let Some(config) = &patient.config {
-        machine::look(config, &patient, &mut report);
-    }
-    service::look(&patient, &mut report);
+    let report = patient.report();
     if args.json {
         print(&format!("{:#}\n", report.document(&shown(&patient.bind))));
     } else {
@@ -154,28 +150,62 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
     Ok(if report.count(Verdict::Fail) > 0 { ExitCode::from(SOMETHING_FOUND) } else { ExitCode::SUCCESS })
 }
 
+/// What it says as JSON of the service of these settings.
+///
+/// # Errors
+/// The settings are refused.
+pub(super) fn document(bind: &BindArgs) -> Result<Value, String> {
+    let config = super::env::config(bind)?;
+    let patient = Patient::of_machine(config);
+    Ok(patient.report().document(&shown(&patient.bind)))
+}
+
 impl Patient {
+    fn report(&self) -> Report {
+        let mut report = Report::default();
+        if let Some(config) = &self.config {
+            machine::look(config, self, &mut report);
+        }
+        service::look(self, &mut report);
+        report
+    }
+
+    /// The service of this machine, as its settings know it.
+    fn of_machine(config: Config) -> Patient {
+        let token = config.admin_tokens.expose().first().or(config.tokens.expose().first()).cloned();
+        Patient {
+            bind: config.bind.clone(),
+            token,
+            config: Some(config),
+            post_deploy: false,
+            release: false,
+            write_probe: None,
+        }
+    }
+
     fn of(args: &DoctorArgs) -> Result<Patient, String> {
         let given = args.token_file.as_deref().map(token).transpose()?;
-        let (bind, config, token) = match &args.url {
+        let mut patient = match &args.url {
             // Secrets of this machine are not shown to another.
-            Some(url) => (parse_url(url)?, None, given),
-            None => {
-                let config = super::env::config(&args.bind)?;
-                let own = config.admin_tokens.expose().first().or(config.tokens.expose().first()).cloned();
-                (config.bind.clone(), Some(config), given.or(own))
-            }
+            Some(url) => Patient {
+                bind: parse_url(url)?,
+                token: None,
+                config: None,
+                post_deploy: false,
+                release: false,
+                write_probe: None,
+            },
+            None => Patient::of_machine(super::env::config(&args.bind)?),
         };
-        if args.write_probe.is_some() && token.is_none() {
+        patient.token = given.or(patient.token);
+        if args.write_probe.is_some() && patient.token.is_none() {
             return Err("--write-probe needs a token: give --token-file".to_owned());
         }
         Ok(Patient {
-            bind,
-            token,
-            config,
             post_deploy: args.post_deploy,
             release: args.release,
             write_probe: args.write_probe.clone(),
+            ..patient
         })
     }
 }
@@ -186,7 +216,9 @@ fn token(path: &std::path::Path) -> Result<String, String> {
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text));
     // What is in it is not quoted.
-    read.map_err(|e| format!("the token file cannot be read: {e}"))?;
+    read.map_err(|e| {
+        format!("the token file cannot be read: {e}; --token-file takes the name of a file with a token in it")
+    })?;
     let mut tokens = text.split([',', '\n']).map(str::trim).filter(|token| !token.is_empty());
     match tokens.next() {
         Some(token) if !token.chars().any(char::is_control) => Ok(token.to_owned()),

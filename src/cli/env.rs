@@ -13,14 +13,15 @@ use sha2::{Digest as _, Sha256};
 use super::BindArgs;
 use crate::config::{self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, unknown_variables};
 
-/// File in the working directory that is read for what the environment does not set.
+/// File in the working directory that is read for what the environment does not set, if no other is named.
 const DOT_ENV: &str = ".env";
 /// Largest file that is read for settings or secrets, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads everything; the message names every wrong setting.
 pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
-    Loader::new(args).load(&Values::default()).map_err(|e| e.to_string())
+    let loader = Loader::new(args);
+    loader.load(&Values::default()).map_err(|refused| loader.told(&refused))
 }
 
 /// Only the data directory: who looks at files needs no token.
@@ -69,6 +70,8 @@ pub(super) struct Loader {
     flags: Values,
     socket: Option<PathBuf>,
     file: Option<PathBuf>,
+    /// A file with variables that must be there.
+    env_file: Option<PathBuf>,
     /// The TOML file was not empty when it was read last.
     had_content: AtomicBool,
 }
@@ -83,12 +86,16 @@ impl Loader {
                 flags.set(setting, value);
             }
         }
-        let environment = std::env::vars_os().filter_map(text).collect();
+        let environment: HashMap<String, OsString> = std::env::vars_os().filter_map(text).collect();
+        let named = ["LEITSTAND_ENV_FILE", "CHRONIK_ENV_FILE"].iter().find_map(|name| environment.get(*name));
+        let env_file = args.env_file.clone().or_else(|| named.map(PathBuf::from));
+        let env_file = env_file.filter(|path| !path.as_os_str().is_empty());
         Loader {
             environment,
             flags,
             socket: args.uds.clone(),
             file: args.config.clone(),
+            env_file,
             had_content: AtomicBool::new(false),
         }
     }
@@ -116,13 +123,30 @@ impl Loader {
             socket: self.socket.as_deref(),
             environment: &|name| self.environment.get(name).cloned(),
             dot_env: &|name| dot_env.get(name).cloned(),
+            dot_env_name: &self.env_file_name(),
             file: file.as_ref(),
             read: &read,
             read_store: Some(&|path| std::fs::read(path)),
         })?;
-        config.warnings.extend(unknown_variables(self.environment.keys().map(String::as_str), "environment"));
-        config.warnings.extend(unknown_variables(dot_env.keys().map(String::as_str), DOT_ENV));
+        config.warnings.extend(self.unknown_in(&dot_env));
         Ok(config)
+    }
+
+    /// A warning for each variable that looks like a setting and is none.
+    pub(super) fn unknown_names(&self) -> Vec<String> {
+        self.unknown_in(&self.dot_env().unwrap_or_default())
+    }
+
+    /// A refusal for people, with the names that may be the reason.
+    pub(super) fn told(&self, refused: &ConfigError) -> String {
+        let warnings = self.unknown_names().into_iter().map(|warning| format!("\n  warning: {warning}"));
+        refused.to_string() + &warnings.collect::<String>()
+    }
+
+    fn unknown_in(&self, dot_env: &HashMap<String, OsString>) -> Vec<String> {
+        let mut unknown = unknown_variables(self.environment.keys().map(String::as_str), "environment");
+        unknown.extend(unknown_variables(dot_env.keys().map(String::as_str), &self.env_file_name()));
+        unknown
     }
 
     /// A digest of all that [`Loader::load`] reads and that can change, but for the named tokens: who
@@ -144,7 +168,7 @@ impl Loader {
             content
         };
         // What cannot be read may be a secret's file that is about to come.
-        let _ = note(Path::new(DOT_ENV));
+        let _ = note(self.env_file());
         let dot_env = self.dot_env().unwrap_or_default();
         let file = self.config_path(&dot_env).and_then(|path| {
             let text = String::from_utf8(note(&path).ok()?).ok()?;
@@ -170,11 +194,19 @@ impl Loader {
         named.filter(|path| !path.as_os_str().is_empty())
     }
 
+    fn env_file(&self) -> &Path {
+        self.env_file.as_deref().unwrap_or(Path::new(DOT_ENV))
+    }
+
+    fn env_file_name(&self) -> String {
+        self.env_file().display().to_string()
+    }
+
     fn dot_env(&self) -> Result<HashMap<String, OsString>, String> {
-        match read_text(Path::new(DOT_ENV)) {
-            Ok(text) => parse(&text),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(HashMap::new()),
-            Err(e) => Err(format!("{DOT_ENV} cannot be read: {e}")),
+        match read_text(self.env_file()) {
+            Ok(text) => parse(&text).map_err(|why| format!("{} {why}", self.env_file_name())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.env_file.is_none() => Ok(HashMap::new()),
+            Err(e) => Err(format!("{} cannot be read: {e}", self.env_file_name())),
         }
     }
 
@@ -223,7 +255,7 @@ pub fn parse(text: &str) -> Result<HashMap<String, OsString>, String> {
         }
         let (name, value) = assignment(line).ok_or_else(|| {
             // The line itself may hold a secret.
-            format!("{DOT_ENV} line {number} is not NAME=value (a value in quotes must end with them)")
+            format!("line {number} is not NAME=value (a value in quotes must end with them)")
         })?;
         vars.insert(name.to_owned(), value.into());
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
+use super::healthcheck::Health;
 use crate::http::AppState;
 use crate::timestamp::{parse_rfc3339, rfc3339_ms};
 
@@ -83,10 +84,14 @@ pub(super) struct Beat {
 }
 
 /// `leitstand healthcheck --heartbeat`.
-pub(super) fn run(path: &Path, max_age: Option<Duration>, max_success_age: Option<Duration>) -> Result<(), String> {
-    let beat = read(path)?;
-    println!("{}", judge(&beat, max_age.unwrap_or(MAX_AGE), max_success_age, SystemTime::now())?);
-    Ok(())
+pub(super) fn health(path: &Path, max_age: Option<Duration>, max_success_age: Option<Duration>) -> Health {
+    let beat = match read(path) {
+        Ok(beat) => beat,
+        Err(text) => return Health { healthy: false, text, said: Value::Null },
+    };
+    let said = json!({"at": rfc3339_ms(beat.at), "last_success": beat.last_success.map(rfc3339_ms)});
+    let judged = judge(&beat, max_age.unwrap_or(MAX_AGE), max_success_age, SystemTime::now());
+    Health { healthy: judged.is_ok(), text: judged.unwrap_or_else(|why| why), said }
 }
 
 /// # Errors

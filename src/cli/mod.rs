@@ -13,14 +13,17 @@ mod drill;
 pub mod env;
 mod healthcheck;
 mod heartbeat;
+mod host;
 mod http;
 mod logging;
 mod openapi;
+mod progress;
 mod reload;
 mod repair;
 mod restore;
 mod serve;
 mod snapshot;
+mod support_bundle;
 mod token;
 mod token_watch;
 mod verify;
@@ -34,10 +37,13 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::timestamp::parse_span;
 
+/// The kind of an error, to scripts, that has no word of its own.
+const COULD_NOT: &str = "could_not";
+
 /// HTTP ingest of JSON events into one append-only JSONL file per domain.
 ///
 /// Settings come from options, the environment (LEITSTAND_*, else CHRONIK_*), .env in the working
-/// directory, and a TOML file, in this order; `leitstand config check` shows them.
+/// directory or the file of --env-file, and a TOML file, in this order; `leitstand config check` shows them.
 #[derive(Debug, Parser)]
 #[command(name = "leitstand", version, about, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -48,8 +54,13 @@ pub struct Cli {
     validate: bool,
     #[command(flatten)]
     check: config_check::CheckArgs,
-    /// As `restore --from SNAPSHOT`
-    #[arg(long, value_name = "SNAPSHOT", requires = "target", conflicts_with = "validate")]
+    /// As `restore --from SNAPSHOT`; with --target, and --json if wanted
+    #[arg(
+        long,
+        value_name = "SNAPSHOT",
+        requires = "target",
+        conflicts_with_all = ["validate", "config", "env_file", "host", "port", "uds"]
+    )]
     restore: Option<PathBuf>,
     /// As `restore --to DIR`
     #[arg(long, value_name = "DIR", requires = "restore")]
@@ -59,10 +70,13 @@ pub struct Cli {
 impl Cli {
     /// The command, or the one that the options stand for.
     fn chosen(self) -> Command {
+        let json = self.check.json;
         match (self.command, self.validate, self.restore, self.target) {
             (Some(command), ..) => command,
             (None, true, ..) => Command::Config { command: ConfigCommand::Check(self.check) },
-            (None, false, Some(from), Some(to)) => Command::Restore(restore::RestoreArgs { from, to, json: false }),
+            (None, false, Some(from), Some(to)) => {
+                Command::Restore(restore::RestoreArgs { from, to, json, until: None, expect: None })
+            }
             // Each of the last two requires the other.
             (None, false, ..) => Cli::command()
                 .error(ErrorKind::MissingSubcommand, "a command is required, or --validate, or --restore")
@@ -80,7 +94,11 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Ask a running service whether it would accept an event (exit code 0 or 1); for containers
+    /// Same as `config check`
+    Validate(config_check::CheckArgs),
+    /// Ask a running service whether it would accept an event; for containers
+    ///
+    /// Exit code 0: it would, 1: it would not, or nobody can tell.
     Healthcheck(HealthcheckArgs),
     /// Look at a service and its machine, and say what to do next; writes nothing
     ///
@@ -106,7 +124,13 @@ enum Command {
     ///
     /// Exit code 0: recovered within the targets, 1: a target missed or something lost, 2: could not run.
     Drill(drill::DrillArgs),
+    /// Gather what somebody elsewhere needs to help: settings, figures, file names, log; no payload, no secret
+    ///
+    /// Exit code 0: done, 1: something could not be had and is told, 2: not done.
+    SupportBundle(support_bundle::SupportBundleArgs),
     /// Give, show, revoke and rotate named tokens; a running service notices within a second
+    ///
+    /// Exit code 0: done, 1: not done, and nothing was changed.
     Token {
         #[command(subcommand)]
         command: token::TokenCommand,
@@ -134,6 +158,10 @@ pub struct BindArgs {
     /// TOML file with settings [env: LEITSTAND_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// File with variables, NAME=value a line, read for what the environment does not set; changes to it are
+    /// taken over [env: LEITSTAND_ENV_FILE] [default: .env, if it is there]
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
     /// Address or name to listen on [env: LEITSTAND_HOST] [default: 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
@@ -159,42 +187,89 @@ pub struct HealthcheckArgs {
     /// Longest good time without an acknowledged append [default: any]
     #[arg(long, value_name = "AGE", requires = "heartbeat", value_parser = span)]
     max_success_age: Option<Duration>,
+    /// One JSON document instead of a line
+    #[arg(long)]
+    json: bool,
 }
 
 fn span(text: &str) -> Result<Duration, String> {
     parse_span(text).ok_or_else(|| "must be a time span as 500ms, 90s, 5m or 4h".to_owned())
 }
 
-/// Runs the command that `args` names.
-pub fn run() -> ExitCode {
-    // clap prints usage errors and exits with 2.
-    let result = match Cli::parse().chosen() {
-        Command::Serve(bind) => serve::run(&bind),
-        Command::Config { command: ConfigCommand::Check(args) } => {
-            return ended(config_check::run(&args), 1);
+impl Command {
+    /// Does whoever called it read one JSON document, whatever happens?
+    fn wants_json(&self) -> bool {
+        match self {
+            Command::Serve(_) | Command::Openapi { .. } => false,
+            Command::Config { command: ConfigCommand::Check(args) } | Command::Validate(args) => args.json,
+            Command::Healthcheck(args) => args.json,
+            Command::Doctor(args) => args.json,
+            Command::Verify(args) => args.data.json,
+            Command::Repair(args) => args.data.json,
+            Command::Snapshot(args) => args.json,
+            Command::Restore(args) => args.json,
+            Command::Drill(args) => args.json,
+            Command::SupportBundle(args) => args.json,
+            Command::Token { command } => command.wants_json(),
         }
-        Command::Healthcheck(args) => match &args.heartbeat {
-            Some(path) => heartbeat::run(path, args.max_age, args.max_success_age),
-            None => healthcheck::run(&args.bind),
-        },
-        Command::Doctor(args) => return ended(doctor::run(&args), data::COULD_NOT_LOOK),
-        Command::Verify(args) => return ended(verify::run(&args), data::COULD_NOT_LOOK),
-        Command::Repair(args) => return ended(repair::run(&args), data::COULD_NOT_LOOK),
-        Command::Snapshot(args) => return ended(snapshot::run(&args), data::COULD_NOT_LOOK),
-        Command::Restore(args) => return ended(restore::run(&args), data::COULD_NOT_LOOK),
-        Command::Drill(args) => return ended(drill::run(&args), drill::COULD_NOT_RUN),
-        Command::Token { command } => token::run(&command),
-        Command::Openapi { json } => {
-            return ended(openapi::run(json).map(|()| ExitCode::SUCCESS), if cfg!(feature = "docs") { 1 } else { 2 });
+    }
+
+    /// Exit code of an error.
+    fn failed(&self) -> u8 {
+        match self {
+            Command::Serve(_)
+            | Command::Config { .. }
+            | Command::Validate(_)
+            | Command::Healthcheck(_)
+            | Command::Token { .. } => 1,
+            Command::Doctor(_)
+            | Command::Verify(_)
+            | Command::Repair(_)
+            | Command::Snapshot(_)
+            | Command::Restore(_)
+            | Command::SupportBundle(_) => data::COULD_NOT_LOOK,
+            Command::Drill(_) => drill::COULD_NOT_RUN,
+            Command::Openapi { .. } => {
+                if cfg!(feature = "docs") {
+                    1
+                } else {
+                    2
+                }
+            }
         }
-    };
-    ended(result.map(|()| ExitCode::SUCCESS), 1)
+    }
+
+    fn run(&self) -> Result<ExitCode, String> {
+        let done = |result: Result<(), String>| result.map(|()| ExitCode::SUCCESS);
+        match self {
+            Command::Serve(bind) => done(serve::run(bind)),
+            Command::Config { command: ConfigCommand::Check(args) } | Command::Validate(args) => {
+                config_check::run(args)
+            }
+            Command::Healthcheck(args) => healthcheck::run(args),
+            Command::Doctor(args) => doctor::run(args),
+            Command::Verify(args) => verify::run(args),
+            Command::Repair(args) => repair::run(args),
+            Command::Snapshot(args) => snapshot::run(args),
+            Command::Restore(args) => restore::run(args),
+            Command::Drill(args) => drill::run(args),
+            Command::SupportBundle(args) => support_bundle::run(args),
+            Command::Token { command } => done(token::run(command)),
+            Command::Openapi { json } => done(openapi::run(*json)),
+        }
+    }
 }
 
-fn ended(result: Result<ExitCode, String>, failed: u8) -> ExitCode {
-    result.unwrap_or_else(|message| {
-        eprintln!("leitstand: {message}");
-        ExitCode::from(failed)
+/// Runs the command that the arguments of the process name.
+pub fn run() -> ExitCode {
+    // clap prints usage errors and exits with 2.
+    let command = Cli::parse().chosen();
+    command.run().unwrap_or_else(|message| {
+        if command.wants_json() {
+            data::print_error(COULD_NOT, &message);
+        }
+        data::tell(format_args!("leitstand: {message}"));
+        ExitCode::from(command.failed())
     })
 }
 

@@ -8,7 +8,7 @@ pub(super) fn run(json: bool) -> Result<(), String> {
     } else {
         openapi.to_yaml().map_err(|e| e.to_string())
     }?;
-    println!("{}", text.trim_end());
+    super::data::print(&format!("{}\n", text.trim_end()));
     Ok(())
 }
 

@@ -81,7 +81,7 @@ fn persist(loader: &Loader, document: &Map<String, Value>, rest: &Values) -> Res
     for (key, value) in leaves(document) {
         let own = Setting::keyed(&key).or_else(|| Setting::keyed(key.split('.').next().unwrap_or_default()));
         let origin = own.map(|setting| config.origin(setting));
-        if let Some(origin @ (Origin::Environment | Origin::DotEnv | Origin::Flag)) = origin
+        if let Some(origin @ (Origin::Environment | Origin::DotEnv(_) | Origin::Flag)) = origin
             && !value.is_null()
         {
             return Err(format!("{key} comes from {origin}, which wins over the file"));

@@ -15,7 +15,7 @@ use crate::storage::repair::{Act, Outcome, RepairOptions, RepairReport, Step, re
 #[derive(Debug, Args)]
 pub struct RepairArgs {
     #[command(flatten)]
-    data: DataArgs,
+    pub(super) data: DataArgs,
     /// Do it; without this nothing is changed
     #[arg(long)]
     apply: bool,

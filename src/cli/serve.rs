@@ -35,7 +35,7 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let loader = Arc::new(Loader::new(args));
     // Before they are read: what changes in between is seen as a change.
     let seen = loader.digest();
-    let config = loader.load(&Values::default()).map_err(|e| e.to_string())?;
+    let config = loader.load(&Values::default()).map_err(|refused| loader.told(&refused))?;
     let logging =
         logging::start(config.log_level, config.log_format).map_err(|e| format!("cannot start the log: {e}"))?;
     for warning in &config.warnings {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::data::{ProgressLine, SOMETHING_FOUND, count, open_data_dir, print, refused};
+use super::data::{SOMETHING_FOUND, count, open_data_dir, print, refused};
+use super::progress::ProgressLine;
 use crate::storage::snapshot::{Manifest, SnapshotOptions, SnapshotReport, snapshot};
 
 /// What to copy, and where to.
@@ -24,7 +25,7 @@ pub struct SnapshotArgs {
     base: Option<PathBuf>,
     /// One JSON document instead of lines
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Longest wait for the lock of a file, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     lock_timeout: u16,
@@ -49,7 +50,7 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<ExitCode, String> {
         rate: args.rate,
         reserve_bytes: super::env::reserve_bytes()?,
     };
-    let mut line = ProgressLine::new(!args.json);
+    let mut line = ProgressLine::new("snapshot", !args.json);
     let report = snapshot(&disk, &options, &mut |progress| line.tell(progress));
     drop(line);
     let report = match report {
@@ -81,6 +82,7 @@ fn document(report: &SnapshotReport) -> Value {
             "file": file.name, "bytes": file.torn_tail_bytes,
         })).collect::<Vec<_>>(),
         "poisoned": poisoned(manifest),
+        "tokens": manifest.tokens.is_some(),
         "skipped": manifest.skipped,
         "duration_ms": report.took.as_millis() as u64,
     })

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::data::print;
+use super::data::{print, tell};
 use crate::timestamp::{parse_span, parse_unix_s, unix_rfc3339};
 use crate::token::{Digest, Scope, StoredToken, TokenFile, grant};
 
@@ -39,6 +39,9 @@ pub enum TokenCommand {
     Revoke {
         /// Name of the token
         name: String,
+        /// One JSON document on stdout
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -99,17 +102,28 @@ pub struct Place {
     data_dir: Option<PathBuf>,
 }
 
+impl TokenCommand {
+    pub(super) fn wants_json(&self) -> bool {
+        match self {
+            TokenCommand::Add(args) => args.secret.json,
+            TokenCommand::Rotate(args) => args.secret.json,
+            TokenCommand::List { json, .. } | TokenCommand::Revoke { json, .. } => *json,
+        }
+    }
+}
+
 pub(super) fn run(command: &TokenCommand) -> Result<(), String> {
     match command {
         TokenCommand::Add(args) => add(args),
         TokenCommand::List { json, place } => list(*json, place),
-        TokenCommand::Revoke { name, place } => revoke(name, place),
+        TokenCommand::Revoke { name, json, place } => revoke(name, *json, place),
         TokenCommand::Rotate(args) => rotate(args),
     }
 }
 
 fn add(args: &AddArgs) -> Result<(), String> {
     let file = args.place.open()?;
+    let is_new = !file.has_directory();
     let now_s = now_s();
     let expires_s = args.secret.expires_s(now_s)?;
     let grant = grant(args.name.clone(), &args.domain, args.default_domain.as_deref())
@@ -126,11 +140,18 @@ fn add(args: &AddArgs) -> Result<(), String> {
         grant: Arc::new(grant),
     };
     file.update(|store| store.add(token.clone()))?;
+    if is_new {
+        // A slip in the name of the directory looks the same, and no service would ever know the token.
+        tell(format_args!(
+            "leitstand: note: {:?} is the first store there; is that the directory of the service?",
+            file.path()
+        ));
+    }
     args.secret.tell(&secret, &token, "added", now_s)
 }
 
 fn rotate(args: &RotateArgs) -> Result<(), String> {
-    let file = args.place.open()?;
+    let file = args.place.open_with(&args.name)?;
     let now_s = now_s();
     let expires_s = args.secret.expires_s(now_s)?;
     let secret = args.secret.take()?;
@@ -139,23 +160,29 @@ fn rotate(args: &RotateArgs) -> Result<(), String> {
     match token.previous.last() {
         Some(previous) => {
             let (until, left) = (unix_rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
-            eprintln!("The old secret is good until {until} (in {left}).");
+            tell(format_args!("The old secret is good until {until} (in {left})."));
         }
-        None => eprintln!("The old secret is refused."),
+        None => tell(format_args!("The old secret is refused.")),
     }
     args.secret.tell(&secret, &token, "rotated", now_s)
 }
 
-fn revoke(name: &str, place: &Place) -> Result<(), String> {
-    let token = place.open()?.update(|store| store.revoke(name))?;
+fn revoke(name: &str, as_json: bool, place: &Place) -> Result<(), String> {
+    let token = place.open_with(name)?.update(|store| store.revoke(name))?;
     std::thread::sleep(NOTICED_AFTER);
-    eprintln!("Token {name:?} (sha256:{:?}) is revoked.", token.digest);
+    if as_json {
+        print(&format!("{:#}\n", json!({"revoked": document(&token, now_s())})));
+    }
+    tell(format_args!("Token {name:?} (sha256:{:?}) is revoked.", token.digest));
     Ok(())
 }
 
 fn list(as_json: bool, place: &Place) -> Result<(), String> {
     let file = place.open()?;
     let found = file.read().map_err(|why| file.broken(&why))?;
+    if found.is_none() {
+        tell(format_args!("leitstand: note: there is no token store {:?}", file.path()));
+    }
     let store = found.map(|found| found.store).unwrap_or_default();
     let now_s = now_s();
     if as_json {
@@ -255,7 +282,7 @@ impl SecretArgs {
             format!("expires {} (in {})", unix_rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
         });
         let digest = &token.digest;
-        eprintln!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes);
+        tell(format_args!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes));
         std::thread::sleep(NOTICED_AFTER);
         let text = match (self.json, secret.made_here) {
             (false, false) => return Ok(()),
@@ -269,7 +296,9 @@ impl SecretArgs {
             }
         };
         if secret.made_here {
-            eprintln!("Its secret is shown this once; clients send it as X-Auth, or as Authorization: Bearer.");
+            tell(format_args!(
+                "Its secret is shown this once; clients send it as X-Auth, or as Authorization: Bearer."
+            ));
         }
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}")
@@ -279,12 +308,28 @@ impl SecretArgs {
 }
 
 impl Place {
+    /// The store, which must be there: it is to hold a token of this name. Makes nothing.
+    fn open_with(&self, name: &str) -> Result<TokenFile, String> {
+        let file = self.open()?;
+        match file.stamp() {
+            Ok(None) => Err(format!(
+                "there is no token {name:?}: there is no token store {:?}; name the directory of the service by --data-dir",
+                file.path()
+            )),
+            // Whatever else is wrong is told by who reads it.
+            _ => Ok(file),
+        }
+    }
+
     fn open(&self) -> Result<TokenFile, String> {
         let file = TokenFile::new(super::env::token_store(self.data_dir.as_deref())?);
         if let Ok(Some(found)) = file.read()
             && let Some(mode) = found.too_open
         {
-            eprintln!("leitstand: warning: {:?} is open to other users (mode {mode:04o}): chmod 600", file.path());
+            tell(format_args!(
+                "leitstand: warning: {:?} is open to other users (mode {mode:04o}): chmod 600",
+                file.path()
+            ));
         }
         Ok(file)
     }

@@ -4,6 +4,7 @@
 //! every way in which a file can change (renames, mounts, links that are swapped, network file systems),
 //! and there is nothing that can go stale. A thread of its own, so that a disk that hangs holds up nobody.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -66,7 +67,8 @@ struct Eye {
     looks_gone: u32,
     /// Up to when ends have been told.
     told_s: u64,
-    warned_s: u64,
+    /// Tokens that were told of, by name: for which end, and when.
+    warned: HashMap<String, (u64, u64)>,
 }
 
 impl Eye {
@@ -81,7 +83,7 @@ impl Eye {
             too_open: None,
             looks_gone: 0,
             told_s: 0,
-            warned_s: 0,
+            warned: HashMap::new(),
         }
     }
 
@@ -163,7 +165,8 @@ impl Eye {
             let before = std::mem::replace(&mut self.store, store);
             self.use_store();
             for (change, token) in self.store.changes_since(&before) {
-                audit(change.action(), token);
+                let name = &token.grant.name;
+                audit(change.action(), token, &told(before.get(name)), &told(self.store.get(name)));
             }
         } else if was_broken {
             self.show();
@@ -201,22 +204,28 @@ impl Eye {
         let came = |end_s: u64| since_s < end_s && end_s <= now_s;
         for token in self.store.tokens() {
             if token.expires_s.is_some_and(came) {
-                audit("token_expired", token);
+                audit("token_expired", token, &told(Some(token)), "refused");
             }
-            for _ in token.previous.iter().filter(|previous| came(previous.until_s)) {
-                audit("token_overlap_ended", token);
+            for previous in token.previous.iter().filter(|previous| came(previous.until_s)) {
+                audit("token_overlap_ended", token, &format!("sha256:{:?}", previous.digest), "refused");
             }
         }
-        if now_s.saturating_sub(self.warned_s) >= WARN_EVERY_S {
-            self.warn(now_s);
-        }
+        self.warn(now_s);
     }
 
+    /// Tells of each token that ends soon or has ended: as soon as that is so, and then once a day.
     fn warn(&mut self, now_s: u64) {
-        self.warned_s = now_s;
         let soon = |token: &&StoredToken| token.expires_s.is_some_and(|end_s| end_s <= now_s + EXPIRES_SOON_S);
+        let mut warned = HashMap::new();
         for token in self.store.tokens().iter().filter(soon).take(TOKEN_SERIES_MAX) {
             let (name, end_s) = (token.grant.name.as_str(), token.expires_s.unwrap_or_default());
+            // What was told of another end is not told of this one.
+            let before_s = self.warned.get(name).filter(|(told_end_s, _)| *told_end_s == end_s).map(|(_, at_s)| *at_s);
+            if let Some(before_s) = before_s.filter(|at_s| now_s.saturating_sub(*at_s) < WARN_EVERY_S) {
+                warned.insert(name.to_owned(), (end_s, before_s));
+                continue;
+            }
+            warned.insert(name.to_owned(), (end_s, now_s));
             let expires = unix_rfc3339(end_s);
             match end_s.checked_sub(now_s) {
                 None | Some(0) => tracing::warn!(token = name, expires, "token has expired: rotate or revoke it"),
@@ -226,11 +235,21 @@ impl Eye {
                 }
             }
         }
+        self.warned = warned;
     }
 }
 
-/// A line for whoever must know later what a token could do when.
-fn audit(action: &str, token: &StoredToken) {
+/// What a token is, in one text; never its secret.
+fn told(token: Option<&StoredToken>) -> String {
+    let Some(token) = token else { return "none".to_owned() };
+    let domains: Vec<&str> = token.grant.domains.iter().map(|pattern| pattern.as_str()).collect();
+    let domains = if domains.is_empty() { "*".to_owned() } else { domains.join(",") };
+    let end = token.expires_s.map_or("never".to_owned(), unix_rfc3339);
+    format!("sha256:{:?} scopes={} domains={domains} expires={end}", token.digest, token.scopes)
+}
+
+/// A line for whoever must know later what a token could do when, before and from then on.
+fn audit(action: &str, token: &StoredToken, old: &str, new: &str) {
     tracing::info!(
         target: "leitstand::audit",
         action,
@@ -238,6 +257,8 @@ fn audit(action: &str, token: &StoredToken) {
         sha256 = ?token.digest,
         scopes = token.scopes.to_string(),
         expires = token.expires_s.map(unix_rfc3339),
+        old,
+        new,
         "token store changed"
     );
 }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::data::{COULD_NOT_LOOK, DataArgs, ProgressLine, SOMETHING_FOUND, count, print, refused};
+use super::data::{COULD_NOT_LOOK, DataArgs, SOMETHING_FOUND, count, print, refused, sha256};
+use super::progress::ProgressLine;
 use crate::storage::TORN_DIR;
 use crate::storage::snapshot::{SnapshotError, check, continues};
 use crate::storage::verify::{Finding, NotChecked, VerifyOptions, VerifyReport, verify};
@@ -16,10 +17,13 @@ use crate::storage::verify::{Finding, NotChecked, VerifyOptions, VerifyReport, v
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
-    data: DataArgs,
+    pub(super) data: DataArgs,
     /// Look at this snapshot instead: its manifest, every hash, every line
     #[arg(long, value_name = "DIR", conflicts_with_all = ["data_dir", "domain", "manifest"])]
     snapshot: Option<PathBuf>,
+    /// SHA-256 that the manifest of the snapshot must have, as it was kept elsewhere
+    #[arg(long, value_name = "SHA256", requires = "snapshot", value_parser = sha256)]
+    expect: Option<String>,
     /// Does the data directory go on where this snapshot ends? Takes its manifest.json; looks at no line
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     manifest: Option<PathBuf>,
@@ -28,14 +32,14 @@ pub struct VerifyArgs {
 pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode, String> {
     match (&args.snapshot, &args.manifest) {
         (Some(path), _) => {
-            let mut line = ProgressLine::new(!args.data.json);
-            let report = check(path, &mut |progress| line.tell(progress));
+            let mut line = ProgressLine::new("verify", !args.data.json);
+            let report = check(path, args.expect.as_deref(), &mut |progress| line.tell(progress));
             drop(line);
             Ok(told_or_refused(report, "snapshot", &path.to_string_lossy(), args.data.json))
         }
         (None, Some(manifest)) => {
             let disk = args.data.open()?;
-            let mut line = ProgressLine::new(!args.data.json);
+            let mut line = ProgressLine::new("verify", !args.data.json);
             let report = continues(&disk, manifest, &mut |progress| line.tell(progress));
             drop(line);
             Ok(told_or_refused(report, "data_dir", &disk.root().to_string_lossy(), args.data.json))
@@ -54,7 +58,7 @@ fn told_or_refused(report: Result<VerifyReport, SnapshotError>, what: &str, path
 fn lines_of_data(args: &DataArgs) -> Result<ExitCode, String> {
     let disk = args.open()?;
     let options = VerifyOptions { only: args.domain.clone(), lock_timeout: args.lock_timeout() };
-    let mut line = ProgressLine::new(!args.json);
+    let mut line = ProgressLine::new("verify", !args.json);
     let report = verify(&disk, &options, &mut |progress| line.tell(progress));
     drop(line);
     let report = report.map_err(|e| format!("cannot look at {:?}: {e}", disk.root()))?;

@@ -160,7 +160,11 @@ pub fn leaves(document: &Map<String, Value>) -> Vec<(String, &Value)> {
 }
 
 fn is_table(key: &str) -> bool {
-    key == FEATURES || SETTINGS.iter().any(|s| s.key.split_once('.').is_some_and(|(table, _)| table == key))
+    tables().any(|table| table == key)
+}
+
+fn tables() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().filter_map(|s| Some(s.key.split_once('.')?.0)).chain([FEATURES])
 }
 
 fn feature_of(key: &str) -> Option<Feature> {
@@ -175,7 +179,8 @@ fn unknown(key: &str) -> Problem {
         // Somebody wrote the name of the variable.
         .or_else(|| Setting::named(&key.to_ascii_uppercase()).map(|setting| setting.key).filter(|key| !key.is_empty()))
         // Somebody left out the table.
-        .or_else(|| SETTINGS.iter().map(|s| s.key).find(|k| k.rsplit_once('.').is_some_and(|(_, name)| name == key)));
+        .or_else(|| SETTINGS.iter().map(|s| s.key).find(|k| k.rsplit_once('.').is_some_and(|(_, name)| name == key)))
+        .or_else(|| suggestion(key, tables(), |table| table));
     let text = match meant {
         Some(meant) => format!("is no setting; do you mean {meant}?"),
         None => "is no setting".to_owned(),
@@ -296,7 +301,8 @@ mod tests {
             ("level = 'INFO'", "level is no setting; do you mean logging.level?"),
             ("LEITSTAND_RATE_LIMIT = 'off'", "LEITSTAND_RATE_LIMIT is no setting; do you mean rate_limit?"),
             ("xyzzy_plugh = 1", "xyzzy_plugh is no setting"),
-            ("[loging]\nlevel = 'x'", "loging is no setting"),
+            ("[loging]\nlevel = 'x'", "loging is no setting; do you mean logging?"),
+            ("[feature]\nstats = true", "feature is no setting; do you mean features?"),
             ("logging.levle = 'x'", "logging.levle is no setting; do you mean logging.level?"),
             ("port = '1'", "port must be a whole number"),
             ("port = 1.5", "port must be a whole number"),

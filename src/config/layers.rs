@@ -21,7 +21,9 @@ pub struct Layers<'a> {
     /// `--uds`.
     pub socket: Option<&'a Path>,
     pub environment: Lookup<'a>,
+    /// The file with variables, and its name.
     pub dot_env: Lookup<'a>,
+    pub dot_env_name: &'a str,
     pub file: Option<&'a FileLayer>,
     /// Reads a file that a `*_FILE` variable names.
     pub read: Read<'a>,
@@ -42,7 +44,8 @@ pub enum Origin {
     Default,
     /// The TOML file, by its name.
     File(Arc<str>),
-    DotEnv,
+    /// The file with variables, by its name.
+    DotEnv(Arc<str>),
     Environment,
     Flag,
     Patch,
@@ -67,6 +70,7 @@ impl<'a> Layers<'a> {
             socket: None,
             environment: nothing,
             dot_env: nothing,
+            dot_env_name: ".env",
             file: None,
             read,
             read_store: None,
@@ -94,7 +98,8 @@ impl<'a> Layers<'a> {
     fn variable(&self, setting: &Setting, warnings: &mut Vec<String>) -> Option<Found> {
         let named = |name: &str| {
             let in_environment = (self.environment)(name).map(|text| (text, Origin::Environment));
-            let (text, origin) = in_environment.or_else(|| Some(((self.dot_env)(name)?, Origin::DotEnv)))?;
+            let (text, origin) =
+                in_environment.or_else(|| Some(((self.dot_env)(name)?, Origin::DotEnv(self.dot_env_name.into()))))?;
             Some(Found { text, origin, label: name.to_owned() })
         };
         let own = named(setting.name);
@@ -138,8 +143,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Origin::Default => "default",
-            Origin::File(name) => name,
-            Origin::DotEnv => ".env",
+            Origin::File(name) | Origin::DotEnv(name) => name,
             Origin::Environment => "environment",
             Origin::Flag => "option",
             Origin::Patch => "patch",

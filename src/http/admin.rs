@@ -13,6 +13,7 @@ use super::auth::{actor, authorise};
 use super::body::read_small;
 use super::edge::Caller;
 use super::error::ApiError;
+use super::gate::OFF;
 use super::ops::json;
 use super::state::AppState;
 use crate::rate::RateLimits;
@@ -111,8 +112,8 @@ pub(crate) async fn set_read_only(State(state): State<Arc<AppState>>, request: R
         Some(Value::String(text)) if is_reason(text) => Some(text.clone()),
         Some(_) => return Err(bad(&format!("reason must be a text of at most {REASON_CHARS_MAX} characters"))),
     };
-    tracing::info!(target: "leitstand::audit", action = "read_only", on, reason, actor, %client, "changed");
-    state.gate.set_read_only(*on, reason);
+    let old = state.gate.set_read_only(*on, reason.clone());
+    tracing::info!(target: "leitstand::audit", action = "read_only", old, new = on, reason, actor, %client, "changed");
     let drained = if *on { Some(drain(&state).await) } else { None };
     Ok(json(StatusCode::OK, &read_only_state(&state, drained)))
 }
@@ -154,10 +155,10 @@ pub(crate) async fn set_throttle(State(state): State<Arc<AppState>>, request: Re
         (Some(_), None) => return Err(bad("for must say how long, e.g. 30s, 10m or 1h, at most 24h")),
         (rate, duration) => rate.zip(duration),
     };
-    let text = rate.as_ref().map_or("none".to_owned(), |(rate, _)| rate.to_string());
+    let new = rate.as_ref().map_or(OFF.to_owned(), |(rate, _)| rate.to_string());
     let for_s = rate.as_ref().map(|(_, duration)| duration.as_secs());
-    tracing::info!(target: "leitstand::audit", action = "throttle", rate = text, for_s, actor, %client, "changed");
-    state.gate.set_throttle(rate);
+    let old = state.gate.set_throttle(rate);
+    tracing::info!(target: "leitstand::audit", action = "throttle", old, new, for_s, actor, %client, "changed");
     Ok(json(StatusCode::OK, &throttle_state(&state)))
 }
 

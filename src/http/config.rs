@@ -19,13 +19,16 @@ use super::error::ApiError;
 use super::ops::json;
 use super::state::AppState;
 use crate::config::{
-    Config, ConfigError, Feature, Features, Kind, LogFormat, LogLevel, Setting, Values, merge_patch, patch,
+    Config, ConfigError, Feature, Features, Kind, LogFormat, LogLevel, Problem, Setting, Values, leaves, merge_patch,
+    patch,
 };
 use crate::token::Scope;
 
 /// Largest body of a patch.
 const PATCH_BYTES_MAX: usize = 64 << 10;
 const AUDIT: &str = "leitstand::audit";
+/// The variable of the features that are off.
+const SWITCHES: &str = "LEITSTAND_DISABLE";
 /// The actor of a change that was found in the files.
 pub const FILES: &str = "file";
 
@@ -218,7 +221,7 @@ impl AppState {
     fn patch(&self, document: Map<String, Value>, persist: bool, actor: &str) -> Result<(), ApiError> {
         let (said, problems) = patch(&document);
         if !problems.is_empty() {
-            return Err(refused(&ConfigError(problems)));
+            return Err(refused(&self.all_problems(&document, &said, problems)));
         }
         if said.switches().any(|(feature, on)| feature == Feature::Config && !on) {
             return Err(bad("features.config cannot be switched off by a request: none could switch it on again"));
@@ -249,6 +252,18 @@ impl AppState {
         Ok(())
     }
 
+    /// What is wrong with the form of a patch, and with the values of the keys whose form is right.
+    fn all_problems(&self, document: &Map<String, Value>, said: &Values, mut problems: Vec<Problem>) -> ConfigError {
+        let loaded = (self.settings.outside.load)(said);
+        let keys = leaves(document);
+        let is_new = |problem: &Problem| {
+            keys.iter().any(|(key, _)| *key == problem.name) && problems.iter().all(|known| known.name != problem.name)
+        };
+        let more: Vec<_> = loaded.err().into_iter().flat_map(|ConfigError(all)| all).filter(is_new).collect();
+        problems.extend(more);
+        ConfigError(problems)
+    }
+
     /// What of `newer` may change at run time holds from now on. How many settings that changed.
     fn adopt(&self, inner: &mut Inner, newer: &Config, action: &str, actor: &str) -> usize {
         let (old, new) = (&inner.running, inner.running.with_live_of(newer));
@@ -263,9 +278,17 @@ impl AppState {
         if (old.log_level, old.log_format) != (new.log_level, new.log_format) {
             (self.settings.outside.log)(new.log_level, new.log_format);
         }
-        for change in &changes {
+        for change in changes.iter().filter(|change| change.name != SWITCHES) {
             let key = Setting::named(change.name).map_or(change.name, |setting| setting.key);
             tracing::info!(target: AUDIT, action, key, old = change.old, new = change.new, actor, "changed");
+        }
+        // The list names what is off; whoever reads the log wants to know what is on.
+        for feature in
+            Feature::ALL.into_iter().filter(|feature| old.features.has(*feature) != new.features.has(*feature))
+        {
+            let (key, on) = (format!("features.{}", feature.name()), new.features.has(feature));
+            let (old, new) = ((!on).to_string(), on.to_string());
+            tracing::info!(target: AUDIT, action, key, old, new, actor, "changed");
         }
         inner.running = new;
         changes.len()

@@ -12,6 +12,8 @@ use crate::rate::RateLimits;
 
 const READ_ONLY: u8 = 1;
 const THROTTLE: u8 = 2;
+/// What a throttle is, to the log, that is not on.
+pub(crate) const OFF: &str = "off";
 
 /// Shared by all requests.
 #[derive(Default)]
@@ -25,6 +27,13 @@ pub(crate) struct Gate {
 struct Switches {
     read_only: Option<ReadOnly>,
     throttle: Option<Throttle>,
+}
+
+impl Switches {
+    /// The rate of a throttle, for the log.
+    fn shown(throttle: Option<&Throttle>) -> String {
+        throttle.map_or(OFF.to_owned(), |throttle| throttle.rate.to_string())
+    }
 }
 
 /// Why events are refused, and since when.
@@ -107,9 +116,10 @@ impl Gate {
     pub(crate) fn throttle(&self, now: Instant) -> Option<Throttle> {
         let mut switches = self.switches();
         if switches.throttle.as_ref().is_some_and(|throttle| throttle.ends <= now) {
+            let old = Switches::shown(switches.throttle.as_ref());
             switches.throttle = None;
             self.post(&switches);
-            tracing::info!(target: "leitstand::audit", action = "throttle", rate = "none", actor = "time", "changed");
+            tracing::info!(target: "leitstand::audit", action = "throttle", old, new = OFF, actor = "time", "changed");
         }
         switches.throttle.clone()
     }
@@ -119,17 +129,23 @@ impl Gate {
         self.posted().writable().is_err()
     }
 
-    /// Switches read-only mode. On again, it keeps its beginning and takes the new reason.
-    pub(crate) fn set_read_only(&self, on: bool, reason: Option<String>) {
+    /// Switches read-only mode, and says whether it was on. On again, it keeps its beginning and takes the new
+    /// reason.
+    pub(crate) fn set_read_only(&self, on: bool, reason: Option<String>) -> bool {
         let mut switches = self.switches();
-        let since = switches.read_only.as_ref().map_or_else(SystemTime::now, |before| before.since);
+        let before = switches.read_only.take();
+        let since = before.as_ref().map_or_else(SystemTime::now, |before| before.since);
         switches.read_only = on.then_some(ReadOnly { since, reason });
         self.post(&switches);
+        before.is_some()
     }
 
-    /// Begins a throttle in place of any that is on, or ends it.
-    pub(crate) fn set_throttle(&self, rate: Option<(RateLimits, Duration)>) {
+    /// Begins a throttle in place of any that is on, or ends it; says what was on, for the log.
+    pub(crate) fn set_throttle(&self, rate: Option<(RateLimits, Duration)>) -> String {
+        // One that is over has been told.
+        let _ = self.throttle(Instant::now());
         let mut switches = self.switches();
+        let old = Switches::shown(switches.throttle.as_ref());
         switches.throttle = rate.map(|(rate, duration)| Throttle {
             limiter: Arc::new(Limiter::new(rate.clone())),
             rate,
@@ -137,6 +153,7 @@ impl Gate {
             ends: Instant::now() + duration,
         });
         self.post(&switches);
+        old
     }
 
     fn post(&self, switches: &Switches) {

@@ -149,6 +149,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Respon
         rate_limit_keys: state.live().limiter.keys(),
         read_only: state.gate.is_read_only(),
         throttle: state.gate.throttle(Instant::now()).is_some(),
+        tokens_expiring: state.auth.expiring(SystemTime::now()),
     };
     state.metrics.observe(&health, &observed);
     let mut response = state.metrics.render().into_response();

@@ -12,8 +12,9 @@ use http_body::Body as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::auth::authorise;
+use super::auth::{actor, authorise};
 use super::body::{self, Coding, format_of};
+use super::client::Client;
 use super::edge::Caller;
 use super::error::ApiError;
 use super::ops::json;
@@ -80,11 +81,12 @@ pub(crate) struct SnapshotTaken {
         (status = 507, description = "`insufficient storage`: nothing is left of it.", body = super::openapi::Detail),
     )))]
 pub(crate) async fn create(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    authorise(&state, &request, Scope::Admin)?;
+    let pass = authorise(&state, &request, Scope::Admin)?;
+    let asked_by = (actor(&pass, request.headers()), Caller::of(request.extensions()).client);
     let root = state.snapshot_dir.clone().ok_or(ApiError::NotFound)?;
     let wanted = wanted(&state, request).await?;
     let name = wanted.path.unwrap_or_else(|| compact(SystemTime::now()));
-    let report = take(state, root, name.clone(), wanted.base).await?;
+    let report = take(state, root, name.clone(), wanted.base, asked_by).await?;
     let manifest = &report.manifest;
     let taken = SnapshotTaken {
         id: manifest.id.clone(),
@@ -125,6 +127,7 @@ async fn take(
     root: PathBuf,
     name: String,
     base: Option<String>,
+    (actor, client): (String, Client),
 ) -> Result<SnapshotReport, ApiError> {
     let Ok(turn) = state.snapshots.clone().try_acquire_owned() else {
         let refused = SnapshotError::AlreadyRunning(root);
@@ -138,7 +141,8 @@ async fn take(
         if let Ok(report) = &result {
             let totals = report.manifest.totals;
             let (id, duration_ms) = (&report.manifest.id, report.took.as_millis() as u64);
-            tracing::info!(id, path = name, files = totals.files, bytes = totals.bytes, duration_ms, "snapshot taken");
+            let (files, bytes) = (totals.files, totals.bytes);
+            tracing::info!(id, path = name, files, bytes, duration_ms, actor, %client, "snapshot taken");
         }
         drop(turn);
         // Nobody may be waiting any more.

@@ -169,6 +169,12 @@ pub(crate) struct OpsMetrics {
     torn_tails_total: u64,
     read_only: bool,
     throttle: bool,
+    /// Named tokens that end within 14 days.
+    tokens_expiring: usize,
+    /// Always 0: this service has no publisher, so nothing lags. For checkers that ask every service for it.
+    publisher_lag_ms: u64,
+    /// Always 0: there is no dead-letter queue. An event is stored, or its sender is told why not.
+    dlq_size: u64,
     heartbeat_failures_total: u64,
     log_lines_dropped_total: u64,
 }
@@ -338,6 +344,9 @@ impl OpsMetrics {
             torn_tails_total: figures.torn_tails,
             read_only: state.gate.is_read_only(),
             throttle: state.gate.throttle(std::time::Instant::now()).is_some(),
+            tokens_expiring: state.auth.expiring(std::time::SystemTime::now()),
+            publisher_lag_ms: 0,
+            dlq_size: 0,
             heartbeat_failures_total: figures.heartbeat_failures,
             log_lines_dropped_total: figures.log_lines_dropped,
         }

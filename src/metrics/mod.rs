@@ -130,6 +130,7 @@ struct Gauges {
     rate_limit_keys: Gauge,
     read_only: Gauge,
     throttle: Gauge,
+    tokens_expiring: Gauge,
     last_success: Gauge,
 }
 
@@ -141,6 +142,7 @@ pub struct Observed {
     pub rate_limit_keys: usize,
     pub read_only: bool,
     pub throttle: bool,
+    pub tokens_expiring: usize,
 }
 
 /// One finished request.
@@ -344,6 +346,7 @@ impl Metrics {
         gauges.rate_limit_keys.set(observed.rate_limit_keys as f64);
         gauges.read_only.set(f64::from(u8::from(observed.read_only)));
         gauges.throttle.set(f64::from(u8::from(observed.throttle)));
+        gauges.tokens_expiring.set(observed.tokens_expiring as f64);
         let last_success = self.last_success().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         gauges.last_success.set(last_success.map_or(0.0, |since| since.as_secs_f64()));
         if let Some(space) = health.space {
@@ -643,6 +646,7 @@ impl Gauges {
             rate_limit_keys: metrics::gauge!("leitstand_rate_limit_keys"),
             read_only: metrics::gauge!("leitstand_read_only"),
             throttle: metrics::gauge!("leitstand_throttle"),
+            tokens_expiring: metrics::gauge!("leitstand_tokens_expiring"),
             last_success: metrics::gauge!("leitstand_last_success_timestamp_seconds"),
         }
     }
@@ -697,6 +701,7 @@ fn describe() {
     describe_gauge!("leitstand_connections_max", "Limit of leitstand_connections.");
     describe_gauge!("leitstand_rate_limit_keys", "Clients and paths the rate limit remembers.");
     describe_gauge!("leitstand_read_only", "1 while events are refused by POST /admin/read-only.");
+    describe_gauge!("leitstand_tokens_expiring", "Named tokens that end within 14 days; the log says which.");
     describe_gauge!("leitstand_throttle", "1 while POST /admin/throttle limits all clients together.");
     describe_gauge!(
         "leitstand_last_success_timestamp_seconds",

@@ -14,6 +14,9 @@ pub(crate) const DATA_SUFFIX: &str = ".jsonl";
 pub(crate) const LOCK_SUFFIX: &str = ".lock";
 /// Directory in the data directory for bytes cut from torn tails, and what else stands beside a file.
 pub const TORN_DIR: &str = ".torn";
+/// Directory in the data directory for the named tokens, and the file with them.
+pub const TOKEN_STORE_DIR: &str = ".leitstand";
+pub const TOKEN_STORE: &str = "tokens.json";
 /// How the name of the marker of a poisoned domain ends.
 pub(crate) const POISONED_SUFFIX: &str = ".poisoned";
 /// How the name of a data file ends while it is written anew.

@@ -46,7 +46,7 @@ use tokio::sync::oneshot;
 pub use budget::Reservation;
 pub use disk::{Disk, DiskSpace, FileId, FileKind, FileStat, RealDisk};
 pub use error::{StoreError, Written};
-pub use layout::{FileNames, NAME_BYTES_MAX, TORN_DIR};
+pub use layout::{FileNames, NAME_BYTES_MAX, TOKEN_STORE, TOKEN_STORE_DIR, TORN_DIR};
 pub use watch::Wanted;
 
 use budget::Budget;

@@ -83,8 +83,10 @@ fn read_only_mode_refuses_events_and_nothing_else() {
     server.post("a", "{}").assert_accepted();
     assert!(failed_checks(&server).is_empty());
     assert_eq!(server.lines("a").len(), 2);
-    for on in [true, false] {
-        let line = server.log_line("the audit line", |line| line["action"] == "read_only" && line["on"] == on);
+    for (old, new) in [(false, true), (true, true), (true, false)] {
+        let is_it =
+            |line: &Value| line["action"] == "read_only" && (&line["old"], &line["new"]) == (&old.into(), &new.into());
+        let line = server.log_line("the audit line", is_it);
         assert_eq!((&line["target"], &line["level"]), (&"leitstand::audit".into(), &"INFO".into()), "{line}");
         assert_eq!(
             (&line["reason"], &line["client"]),
@@ -204,8 +206,10 @@ fn a_throttle_limits_all_clients_together() {
     server.send(&from("192.0.2.4")).assert_accepted();
     assert_eq!(server.metric("leitstand_throttle", ""), 0.0);
     let line = server.log_line("the audit line", |line| line["action"] == "throttle" && line["for_s"] == 600);
-    assert_eq!((&line["target"], &line["rate"]), (&"leitstand::audit".into(), &"3/hour".into()), "{line}");
-    server.log_line("its end", |line| line["action"] == "throttle" && line["rate"] == "none");
+    assert_eq!(line["target"], "leitstand::audit", "{line}");
+    assert_eq!((&line["old"], &line["new"]), (&"off".into(), &"3/hour".into()), "{line}");
+    let is_end = |line: &Value| line["action"] == "throttle" && line["old"] == "3/hour" && line["new"] == "off";
+    server.log_line("its end", is_end);
 }
 
 /// Broken, a throttle that was forgotten would stay.
@@ -217,6 +221,9 @@ fn a_throttle_ends_by_itself() {
     wait_for("a refusal or the end", PATIENCE, || (server.post("a", "{}").status == 429).then_some(()));
     wait_for("the end", PATIENCE, || (server.post("a", "{}").status == 202).then_some(()));
     assert_eq!(admin(&server, "/admin/throttle")["rate"], Value::Null);
+    let is_end = |line: &Value| line["action"] == "throttle" && line["actor"] == "time";
+    let line = server.log_line("its end", is_end);
+    assert_eq!((&line["old"], &line["new"]), (&"1/hour".into(), &"off".into()), "{line}");
 }
 
 /// Broken, the limit of each client would be off while there is one for all.

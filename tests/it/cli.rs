@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use leitstand::config::SETTINGS;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{Client, Finished, Request, TOKEN, TestServer, command, run};
@@ -143,6 +144,100 @@ fn all_mistakes_are_told_at_once() {
         assert!(finished.stderr.contains("LEITSTAND_TOKEN "), "the missing token too: {}", finished.stderr);
     }
     assert!(!dir.path().join("data").exists());
+}
+
+/// Broken, a script would wait for a document and get nothing, or lines.
+#[test]
+fn whoever_asks_for_json_gets_one_document_whatever_happens() {
+    let dir = dir();
+    let good = [("LEITSTAND_TOKEN", SECRET), ("LEITSTAND_PORT", "1")];
+    fs::create_dir_all(dir.path().join("data")).unwrap();
+    fs::write(dir.path().join("beat"), "{\"at\":\"2020-01-01T00:00:00.000Z\",\"last_success\":null}").unwrap();
+    fs::create_dir_all(dir.path().join("broken/.leitstand")).unwrap();
+    fs::write(dir.path().join("broken/.leitstand/tokens.json"), "{").unwrap();
+    let message = |document: &Value| document["error"]["message"].as_str().map(str::to_owned);
+    for (args, code, part) in [
+        (&["verify", "--data-dir", "missing"][..], 2, "missing"),
+        (&["repair", "--data-dir", "missing"], 2, "missing"),
+        (&["snapshot", "--data-dir", "missing", "--to", "s"], 2, "missing"),
+        (&["snapshot", "--data-dir", "data", "--to", "data/s"], 2, "lies in"),
+        (&["restore", "--from", "missing", "--to", "r"], 2, "no snapshot"),
+        (&["--restore", "missing", "--target", "r"], 2, "no snapshot"),
+        (&["verify", "--snapshot", "missing"], 2, "no snapshot"),
+        (&["drill", "--restore-from", "missing"], 2, "missing"),
+        (&["drill", "--dir", "broken"], 2, "not empty"),
+        (&["doctor", "--url", "ftp://x"], 2, "ftp://x"),
+        (&["doctor", "--config", "missing.toml"], 2, "missing.toml"),
+        (&["healthcheck", "--config", "missing.toml"], 1, "missing.toml"),
+        (&["token", "list", "--data-dir", "broken"], 1, "cut off"),
+        (&["token", "add", "x", "--data-dir", "broken"], 1, "cut off"),
+        (&["token", "revoke", "x", "--data-dir", "data"], 1, "no token"),
+        (&["token", "rotate", "x", "--data-dir", "data"], 1, "no token"),
+    ] {
+        let finished = leitstand(dir.path(), &[args, &["--json"]].concat(), &good);
+        let document: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished:?}"));
+        let told = message(&document).unwrap_or_else(|| panic!("{args:?}: {document}"));
+        assert!(told.contains(part) && finished.stderr.contains(part), "{args:?}: {finished:?}");
+        assert_eq!(finished.code, Some(code), "{args:?}");
+        assert!(document["error"]["kind"].is_string(), "{document}");
+    }
+    // These tell of what they looked at.
+    for (args, code) in [(&["healthcheck"][..], 1), (&["healthcheck", "--heartbeat", "beat"], 1)] {
+        let finished = leitstand(dir.path(), &[args, &["--json"]].concat(), &good);
+        let document: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished:?}"));
+        assert_eq!((finished.code, &document["healthy"]), (Some(code), &Value::Bool(false)), "{finished:?}");
+        assert!(!document["text"].as_str().unwrap().is_empty(), "{document}");
+    }
+    let finished = leitstand(dir.path(), &["healthcheck"], &good);
+    assert!(finished.stderr.contains("no answer from 127.0.0.1:1:"), "the place as people write it: {finished:?}");
+    for args in [&["--validate", "--json"][..], &["validate", "--json"], &["config", "check", "--json"]] {
+        let document: Value = serde_json::from_str(&leitstand(dir.path(), args, &good).stdout).unwrap();
+        assert_eq!(document["ok"], true, "{args:?}");
+    }
+    let kept = leitstand(dir.path(), &["token", "add", "x", "--data-dir", "data", "--json"], &good);
+    assert_eq!(kept.code, Some(0), "{kept:?}");
+    let revoked = leitstand(dir.path(), &["token", "revoke", "x", "--data-dir", "data", "--json"], &good);
+    let document: Value = serde_json::from_str(&revoked.stdout).unwrap();
+    assert_eq!((revoked.code, &document["revoked"]["name"]), (Some(0), &Value::from("x")), "{revoked:?}");
+}
+
+/// Broken, an option would be taken and do nothing.
+#[test]
+fn options_that_belong_to_another_command_are_refused() {
+    let dir = dir();
+    for args in [
+        &["--restore", "s", "--target", "r", "--host", "x"][..],
+        &["--restore", "s", "--target", "r", "--config", "x"],
+        &["--restore", "s", "--target", "r", "--validate"],
+        &["--json"],
+        &["--host", "x"],
+    ] {
+        let finished = leitstand(dir.path(), args, &[("LEITSTAND_TOKEN", SECRET)]);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{args:?}: {finished:?}");
+    }
+}
+
+/// Broken, whoever misspelled the name of the token would only read that it is not set.
+#[test]
+fn a_slip_in_a_name_is_told_with_what_was_refused() {
+    let dir = dir();
+    fs::write(dir.path().join(".env"), "LEITSTAND_RATELIMIT=off\n").unwrap();
+    let slips = [("LEITSTAND_TOKN", SECRET)];
+    for args in [&["config", "check"][..], &["validate"], &["serve"], &["healthcheck"]] {
+        let finished = leitstand(dir.path(), args, &slips);
+        assert_eq!(finished.code, Some(1), "{args:?}");
+        for part in [
+            "LEITSTAND_TOKEN is not set",
+            "LEITSTAND_TOKN (environment) is no setting; do you mean LEITSTAND_TOKEN?",
+            "LEITSTAND_RATELIMIT (.env) is no setting; do you mean LEITSTAND_RATE_LIMIT?",
+        ] {
+            assert!(finished.stderr.contains(part), "{args:?}: {part}: {}", finished.stderr);
+        }
+    }
+    let finished = leitstand(dir.path(), &["--validate", "--json"], &slips);
+    let document: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(document["warnings"].as_array().unwrap().len(), 2, "{document}");
+    assert_eq!(document["problems"].as_array().unwrap().len(), 1, "{document}");
 }
 
 /// Broken, a value that means nothing would be taken as the default, or as "no limit".
@@ -422,4 +517,37 @@ fn every_setting_that_config_check_prints_is_in_settings() {
     let unknown: Vec<_> =
         values.keys().filter(|name| !SETTINGS.iter().any(|setting| setting.name == name.as_str())).collect();
     assert!(unknown.is_empty(), "printed by `config check`, but not in config::SETTINGS: {unknown:?}");
+}
+
+/// Broken, a command would end in the middle of its work with code 101, and a new secret would be lost, because
+/// nobody reads what it says on the side.
+#[test]
+fn a_stderr_that_takes_nothing_changes_nothing() {
+    let dir = dir();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    fs::write(dir.path().join("data/a.jsonl"), "{\"pad\":\"xxxxxxxxxxxxxxxxxxxx\",\"domain\":\"a\"}\n".repeat(40_000))
+        .unwrap();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let quiet = |args: &[&str], env: &[(&str, &str)]| {
+        let done = command(dir.path(), args).envs(env.iter().copied()).stderr(full()).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    };
+    let (code, secret) = quiet(&["token", "add", "x", "--data-dir", "data"], &[]);
+    assert_eq!((code, secret.trim().len()), (Some(0), 47), "{secret}");
+    // Long enough for plain lines.
+    let (code, said) =
+        quiet(&["snapshot", "--data-dir", "data", "--to", "s", "--rate", "700KiB"], &[("LEITSTAND_DISK_RESERVE", "0")]);
+    assert!(code == Some(0) && said.contains("snapshot "), "{code:?} {said}");
+    for (args, want) in [
+        (&["verify", "--data-dir", "missing"][..], 2),
+        (&["serve", "--config", "missing.toml"], 1),
+        (&["validate", "--config", "missing.toml"], 1),
+        (&["healthcheck", "--heartbeat", "missing"], 1),
+        (&["token", "revoke", "y", "--data-dir", "data"], 1),
+    ] {
+        assert_eq!(quiet(args, &[]).0, Some(want), "{args:?}");
+    }
+    let mut openapi = command(dir.path(), &["openapi"]);
+    let code = openapi.stdout(full()).status().unwrap().code();
+    assert_eq!(code, Some(if cfg!(feature = "docs") { 0 } else { 2 }));
 }

@@ -122,6 +122,39 @@ fn the_last_word_is_that_of_the_highest_layer() {
     );
 }
 
+/// Broken, the file of a unit could not be changed without a restart, or a wrong name of it would do nothing.
+#[test]
+fn a_file_with_variables_may_have_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(".env"), "LEITSTAND_TOKEN=t\nLEITSTAND_PORT=2\n").unwrap();
+    fs::write(dir.path().join("unit.env"), "LEITSTAND_TOKEN=t\nLEITSTAND_BODY_TIMEOUT=7\n").unwrap();
+    let named = [("LEITSTAND_ENV_FILE", "unit.env")];
+    for (args, env) in [
+        (&["validate", "--env-file", "unit.env"][..], &[][..]),
+        (&["validate"], &named[..]),
+        (&["validate"], &[("CHRONIK_ENV_FILE", "unit.env")]),
+        (&["validate", "--env-file", "unit.env"], &[("LEITSTAND_ENV_FILE", "other.env")]),
+    ] {
+        let (code, stdout, stderr) = check(dir.path(), args, env);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(stdout.contains("LEITSTAND_BODY_TIMEOUT=7  # unit.env"), "{stdout}");
+        assert!(stdout.contains("LEITSTAND_PORT=8788  # default"), "instead of .env: {stdout}");
+    }
+    let (code, _, stderr) = check(dir.path(), &["validate", "--env-file", "missing.env"], &[]);
+    assert!(code == Some(1) && stderr.contains("missing.env cannot be read"), "{stderr}");
+    fs::write(dir.path().join("bad.env"), "LEITSTAND_TOKEN\n").unwrap();
+    let (code, _, stderr) = check(dir.path(), &["validate", "--env-file", "bad.env"], &[]);
+    assert!(code == Some(1) && stderr.contains("bad.env line 1 is not NAME=value"), "{stderr}");
+
+    let builder = TestServer::builder();
+    fs::write(builder.dir().join("unit.env"), "LEITSTAND_BODY_TIMEOUT=7\n").unwrap();
+    let server = builder.env("LEITSTAND_ENV_FILE", "unit.env").start();
+    assert_eq!(shown(&server)["settings"]["body_timeout"]["source"], "unit.env");
+    fs::write(server.dir().join("unit.env.new"), "LEITSTAND_BODY_TIMEOUT=8\n").unwrap();
+    fs::rename(server.dir().join("unit.env.new"), server.dir().join("unit.env")).unwrap();
+    until(&server, "body_timeout", &json!(8));
+}
+
 /// Broken, a slip in a name would do nothing, and nobody would know.
 #[test]
 fn the_check_tells_slips_wrong_types_and_what_cannot_be_used() {
@@ -289,6 +322,43 @@ fn a_wrong_patch_changes_nothing_and_is_told_by_key() {
         .assert_error(422, "persist must be 0 or 1");
     assert_eq!(shown(&server)["config"], before["config"]);
     assert!(!server.log().contains("leitstand::audit"));
+}
+
+/// Broken, a patch would be mended one mistake and one request at a time.
+#[test]
+fn all_that_is_wrong_with_a_patch_is_told_at_once() {
+    let server = TestServer::new();
+    let wrong = json!({
+        "request_timeout_ms": 5, "rate_limit": "nix", "bogus": 1, "port": 1, "token": "x",
+        "logging": {"format": "xml", "levle": "INFO"}, "features": {"stat": true}, "loging": {"level": "INFO"},
+    });
+    let answer = server.send(&patch_request(wrong.to_string()));
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    for part in [
+        "request_timeout_ms must be a whole number from 1000 to 300000",
+        "rate_limit expected e.g. 60/minute",
+        "bogus is no setting",
+        "port needs a restart",
+        "token is a secret",
+        "logging.format must be text or json",
+        "logging.levle is no setting; do you mean logging.level?",
+        "features.stat is none of version",
+        "loging is no setting; do you mean logging?",
+    ] {
+        assert!(detail.contains(part), "{part}: {detail}");
+    }
+    assert_eq!((answer.status, detail.split("; ").count()), (422, 11), "each once: {detail}");
+}
+
+/// Broken, a log would say that a route was switched on when it was switched off.
+#[test]
+fn each_switch_is_a_line_of_its_own() {
+    let server = TestServer::builder().env("LEITSTAND_DISABLE", "version").start();
+    patched(&server, json!({"features": {"docs": false, "version": true}}));
+    for (key, old, new) in [("features.docs", "true", "false"), ("features.version", "false", "true")] {
+        let line = server.log_line("its line", |line| line["target"] == "leitstand::audit" && line["key"] == key);
+        assert_eq!((&line["old"], &line["new"]), (&json!(old), &json!(new)), "{line}");
+    }
 }
 
 /// The bodies above that are no objects.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{ADMIN_TOKEN, Finished, PATIENCE, Request, TOKEN, TestServer, command, run};
 
@@ -240,4 +240,66 @@ fn wrong_usage_is_code_two() {
         assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{args:?}: {finished:?}");
         assert!(finished.stderr.contains(told), "{args:?}: {finished:?}");
     }
+}
+
+/// Broken, somebody who helps would lack what he needs, or get a secret or a payload.
+#[test]
+fn a_bundle_for_support_has_what_is_needed_and_no_secret() {
+    const CANARY: &str = "payload-canary";
+    let server = TestServer::new();
+    server.post("a", format!("{{\"x\":\"{CANARY}\"}}")).assert_accepted();
+    let dir = tempfile::tempdir().unwrap();
+    let log = (0..50).map(|n| format!("line {n} with {TOKEN} in it\n")).collect::<String>();
+    std::fs::write(dir.path().join("log"), log).unwrap();
+    let port = server.address().rsplit_once(':').unwrap().1.to_owned();
+    let bundle = |args: &[&str]| {
+        run(command(dir.path(), &[&["support-bundle", "--port", &port][..], args].concat())
+            .env("LEITSTAND_TOKEN", TOKEN)
+            .env("LEITSTAND_ADMIN_TOKEN", ADMIN_TOKEN)
+            .env("LEITSTAND_DATA_DIR", server.data_dir()))
+    };
+    let finished = bundle(&["--to", "b", "--log", "log", "--log-lines", "3", "--json"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let said: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(said["bundle"]["lacks"], json!([]), "{said}");
+    let mut texts = String::new();
+    for name in [
+        "bundle.json",
+        "config.json",
+        "doctor.json",
+        "files.txt",
+        "log.txt",
+        "metrics.txt",
+        "ops-metrics.json",
+        "ready.json",
+        "running-config.json",
+        "stats.json",
+    ] {
+        let text = std::fs::read_to_string(dir.path().join("b").join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(!text.is_empty(), "{name}");
+        if name.ends_with(".json") {
+            serde_json::from_str::<Value>(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        texts.push_str(&text);
+    }
+    for secret in [TOKEN, ADMIN_TOKEN, CANARY] {
+        assert!(!texts.contains(secret) && !finished.stdout.contains(secret), "{secret}");
+    }
+    let read = |name: &str| std::fs::read_to_string(dir.path().join("b").join(name)).unwrap();
+    assert_eq!(read("log.txt").lines().next(), Some("line 47 with (masked) in it"));
+    assert!(read("files.txt").lines().any(|line| line.ends_with(" a.jsonl")), "{}", read("files.txt"));
+    let mode = dir.path().join("b").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    // What is there is not written over, and what is missing is told.
+    assert_eq!(bundle(&["--to", "b"]).code, Some(2));
+    let finished = bundle(&["--to", "c"]);
+    assert!(finished.code == Some(0) && finished.stdout.contains("lacks log.txt: give --log"), "{finished:?}");
+    let finished = bundle(&["--to", "d", "--log", "missing"]);
+    assert!(finished.code == Some(1) && finished.stdout.contains("lacks log.txt: cannot read"), "{finished:?}");
+    drop(server);
+    let alone = run(command(dir.path(), &["support-bundle", "--to", "e", "--json"]).env("LEITSTAND_PORT", "1"));
+    let said: Value = serde_json::from_str(&alone.stdout).unwrap();
+    assert_eq!(alone.code, Some(1), "{alone:?}");
+    assert!(said["bundle"]["lacks"].as_array().unwrap().len() >= 3, "{said}");
+    assert!(dir.path().join("e/config.json").exists(), "what is wrong with the settings is there");
 }

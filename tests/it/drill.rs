@@ -77,6 +77,8 @@ fn a_drill_measures_the_recovery_and_files_a_report() {
     assert_eq!(serde_json::from_str::<Value>(&finished.stdout).unwrap(), report, "one document, printed and filed");
     assert_eq!(report["verdict"], "passed");
     assert_eq!(failed(&report), [""; 0]);
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.iter().any(|check| check["name"] == "a named token is taken as before"), "{checks:?}");
 
     let events = &report["events"];
     let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{value}"));

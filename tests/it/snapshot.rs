@@ -150,9 +150,9 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[track_caller]
 fn assert_refused(place: &Place, finished: &Finished, code: i32, words: &[&str], left: &[&str]) {
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(code), ""), "{finished:?}");
-    assert_eq!(finished.stderr.lines().count(), 1, "one line: {finished:?}");
+    assert_eq!(finished.errors().lines().count(), 1, "one line: {finished:?}");
     for word in words {
-        assert!(finished.stderr.contains(word), "{word:?} is not in {finished:?}");
+        assert!(finished.errors().contains(word), "{word:?} is not in {finished:?}");
     }
     assert_eq!(place.names(), left, "{finished:?}");
 }
@@ -218,6 +218,132 @@ fn torn_tails_are_left_out_and_poison_stays() {
         let mended = place.leitstand(&["repair", "--apply", "--data-dir", dir]);
         assert_eq!(mended.code, Some(0), "{dir}: {mended:?}");
         assert_eq!(place.leitstand(&["verify", "--data-dir", dir]).code, Some(0), "{dir}");
+    }
+}
+
+/// Broken, a restored service would refuse every producer that has a token of its own.
+#[test]
+fn named_tokens_come_back_with_the_data() {
+    let place = Place::filled();
+    let token = |dir: &str, args: &[&str]| {
+        let finished = place.leitstand(&[&["token"], args, &["--data-dir", dir]].concat());
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished.stdout
+    };
+    token("data", &["add", "sensor-7"]);
+    let store = fs::read(place.data().join(".leitstand/tokens.json")).unwrap();
+    let said = place.taken("s", &[]);
+    assert_eq!((&said["tokens"], &said["files"]), (&json!(true), &json!(3)));
+    token("data", &["add", "later"]);
+    assert_eq!(place.taken("s2", &["--base", "s"])["tokens"], json!(true), "beside a base too");
+    for dir in ["r", "copied"] {
+        if dir == "copied" {
+            assert!(
+                Command::new("cp").args(["-r", "s", dir]).current_dir(place.dir.path()).status().unwrap().success()
+            );
+        } else {
+            let finished = place.leitstand(&["restore", "--from", "s", "--to", dir]);
+            assert!(finished.code == Some(0) && finished.stdout.contains("revoked or rotated since"), "{finished:?}");
+        }
+        assert_eq!(fs::read(place.path(dir).join(".leitstand/tokens.json")).unwrap(), store, "{dir}");
+        assert!(token(dir, &["list"]).contains("sensor-7"), "{dir}");
+    }
+    let mode = |path: &str| fs::metadata(place.path(path)).unwrap().mode() & 0o777;
+    assert_eq!((mode("r/.leitstand"), mode("r/.leitstand/tokens.json")), (0o700, 0o600));
+    assert_eq!((place.found("s"), place.found("s2")), ((vec![], Some(0)), (vec![], Some(0))));
+    // What is wrong with it is found, and not restored.
+    let path = place.path("s/.leitstand/tokens.json");
+    let tell = |kind: &str, name: &str| (vec![(kind.to_owned(), name.to_owned())], Some(1));
+    for (bytes, kind) in [
+        (Some(store.iter().map(|b| b ^ 1).collect::<Vec<_>>()), "wrong_hash"),
+        (Some(store[1..].to_vec()), "wrong_size"),
+        (None, "missing_part"),
+    ] {
+        fs::remove_file(&path).unwrap();
+        if let Some(bytes) = &bytes {
+            fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(place.found("s"), tell(kind, ".leitstand/tokens.json"));
+        let refused = place.leitstand(&["restore", "--from", "s", "--to", "r2"]);
+        assert_eq!((refused.code, place.path("r2").exists()), (Some(1), false), "{kind}: {refused:?}");
+        assert!(refused.stderr.contains("tokens.json"), "{refused:?}");
+        if bytes.is_none() {
+            fs::write(&path, &store).unwrap();
+        }
+    }
+    fs::write(place.path("s/.leitstand/other"), "x").unwrap();
+    assert_eq!(place.found("s"), tell("not_in_manifest", ".leitstand/other"));
+    // A link is told and not followed.
+    fs::rename(place.data().join(".leitstand"), place.path("elsewhere")).unwrap();
+    symlink(place.path("elsewhere"), place.data().join(".leitstand")).unwrap();
+    let finished = place.snapshot("s3", &[]);
+    assert!(finished.code == Some(1) && finished.stdout.contains("tokens cannot be read"), "{finished:?}");
+    assert!(!place.path("s3/.leitstand").exists());
+}
+
+/// Broken, whoever can write to the backups could change them, manifest and all, and nobody would know.
+#[test]
+fn a_hash_that_was_kept_elsewhere_is_held_against_the_manifest() {
+    let place = Place::filled();
+    let sha = place.taken("s", &[])["manifest_sha256"].as_str().unwrap().to_owned();
+    place.append("a", 3..4);
+    place.taken("next", &["--base", "s"]);
+    let next: Value = serde_json::from_slice(&fs::read(place.path("next").join(MANIFEST)).unwrap()).unwrap();
+    assert_eq!(next["base_sha256"], sha, "each vouches for the one before");
+    for sha in [sha.clone(), sha.to_uppercase()] {
+        assert_eq!(place.leitstand(&["verify", "--snapshot", "s", "--expect", &sha]).code, Some(0));
+    }
+    assert_eq!(place.leitstand(&["restore", "--from", "s", "--to", "r", "--expect", &sha]).code, Some(0));
+    fs::remove_dir_all(place.path("r")).unwrap();
+    // A forgery that is sound in itself.
+    place.forge("s", |manifest| manifest["tool"] = json!("x"));
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    for args in [&["verify", "--snapshot", "s"][..], &["restore", "--from", "s", "--to", "r"]] {
+        let finished = place.leitstand(&[args, &["--expect", &sha]].concat());
+        assert_refused(&place, &finished, 1, &["is expected", &sha], &["next", "s"]);
+        let finished = place.leitstand(&[args, &["--expect", "abc"]].concat());
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+    }
+}
+
+/// Broken, a restore would go back to another time than was asked for.
+#[test]
+fn the_newest_snapshot_until_a_time_is_restored() {
+    let place = Place::new();
+    fs::create_dir(place.path("all")).unwrap();
+    for (number, day) in ["2026-11-01", "2026-11-02", "2026-11-02", "2026-11-04"].into_iter().enumerate() {
+        place.append("a", number as u32..number as u32 + 1);
+        let name = format!("all/s{number}");
+        place.taken(&name, &[]);
+        place.forge(&name, |manifest| manifest["created"] = json!(format!("{day}T12:00:00Z")));
+    }
+    fs::create_dir(place.path("all/other")).unwrap();
+    fs::write(place.path("all/file"), "x").unwrap();
+    let until =
+        |time: &str, to: &str| place.leitstand(&["restore", "--from", "all", "--until", time, "--to", to, "--json"]);
+    for (number, (time, want)) in [
+        ("2026-11-01T12:00:00Z", "all/s0"),
+        ("2026-11-02T11:59:59Z", "all/s0"),
+        ("2026-11-03T00:00:00+00:00", "all/s2"),
+        ("2027-01-01T00:00:00Z", "all/s3"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let finished = until(time, &format!("r{number}"));
+        let said: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished:?}"));
+        assert_eq!((finished.code, &said["from"]), (Some(0), &json!(want)), "{time}: {finished:?}");
+        assert_eq!(files(&place.path(&format!("r{number}"))), files(&place.path(want)), "{time}");
+    }
+    let none = until("2026-10-01T00:00:00Z", "none");
+    assert!(none.code == Some(2) && none.stderr.contains("none that was begun by then"), "{none:?}");
+    assert_eq!(until("yesterday", "none").code, Some(2));
+    // One that cannot be read may be the newest: it is told.
+    fs::write(place.path("all/s3").join(MANIFEST), "{").unwrap();
+    let finished = place.leitstand(&["restore", "--from", "all", "--until", "2027-01-01T00:00:00Z", "--to", "told"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    for part in ["\"all/s3\" is damaged and may be newer", "chosen is \"all/s2\""] {
+        assert!(finished.stdout.contains(part), "{part}: {finished:?}");
     }
 }
 
@@ -325,6 +451,32 @@ fn wrong_places_are_refused() {
         let finished = place.leitstand(&["restore", "--from", "hollow", "--to", to]);
         assert_refused(&place, &finished, 2, words, &left);
     }
+}
+
+/// Broken, a snapshot or a restore into a snapshot would make that one unsound.
+#[test]
+fn nothing_is_made_in_a_snapshot() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    fs::create_dir(place.path("below")).unwrap();
+    place.taken("below/other", &[]);
+    let before = names(&place.path("s"));
+    for args in [
+        &["snapshot", "--data-dir", "data", "--to", "s/x"][..],
+        &["snapshot", "--data-dir", "data", "--to", "s/x", "--base", "s"],
+        &["restore", "--from", "s", "--to", "s/x"],
+        &["restore", "--from", "below/other", "--to", "s/x"],
+    ] {
+        let finished = place.leitstand(args);
+        assert_refused(&place, &finished, 2, &["lies in", "outside"], &["below", "s"]);
+        assert_eq!(names(&place.path("s")), before, "{args:?}");
+    }
+    assert_eq!(place.found("s"), (vec![], Some(0)));
+    // A damaged one is still a snapshot; a foreign file of that name is nothing.
+    fs::remove_file(place.path("s").join(MANIFEST_SHA256)).unwrap();
+    assert_eq!(place.snapshot("s/x", &[]).code, Some(2));
+    fs::write(place.path("below").join(MANIFEST), "{\"format\":\"other\"}").unwrap();
+    place.taken("below/x", &[]);
 }
 
 /// Broken, a name would be too long for what is made beside it.
@@ -511,7 +663,7 @@ fn large_files_are_restored_piece_by_piece() {
         snapshot(&disk, &options, &mut |_| {}).unwrap()
     };
     let back = |from: &str| {
-        let options = RestoreOptions { from: place.path(from), to: place.path("r") };
+        let options = RestoreOptions { from: place.path(from), to: place.path("r"), expected: None };
         let mut told = Told::new();
         restore(&options, &mut |progress| told.tell(&progress)).map(|_| {
             assert!(told.times > 0 && told.bytes_done > 0, "it takes far longer than it is silent");
@@ -542,7 +694,7 @@ fn large_files_are_restored_piece_by_piece() {
     place.forge("s2", |m| m["files"][0]["piece_states"][1] = m["files"][0]["piece_states"][0].clone());
     assert!(back("s2").unwrap_err().is_wrong_content());
     assert_eq!(place.names(), ["s1", "s2"]);
-    let report = check(&place.path("s2"), &mut |_| {}).unwrap();
+    let report = check(&place.path("s2"), None, &mut |_| {}).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| (f.kind.word(), f.file.as_str())).collect();
     assert_eq!(found, [("wrong_hash", "a.jsonl")]);
 }
@@ -714,6 +866,26 @@ fn a_base_is_trusted_only_as_far_as_it_is_known() {
     }
 }
 
+/// Broken, a flipped byte of a base would be linked into every later snapshot, each of them told to be good.
+#[test]
+fn a_base_with_a_damaged_end_is_refused() {
+    let place = Place::filled();
+    place.taken("s", &[]);
+    // Copied from elsewhere, as a base may be; then its source has another number.
+    for is_other_file in [false, true] {
+        if is_other_file {
+            fs::copy(place.data().join("a.jsonl"), place.path("copy")).unwrap();
+            fs::rename(place.path("copy"), place.data().join("a.jsonl")).unwrap();
+        }
+        assert!(Command::new("cp").args(["-r", "s", "base"]).current_dir(place.dir.path()).status().unwrap().success());
+        let part = OpenOptions::new().write(true).open(place.path("base/a.jsonl")).unwrap();
+        part.write_all_at(b"X", 3).unwrap();
+        let finished = place.snapshot("next", &["--base", "base"]);
+        assert_refused(&place, &finished, 1, &["base cannot be used", "a.jsonl", "verify --snapshot"], &["base", "s"]);
+        fs::remove_dir_all(place.path("base")).unwrap();
+    }
+}
+
 /// Broken, a file in thousands of parts would need as many descriptors.
 #[test]
 fn long_chains_begin_anew() {
@@ -859,9 +1031,27 @@ fn nothing_but_lines_is_printed_where_there_is_no_terminal() {
         &["restore", "--from", "s", "--to", "r"],
     ] {
         let finished = place.leitstand(args);
-        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
+        assert_eq!((finished.code, finished.errors().as_str()), (Some(0), ""), "{finished:?}");
+        assert!(!finished.stderr.contains(['\r', '\x1b']), "{finished:?}");
         assert!(finished.stdout.ends_with('\n') && !finished.stdout.contains(['\r', '\x1b']), "{finished:?}");
     }
+}
+
+/// Broken, a log would not say how far a long backup is.
+#[test]
+fn what_takes_long_says_how_far_it_is_in_plain_lines() {
+    let place = Place::filled();
+    let finished = place.snapshot("s", &["--rate", "700KiB"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let lines: Vec<&str> = finished.stderr.lines().collect();
+    assert!(!lines.is_empty(), "{finished:?}");
+    for line in lines {
+        let rest = line.strip_prefix("snapshot: ").unwrap_or_else(|| panic!("{line}"));
+        assert!(rest.contains(" % of 2.1 MiB, ") && rest.ends_with(".jsonl"), "{line}");
+        assert!(!line.contains(['\r', '\x1b']), "{line:?}");
+    }
+    let silent = place.snapshot("s2", &["--rate", "700KiB", "--json"]);
+    assert_eq!((silent.code, silent.stderr.as_str()), (Some(0), ""), "{silent:?}");
 }
 
 /// How often it was told how far something has come, checked on the way.
@@ -903,7 +1093,7 @@ fn progress_leads_from_nothing_to_all() {
     });
     assert_eq!((report.unwrap().copied_bytes, told.bytes_done, nice), (bytes, bytes, 19));
     let mut told = Told::new();
-    let report = check(&place.path("s"), &mut |progress| told.tell(&progress)).unwrap();
+    let report = check(&place.path("s"), None, &mut |progress| told.tell(&progress)).unwrap();
     assert_eq!((report.files, report.lines, report.bytes), (4, 42_003, bytes));
     assert!(told.bytes_done > bytes / 2, "{}", told.bytes_done);
     let mut told = Told::new();
@@ -1180,7 +1370,7 @@ fn the_service_takes_a_snapshot_of_itself() {
     let name = said["path"].as_str().unwrap();
     assert!(name.len() == 16 && name.ends_with('Z') && backups.path().join(name).is_dir(), "{said}");
     for dir in ["one", "two", name] {
-        let report = check(&backups.path().join(dir), &mut |_| {}).unwrap();
+        let report = check(&backups.path().join(dir), None, &mut |_| {}).unwrap();
         assert!(report.is_clean(), "{report:?}");
     }
     assert_eq!(server.metric("leitstand_snapshots_total", "result=\"ok\""), 3.0);
@@ -1249,6 +1439,8 @@ fn a_snapshot_over_http_is_refused_by_token_and_by_path() {
         assert_eq!(server.metric("leitstand_snapshots_total", &format!("result=\"{result}\"")), times, "{result}");
     }
     assert_eq!(server.send(&admin(&good)).status, 200);
+    server.send(&admin(&json!({"path": "x/in-it"}))).assert_error(400, "invalid path");
+    assert!(check(&backups.path().join("x"), None, &mut |_| {}).unwrap().is_clean(), "the one before is as it was");
 
     let without = TestServer::builder().env("LEITSTAND_ADMIN_TOKEN", ADMIN).start();
     without.send(&admin(&good)).assert_error(404, "Not Found");
@@ -1367,11 +1559,11 @@ proptest! {
         for (number, want) in taken.iter().enumerate() {
             let to = path(&format!("r{number}"));
             let from = path(&format!("s{number}"));
-            restore(&RestoreOptions { from: from.clone(), to: to.clone() }, &mut |_| {}).unwrap();
+            restore(&RestoreOptions { from: from.clone(), to: to.clone(), expected: None }, &mut |_| {}).unwrap();
             let have = files(&to);
             prop_assert!(have == *want, "snapshot {} is not what was there", number);
             // The lines are made up, so that only what is not about lines counts.
-            let report = check(&from, &mut |_| {}).unwrap();
+            let report = check(&from, None, &mut |_| {}).unwrap();
             let of_parts = ["wrong_hash", "wrong_size", "missing_part", "not_in_manifest", "wrong_mark"];
             prop_assert!(!report.findings.iter().any(|f| of_parts.contains(&f.kind.word())), "{:?}", report.findings);
             fs::remove_dir_all(&to).unwrap();

@@ -157,6 +157,27 @@ fn what_cannot_be_meant_is_refused() {
     }
 }
 
+/// Broken, a slip in a path would make directories, or a token that no service knows would be called good.
+#[test]
+fn a_store_that_is_not_there_is_told() {
+    let dir = temp_dir();
+    let at = |args: &[&str]| run(&mut command(dir.path(), &[&["token"], args, &["--data-dir", "slip"]].concat()));
+    for args in [&["revoke", "x"][..], &["rotate", "x"]] {
+        let finished = at(args);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished:?}");
+        for part in ["there is no token \"x\"", "slip/.leitstand/tokens.json", "--data-dir"] {
+            assert!(finished.stderr.contains(part), "{part}: {finished:?}");
+        }
+    }
+    let listed = at(&["list", "--json"]);
+    assert!(listed.code == Some(0) && listed.stderr.contains("no token store"), "{listed:?}");
+    assert!(!dir.path().join("slip").exists(), "nothing is made");
+    let added = at(&["add", "x"]);
+    assert!(added.code == Some(0) && added.stderr.contains("the directory of the service?"), "{added:?}");
+    let again = at(&["add", "y"]);
+    assert!(again.code == Some(0) && !again.stderr.contains("note:"), "{again:?}");
+}
+
 /// Broken, a secret that clients have already could not be moved into the store, or a weak one could.
 #[test]
 fn a_secret_may_be_given() {
@@ -358,6 +379,7 @@ fn a_revoked_token_is_refused_within_a_second() {
     println!("revoked tokens were refused after {worst:?} at most");
     assert!(worst <= NOTICED_WITHIN, "{worst:?}");
     let line = server.log_line("the revocation is audited", |line| line["action"] == "token_revoked");
+    assert!(line["old"].as_str().unwrap().starts_with("sha256:") && line["new"] == "none", "{line}");
     assert_eq!((&line["token"], line["sha256"].as_str().map(str::len)), (&json!("r0"), Some(8)));
 }
 
@@ -632,6 +654,17 @@ fn tokens_that_end_soon_are_told() {
         "the soonest first: {series:?}"
     );
     assert_eq!(server.metric("leitstand_tokens", ""), 4.0);
+    assert_eq!(server.metric("leitstand_tokens_expiring", ""), 1.0);
+    assert_eq!(server.get("/api/v1/ops/metrics").json()["tokens_expiring"], 1);
+    // One that comes later is told of at once, not with the next day; and again when its end is another.
+    let ends =
+        |name: &str| server.log_lines().iter().filter(|line| line["token"] == name && line["level"] == "WARN").count();
+    done(server.dir(), &["add", "added", "--expires", "12h"]);
+    wait_for("it is told of", PATIENCE, || (ends("added") == 1).then_some(()));
+    done(server.dir(), &["rotate", "added", "--expires", "13h"]);
+    wait_for("it is told of again", PATIENCE, || (ends("added") == 2).then_some(()));
+    assert_eq!(server.metric("leitstand_tokens_expiring", ""), 2.0);
+    assert_eq!(ends("soon"), 1, "once a day");
     done(server.dir(), &["revoke", "soon"]);
     assert!(!server.get("/metrics").text().contains("token=\"soon\""), "a series goes with its token");
 }

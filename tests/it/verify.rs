@@ -35,7 +35,7 @@ pub fn verify(dir: &Path, more: &[&str]) -> Finished {
 /// The document and the exit code.
 fn document(dir: &Path, more: &[&str]) -> (Value, Option<i32>) {
     let finished = verify(dir, &[&["--json"], more].concat());
-    assert_eq!(finished.stderr, "", "{finished:?}");
+    assert_eq!(finished.errors(), "", "{finished:?}");
     (serde_json::from_str(&finished.stdout).unwrap(), finished.code)
 }
 

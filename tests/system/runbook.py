@@ -222,7 +222,7 @@ def unknown_options():
     for name in ("RUNBOOK.md", "README.md", GERMAN):
         with open(os.path.join(ROOT, name)) as file: text = plain(file.read())
         for said in re.findall(r"`leitstand ([^`]+)`", text):
-            command = re.match(r"(?:(?:token|config) )?[a-z]*", said)[0].split()
+            command = re.match(r"(?:(?:token|config) )?(?:[a-z][a-z-]*)?", said)[0].split()
             if not (key := " ".join(command)) in helps:
                 helps[key] = subprocess.run([BIN, *command, "--help"], capture_output=True, text=True).stdout
             options = re.findall(r"--[a-z-]+", said)

@@ -129,6 +129,8 @@ STATES = {
             Step("leitstand doctor", "^[1-9][0-9]* ok, .*, 0 failed$"), Step("leitstand doctor --url", ", 0 failed$"),
             Step("curl -fsS $U/health/ready", OK), Step("curl -fsS", r'"version":"\d'), Step("curl -fsS $U/metrics", "^# TYPE "),
             Step("curl -fsS $U/api", '^  "disk_free_bytes": '), Step("curl -fsS", '^      "name": "health.test"')],
+        "RUNBOOK.md#Incident": [
+            Step("leitstand support-bundle", r"\A[1-9]\d* files in "), Step("ls", "^running-config.json$")],
         "RUNBOOK.md#Read-only": [
             Step("curl", '"on":true.*"drained":true'), Step("curl", r'^\{"on":false\}$'),
             Step("curl", r'^\{"on":false\}$')],
@@ -177,6 +179,8 @@ STATES = {
             Step("leitstand snapshot", "; 0 bytes copied"), Step("curl", '"id":')],
         "RUNBOOK.md#Check a snapshot": [
             Step("leitstand verify --snapshot", "0 findings"), Step("leitstand verify --data-dir", "0 findings")],
+        "RUNBOOK.md#Keep it elsewhere": [
+            Step("leitstand snapshot", NOTHING), Step("tar", NOTHING), Step("leitstand verify --snapshot", "0 findings")],
         "RUNBOOK.md#With your own backup": [Step("leitstand drill", "^recovery drill passed: ")],
         "RUNBOOK.md#Restore": [
             Step("mv", NOTHING, first=stop), Step("leitstand restore", "^restored "), Step("leitstand verify", VERIFIED),

@@ -13,6 +13,7 @@ use super::report::{Check, Counts, Report, Snapshot, Source, Step};
 use super::service::{self, Binary, Ended, Running, Service};
 use super::workdir::{DATA, SNAPSHOTS};
 use super::{DrillArgs, Halt, smoke, survey};
+use crate::cli::progress::bar;
 use crate::timestamp::parse_rfc3339;
 
 /// How often the course of the load is looked at.
@@ -86,6 +87,7 @@ impl Drill {
 
     /// Loads a new service, takes snapshots beside it, and kills it when the time is over.
     fn load_and_kill(&mut self, args: &DrillArgs, plan: &Plan) -> Result<Loss, Halt> {
+        self.binary.add_named_token(Path::new(DATA))?;
         let mut service = self.binary.serve(Path::new(DATA), &self.interrupt)?;
         let load = Load::start(plan.clone(), self.binary.token().to_owned(), self.origin)
             .map_err(|e| Halt::Broken(format!("cannot start the clients: {e}")))?;
@@ -108,7 +110,12 @@ impl Drill {
             self.look_at(&mut snapshots, began.elapsed())?;
             let acknowledged = load.acknowledged();
             self.progress.tick(|| {
-                format!("load: {} of {}, {acknowledged} events acknowledged", human(began.elapsed()), human(until))
+                let percent = (100 * began.elapsed().as_millis() / until.as_millis().max(1)).min(100) as u64;
+                format!(
+                    "{} {percent:3} % of {} of load, {acknowledged} events acknowledged",
+                    bar(percent),
+                    human(until)
+                )
             });
             std::thread::sleep(LOOK_EVERY);
         }
@@ -260,6 +267,10 @@ impl Drill {
     fn smoke(&mut self, service: Service, domain: &str) {
         self.progress.say("smoke tests");
         for smoke in smoke::tests(&self.report.run, self.binary.token(), domain, Path::new(DATA)) {
+            self.check(smoke.name, smoke.result);
+        }
+        if let Some(secret) = self.binary.named_token().map(str::to_owned) {
+            let smoke = smoke::named_token(&secret);
             self.check(smoke.name, smoke.result);
         }
         let stopped = match service.stop() {

@@ -1,8 +1,8 @@
 //! A report for people, to be filed: Markdown, with the table of the runbook first.
 
 use super::clock::{human, readable};
-use super::host::bytes;
 use super::report::{Report, Snapshot, Source, push};
+use crate::cli::host::bytes;
 
 const LESSONS: &str = "
 ## Lessons learned

@@ -7,7 +7,6 @@
 
 mod clock;
 mod course;
-mod host;
 mod interrupt;
 mod load;
 mod markdown;
@@ -78,7 +77,7 @@ pub struct DrillArgs {
     keep: bool,
     /// Print the report as one JSON document
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Why a drill does not go on.
@@ -102,7 +101,8 @@ pub(super) fn run(args: &DrillArgs) -> Result<ExitCode, String> {
     let token = secret().map_err(|e| format!("cannot make a token: {e}"))?;
     let binary = Binary::new(token).map_err(|e| format!("cannot find this binary: {e}"))?;
     let work = WorkDir::enter(args.dir.as_deref(), &run)?;
-    let report = Report::new(run, source(args, snapshot.as_deref()), args.rto, args.rpo, host::facts(work.path()));
+    let report =
+        Report::new(run, source(args, snapshot.as_deref()), args.rto, args.rpo, crate::cli::host::facts(work.path()));
     let mut drill = Drill::new(report, binary, interrupt.clone(), Progress::new(!args.json));
     let course = match &snapshot {
         Some(snapshot) => drill.restore_only(snapshot),

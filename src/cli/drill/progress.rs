@@ -3,6 +3,8 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use crate::cli::data::{draw, tell};
+
 /// How often the line is written anew.
 const EVERY: Duration = Duration::from_millis(100);
 
@@ -24,7 +26,7 @@ impl Progress {
         match (self.enabled, self.terminal) {
             (false, _) => {}
             (true, true) => self.write(text),
-            (true, false) => eprintln!("{text}"),
+            (true, false) => tell(text),
         }
     }
 
@@ -37,7 +39,7 @@ impl Progress {
 
     fn write(&mut self, text: &str) {
         // Carriage return, and the rest of the line is erased.
-        eprint!("\r{text:.100}\x1b[K");
+        draw(format_args!("\r{text:.100}\x1b[K"));
         self.shown = true;
         self.last = Instant::now();
     }
@@ -46,7 +48,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if self.shown {
-            eprint!("\r\x1b[K");
+            draw("\r\x1b[K");
         }
     }
 }

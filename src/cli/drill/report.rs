@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::clock::human;
-use super::host::bytes;
 use super::survey::Survey;
 use crate::cli::data::count;
+use crate::cli::host::bytes;
 use crate::timestamp::rfc3339_ms;
 
 /// Everything that a report tells.

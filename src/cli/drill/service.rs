@@ -19,6 +19,8 @@ use crate::config::Bind;
 
 /// The socket, in the work directory. A relative path, because an absolute one may be too long for a socket.
 const SOCKET: &str = "service.sock";
+/// Name of the token that must come back with the data.
+const NAMED: &str = "drill";
 /// How long a start may take until the service is ready, and a stop until it is gone.
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -35,6 +37,8 @@ const LAST_WORDS_BYTES: usize = 2000;
 pub(super) struct Binary {
     path: PathBuf,
     token: String,
+    /// The secret of a named token, which must come back with the data.
+    named_token: Option<String>,
     /// How many files there are with what they said.
     outputs: u32,
 }
@@ -63,11 +67,28 @@ pub(super) struct Ended {
 
 impl Binary {
     pub(super) fn new(token: String) -> io::Result<Binary> {
-        Ok(Binary { path: std::env::current_exe()?, token, outputs: 0 })
+        Ok(Binary { path: std::env::current_exe()?, token, named_token: None, outputs: 0 })
     }
 
     pub(super) fn token(&self) -> &str {
         &self.token
+    }
+
+    pub(super) fn named_token(&self) -> Option<&str> {
+        self.named_token.as_deref()
+    }
+
+    /// Gives a named token, as every producer should have one.
+    pub(super) fn add_named_token(&mut self, data_dir: &Path) -> Result<(), Halt> {
+        let broken = |why: String| Halt::Broken(format!("cannot give a named token: {why}"));
+        let added = self.command().args(["token", "add", NAMED, "--data-dir"]).arg(data_dir).output();
+        let added = added.map_err(|e| broken(e.to_string()))?;
+        if !added.status.success() {
+            return Err(broken(String::from_utf8_lossy(&added.stderr).trim().to_owned()));
+        }
+        // Not into a file as what the other commands say.
+        self.named_token = Some(String::from_utf8_lossy(&added.stdout).trim().to_owned());
+        Ok(())
     }
 
     fn command(&self) -> Command {

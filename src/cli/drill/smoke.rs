@@ -51,6 +51,13 @@ pub(super) fn tests(run: &str, token: &str, domain: &str, data_dir: &Path) -> Ve
     ]
 }
 
+/// A producer with a token of its own goes on without a new one.
+pub(super) fn named_token(secret: &str) -> Smoke {
+    let bearer = format!("Bearer {secret}");
+    let asked = service::connect().and_then(|mut c| c.request("GET", "/health", &[("Authorization", &bearer)], b""));
+    Smoke { name: "a named token is taken as before", result: expect(asked, 200, |_| true) }
+}
+
 fn expect(answer: io::Result<Answer>, status: u16, fits: impl Fn(&str) -> bool) -> Result<String, String> {
     let answer = answer.map_err(|e| format!("no answer: {e}"))?;
     let body = answer.text();

@@ -8,9 +8,9 @@ use super::content::Content;
 use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{FileEntry, MANIFEST, MANIFEST_SHA256, Manifest, read_exact_at};
-use super::open_snapshot;
+use super::{open_snapshot, tokens};
 use crate::storage::disk::{Disk, FileKind, RealDisk};
-use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
+use crate::storage::layout::{POISONED_SUFFIX, TOKEN_STORE_DIR, TORN_DIR, side_name};
 use crate::storage::marker;
 use crate::storage::verify::{
     FileLook, Finding, Found, Kind, NotChecked, Progress, VerifyReport, look_at_still, shown,
@@ -18,18 +18,26 @@ use crate::storage::verify::{
 
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Looks at a snapshot: the manifest, every part, every line, and that nothing else is there.
+/// Looks at a snapshot: the manifest, every part, every line, and that nothing else is there. `expected`: the hash
+/// that its manifest must have.
 ///
 /// # Errors
 /// [`SnapshotError::Damaged`] when the manifest cannot be trusted, and whatever the operating system
 /// says about the directory itself. The rest is in the report.
-pub fn check(path: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<VerifyReport, SnapshotError> {
+pub fn check(
+    path: &Path,
+    expected: Option<&str>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<VerifyReport, SnapshotError> {
     let dir = open_snapshot(path)?;
-    let (manifest, _) = Manifest::read(&dir)?;
+    let manifest = Manifest::read_expected(&dir, expected)?;
     let mut report = VerifyReport::default();
     let mut found = Found::default();
     strays(&dir, &manifest, &mut found)?;
     marks(&dir, &manifest, &mut found);
+    for (kind, name) in manifest.tokens.iter().flat_map(|entry| tokens::faults(&dir, entry)) {
+        found.push(finding(kind, &name));
+    }
     report.take(found);
     for file in &manifest.files {
         let before = report.bytes;
@@ -71,6 +79,8 @@ fn strays(dir: &Directory, manifest: &Manifest, found: &mut Found) -> Result<(),
                     found.push(finding(Kind::NotInManifest, &format!("{TORN_DIR}/{}", shown(&name))));
                 }
             }
+        } else if text == TOKEN_STORE_DIR && manifest.tokens.is_some() {
+            // What is in it is told with the tokens.
         } else if !known.contains(text) {
             found.push(finding(Kind::NotInManifest, &shown(&name)));
         }

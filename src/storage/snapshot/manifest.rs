@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::content::{PIECE_BYTES, is_sha256, is_state, sha256};
 use super::directory::Directory;
 use super::error::SnapshotError;
+use super::tokens::TokensEntry;
 use crate::storage::disk::{FileKind, FileStat};
 use crate::storage::layout::{Owner, side_name};
 
@@ -39,8 +40,14 @@ pub struct Manifest {
     pub data_dir: String,
     /// Id of the snapshot that it was built on.
     pub base: Option<String>,
+    /// The hash of that one's manifest, so that each snapshot vouches for those before it.
+    #[serde(default)]
+    pub base_sha256: Option<String>,
     pub totals: Totals,
     pub files: Vec<FileEntry>,
+    /// The named tokens, if the data directory held some.
+    #[serde(default)]
+    pub tokens: Option<TokensEntry>,
     /// What stood in the data directory and is not part of the snapshot.
     pub skipped: Vec<Skipped>,
 }
@@ -208,6 +215,20 @@ impl Manifest {
         let sha = sha256(text.as_bytes());
         let sums = format!("{sha}  {MANIFEST}\n");
         (text, sums, sha)
+    }
+
+    /// As [`Manifest::read`], and only if it has this hash, which somebody kept elsewhere.
+    pub(super) fn read_expected(dir: &Directory, expected: Option<&str>) -> Result<Manifest, SnapshotError> {
+        let (manifest, sha) = Manifest::read(dir)?;
+        match expected {
+            Some(expected) if !expected.eq_ignore_ascii_case(&sha) => Err(SnapshotError::damaged(
+                dir.path(),
+                format!(
+                    "{MANIFEST} has the SHA-256 {sha}, and {expected} is expected; it is another snapshot, or somebody changed it"
+                ),
+            )),
+            _ => Ok(manifest),
+        }
     }
 
     /// Skipped names that somebody may take for data.

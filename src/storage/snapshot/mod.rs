@@ -15,6 +15,7 @@ mod manifest;
 mod pace;
 mod restore;
 mod target;
+mod tokens;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -43,7 +44,8 @@ pub use error::SnapshotError;
 pub use manifest::{
     FileEntry, MANIFEST, MANIFEST_SHA256, Manifest, Segment, Skipped, Source, Totals, VERSION as MANIFEST_VERSION,
 };
-pub use restore::{RestoreOptions, RestoreReport, restore};
+pub use restore::{Chosen, RestoreOptions, RestoreReport, newest_until, restore};
+pub use tokens::TokensEntry;
 
 /// Most segments of one file; then it is copied anew.
 pub const SEGMENTS_MAX: usize = 30;
@@ -161,6 +163,7 @@ fn take(
     let reserve = if target_dev == data_id.dev { reserve_bytes(dir, options)? } else { 0 };
     let mut taking = Taking {
         disk,
+        root: &root,
         options,
         dir,
         base: base.as_ref(),
@@ -208,6 +211,8 @@ fn reserve_bytes(dir: &Directory, options: &SnapshotOptions) -> Result<u64, Snap
 struct Base {
     dir: Directory,
     id: String,
+    /// Of its manifest.
+    sha256: String,
     files: HashMap<String, FileEntry>,
 }
 
@@ -215,13 +220,13 @@ impl Base {
     fn open(path: &Path, target: &Target) -> Result<Base, SnapshotError> {
         let bad = |e| SnapshotError::BadBase(Box::new(e));
         let dir = open_snapshot(path).map_err(bad)?;
-        let (manifest, _) = Manifest::read(&dir).map_err(bad)?;
+        let (manifest, sha256) = Manifest::read(&dir).map_err(bad)?;
         let fail = |e| SnapshotError::io("look at", path, e);
         if dir.id().map_err(fail)?.dev != target.parent.id().map_err(fail)?.dev {
             return Err(SnapshotError::OtherFileSystem { base: path.to_owned(), target: target.path.clone() });
         }
         let files = manifest.files.into_iter().map(|file| (file.name.clone(), file)).collect();
-        Ok(Base { dir, id: manifest.id, files })
+        Ok(Base { dir, id: manifest.id, sha256, files })
     }
 
     /// Its parts of a file, opened, if they are what the manifest says.
@@ -262,6 +267,8 @@ struct Seen {
 
 struct Taking<'a> {
     disk: &'a RealDisk,
+    /// The data directory.
+    root: &'a Directory,
     options: &'a SnapshotOptions,
     dir: &'a Directory,
     base: Option<&'a Base>,
@@ -291,10 +298,21 @@ impl Taking<'_> {
             tool: format!("leitstand {}", env!("CARGO_PKG_VERSION")),
             data_dir: self.disk.root().to_string_lossy().into_owned(),
             base: self.base.map(|base| base.id.clone()),
+            base_sha256: self.base.map(|base| base.sha256.clone()),
             totals: Totals::default(),
             files: Vec::with_capacity(sources.len()),
+            tokens: None,
             skipped,
         };
+        match tokens::copy(self.root, self.dir) {
+            Ok(entry) => manifest.tokens = entry,
+            Err(e) => manifest.skipped.push(Skipped {
+                name: tokens::shown(),
+                kind: "not_regular".to_owned(),
+                reason: format!("the named tokens cannot be read: {e}; see RUNBOOK, \"Tokens: give, rotate, revoke\""),
+                harmless: false,
+            }),
+        }
         for (names, owner) in sources {
             let Some(seen) = self.look(&names)? else { continue };
             // A writer may hold lines back, and one that never syncs certainly does.
@@ -415,7 +433,7 @@ impl Taking<'_> {
             return Ok(None);
         }
         let parts = base.segments(entry)?;
-        let Some(content) = self.content_of_base(entry, &parts, seen)? else { return Ok(None) };
+        let Some(content) = self.content_of_base(base, entry, &parts, seen)? else { return Ok(None) };
         for segment in &entry.segments {
             self.dir.link(&base.dir, &segment.name).map_err(|e| match e.kind() {
                 io::ErrorKind::CrossesDevices => {
@@ -427,25 +445,26 @@ impl Taking<'_> {
         Ok(Some((content, entry.segments.clone())))
     }
 
-    /// What the base holds, if the source begins with it.
+    /// What the base holds, if the source begins with it. A base whose end is not what its own
+    /// manifest says is refused: its parts would be linked, and the damage with them.
     fn content_of_base(
         &mut self,
+        base: &Base,
         entry: &FileEntry,
         parts: &[File],
         seen: &Seen,
     ) -> Result<Option<Content>, SnapshotError> {
         let fail = |e| SnapshotError::io("read", self.disk.root().join(&entry.name), e);
-        if FileId::from(entry.source) == seen.id {
-            let from = entry.bytes.saturating_sub(TRUST_BYTES);
-            let mut theirs = vec![0; (entry.bytes - from) as usize];
-            let mut ours = theirs.clone();
-            read_parts(parts, &entry.segments, &mut theirs, from).map_err(fail)?;
-            read_exact_at(&seen.file, &mut ours, from).map_err(fail)?;
-            if ours == theirs
-                && let Some(content) = Content::resume(entry, &ours)
-            {
-                return Ok(Some(content));
-            }
+        let from = entry.bytes.saturating_sub(TRUST_BYTES);
+        let mut theirs = vec![0; (entry.bytes - from) as usize];
+        let mut ours = theirs.clone();
+        read_parts(parts, &entry.segments, &mut theirs, from).map_err(fail)?;
+        read_exact_at(&seen.file, &mut ours, from).map_err(fail)?;
+        if ours == theirs
+            && FileId::from(entry.source) == seen.id
+            && let Some(content) = Content::resume(entry, &ours)
+        {
+            return Ok(Some(content));
         }
         let mut content = Content::new();
         while content.bytes() < entry.bytes {
@@ -453,7 +472,18 @@ impl Taking<'_> {
             content.add(self.block.bytes());
             self.step(&entry.name, content.bytes());
         }
-        Ok((content.sha256() == entry.sha256).then_some(content))
+        if content.sha256() != entry.sha256 {
+            return Ok(None);
+        }
+        if ours != theirs {
+            // The source is what the base should hold, so it is the base that is wrong.
+            let reason = format!(
+                "{} does not end as its manifest says; `leitstand verify --snapshot` names the part",
+                entry.name
+            );
+            return Err(SnapshotError::BadBase(Box::new(SnapshotError::damaged(base.dir.path(), reason))));
+        }
+        Ok(Some(content))
     }
 
     /// Copies what `content` does not hold yet into a new part.

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::content::{Hash, PIECE_BYTES};
 use super::copy::{Block, Sink};
@@ -19,18 +19,20 @@ use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{FileEntry, Manifest, segment_fault};
 use super::target::Target;
-use super::{open_snapshot, read_parts};
+use super::{open_snapshot, read_parts, tokens};
 use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
 use crate::storage::marker;
 use crate::storage::verify::Progress;
+use crate::timestamp::parse_rfc3339;
 
-/// Pieces at once. While one waits for the disk another one is hashed.
-const LANES_PER_PROCESSOR: usize = 2;
-const LANES_MAX: usize = 8;
+/// Pieces at once. Each reads, hashes and writes in turn, so there must be enough of them that the disk has
+/// something to read and to write while the processors hash: with two for each processor it often had not.
+const LANES_PER_PROCESSOR: usize = 4;
+const LANES_MAX: usize = 16;
 /// Files that are written side by side.
 const FILES_AT_ONCE: usize = 16;
-/// How much is read and written at once.
-const BLOCK_BYTES: usize = 4 << 20;
+/// How much is read and written at once: little enough to stay in the cache of a processor between the three.
+const BLOCK_BYTES: usize = 1 << 20;
 /// How often somebody is told how far it has come.
 const TELL_EVERY: Duration = Duration::from_millis(5);
 
@@ -39,6 +41,8 @@ const TELL_EVERY: Duration = Duration::from_millis(5);
 pub struct RestoreOptions {
     /// A snapshot.
     pub from: PathBuf,
+    /// The hash that its manifest must have.
+    pub expected: Option<String>,
     /// A directory that is not there yet, or is empty.
     pub to: PathBuf,
 }
@@ -61,7 +65,7 @@ pub fn restore(
 ) -> Result<RestoreReport, SnapshotError> {
     let began = Instant::now();
     let from = open_snapshot(&options.from)?;
-    let (manifest, _) = Manifest::read(&from)?;
+    let manifest = Manifest::read_expected(&from, options.expected.as_deref())?;
     sizes(&from, &manifest)?;
     let target = Target::find(&options.to)?;
     let id = from.id().map_err(|e| SnapshotError::io("look at", from.path(), e))?;
@@ -71,11 +75,56 @@ pub fn restore(
     let run = Run::new(&from, &partial.dir, &manifest, target.owner)?;
     run.check_room(&manifest, &options.to)?;
     run.all(&manifest, progress)?;
+    if let Some(entry) = &manifest.tokens {
+        tokens::restore(&from, &partial.dir, entry, target.owner)?;
+    }
     if let Some(owner) = target.owner {
         partial.dir.give_to(owner).map_err(|e| SnapshotError::io("give away", partial.dir.path(), e))?;
     }
     partial.finish()?;
     Ok(RestoreReport { path: options.to.clone(), manifest, took: began.elapsed() })
+}
+
+/// A snapshot among others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    pub path: PathBuf,
+    /// Those beside it whose manifests cannot be used, so that nobody knows whether they are newer.
+    pub damaged: Vec<PathBuf>,
+}
+
+/// The newest of the snapshots right below `dir` that was begun at `until` or before.
+///
+/// # Errors
+/// [`SnapshotError::NotFound`] when there is none.
+pub fn newest_until(dir: &Path, until: SystemTime) -> Result<Chosen, SnapshotError> {
+    let all = open_snapshot(dir)?;
+    let mut newest: Option<(SystemTime, PathBuf)> = None;
+    let mut damaged = Vec::new();
+    for name in all.names().map_err(|e| SnapshotError::io("list", dir, e))? {
+        let path = dir.join(&name);
+        // What holds no manifest is no snapshot.
+        let Ok(below) = all.open_dir(&name) else { continue };
+        let created = match Manifest::read(&below) {
+            Err(SnapshotError::NotFound { .. }) => continue,
+            Err(_) => None,
+            Ok((manifest, _)) => parse_rfc3339(&manifest.created),
+        };
+        match created {
+            None => damaged.push(path),
+            Some(created) if created > until => {}
+            // Names tell those of one second apart: the later one comes later.
+            Some(created) if newest.as_ref().is_some_and(|(newest, _)| *newest > created) => {}
+            Some(created) => newest = Some((created, path)),
+        }
+    }
+    match newest {
+        Some((_, path)) => Ok(Chosen { path, damaged }),
+        None => Err(SnapshotError::NotFound {
+            path: dir.to_owned(),
+            reason: "it holds none that was begun by then; name the directory that holds the snapshots".to_owned(),
+        }),
+    }
 }
 
 /// Before a byte is copied: every part is there and as long as it must be.

@@ -12,7 +12,7 @@ use super::directory::{Directory, try_lock};
 use super::error::SnapshotError;
 use super::manifest::{FORMAT, MANIFEST};
 use crate::storage::disk::{FileId, FileKind};
-use crate::storage::layout::{NAME_BYTES_MAX, Owner, TORN_DIR};
+use crate::storage::layout::{NAME_BYTES_MAX, Owner, TOKEN_STORE_DIR, TORN_DIR};
 
 /// One snapshot at a time for each parent directory.
 const PARENT_LOCK: &str = ".snapshot.lock";
@@ -50,6 +50,7 @@ impl Target {
             return Err(bad("its name is too long; choose a shorter one".to_owned()));
         }
         let mut target = Target { parent, name: name.to_owned(), path: path.to_owned(), owner: None };
+        target.refuse_inside_snapshot()?;
         let fail = |e| SnapshotError::io("look at", path, e);
         match target.parent.stat(name).map_err(fail)?.map(|stat| stat.kind) {
             None => {}
@@ -89,6 +90,19 @@ impl Target {
             let fail = |e| SnapshotError::io("look at", above, e);
             if Directory::open(above).and_then(|above| above.id()).map_err(fail)? == inside {
                 return Err(SnapshotError::Inside { path: self.path.clone(), inside: inside_path.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a target somewhere in a snapshot: whatever is put there is no part of that one, which
+    /// would not be sound any more.
+    fn refuse_inside_snapshot(&self) -> Result<(), SnapshotError> {
+        for above in self.parent.path().ancestors() {
+            let holds_manifest = Directory::open(above).and_then(|above| is_snapshot(&above));
+            // Of others' directories above only the way through may be allowed.
+            if holds_manifest.unwrap_or(false) {
+                return Err(SnapshotError::Inside { path: self.path.clone(), inside: above.to_owned() });
             }
         }
         Ok(())
@@ -202,21 +216,37 @@ fn is_dead_snapshot(dir: &Directory) -> io::Result<bool> {
     if names.is_empty() {
         return Ok(true);
     }
+    let Some((manifest, head)) = manifest_head(dir)? else { return Ok(false) };
+    let is_ours = is_our_format(&head) || (head.is_empty() && names.len() == 1);
+    Ok(is_ours && try_lock(manifest.as_fd())?)
+}
+
+/// Does it hold a manifest of ours, sound or not?
+fn is_snapshot(dir: &Directory) -> io::Result<bool> {
+    Ok(manifest_head(dir)?.is_some_and(|(_, head)| is_our_format(&head)))
+}
+
+/// The manifest, and how it begins, without white space. `None`: there is none.
+fn manifest_head(dir: &Directory) -> io::Result<Option<(File, String)>> {
     if dir.stat(MANIFEST)?.is_none_or(|stat| stat.kind != FileKind::Regular) {
-        return Ok(false);
+        return Ok(None);
     }
     let manifest = dir.open_read(MANIFEST)?;
     let mut head = String::new();
     // What is not UTF-8 is not ours.
     let _ = (&manifest).take(64).read_to_string(&mut head);
     head.retain(|c| !c.is_whitespace());
-    let is_ours = head.starts_with(&format!("{{\"format\":\"{FORMAT}\"")) || (head.is_empty() && names.len() == 1);
-    Ok(is_ours && try_lock(manifest.as_fd())?)
+    Ok(Some((manifest, head)))
+}
+
+fn is_our_format(head: &str) -> bool {
+    head.starts_with(&format!("{{\"format\":\"{FORMAT}\""))
 }
 
 /// It holds nothing but what a restore writes, and nobody has its lock.
 fn is_dead_restore(dir: &Directory) -> io::Result<bool> {
-    let is_ours = |name: &OsString| name.to_str().is_some_and(|name| name == TORN_DIR || Owner::of(name).is_some());
+    let is_side = |name: &str| name == TORN_DIR || name == TOKEN_STORE_DIR;
+    let is_ours = |name: &OsString| name.to_str().is_some_and(|name| is_side(name) || Owner::of(name).is_some());
     Ok(dir.names()?.iter().all(is_ours) && dir.try_lock()?)
 }
 

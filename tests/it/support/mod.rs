@@ -120,6 +120,16 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    /// What went wrong: all of stderr, but for the lines of what took long on a busy machine.
+    pub fn errors(&self) -> String {
+        let is_progress = |line: &str| {
+            ["snapshot: ", "restore: ", "verify: "].iter().any(|word| line.starts_with(word)) && line.contains(" % of ")
+        };
+        self.stderr.lines().filter(|line| !is_progress(line)).map(|line| format!("{line}\n")).collect()
+    }
+}
+
 /// Waits for the end of a child, without blocking for longer than `patience`.
 pub fn wait_exit(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + patience;

@@ -1,11 +1,11 @@
-//! What a reader of a report wants to know of the machine. What cannot be found out is left out.
+//! What a reader of a report or of a bundle wants to know of the machine. What cannot be found out is left out.
 
 use std::fs;
 use std::path::Path;
 
 use rustix::fs::statvfs;
 
-/// Names and values, in the order of the report. `dir` is where the drill works.
+/// Names and values, in the order of the report. `dir` is on the file system that is told of.
 pub(super) fn facts(dir: &Path) -> Vec<(&'static str, String)> {
     let processors = std::thread::available_parallelism().ok().map(|n| n.to_string());
     let facts = [

@@ -1,0 +1,219 @@
+//! `leitstand support-bundle`: what somebody elsewhere needs to help, in one directory. No payload and no
+//! secret is in it.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::data::{SOMETHING_FOUND, count, print};
+use super::env::Loader;
+use super::http::{Bounds, Connection};
+use super::{BindArgs, config_check, doctor, host};
+use crate::config::{Config, Values};
+use crate::timestamp::rfc3339_s;
+
+const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(5), answer_bytes_max: 64 << 20 };
+/// Names of the data directory that are listed; of the others only the number.
+const LISTED_MAX: usize = 10_000;
+/// Longest line of a log that is taken whole.
+const LINE_BYTES_MAX: usize = 16 << 10;
+/// What stands in the place of a secret.
+const MASKED: &str = "(masked)";
+/// What the service is asked for, and whether that needs an admin token.
+const ASKED: [(&str, &str, bool); 5] = [
+    ("ready.json", "/health/ready", false),
+    ("metrics.txt", "/metrics", false),
+    ("ops-metrics.json", "/api/v1/ops/metrics", false),
+    ("running-config.json", "/config", true),
+    ("stats.json", "/stats?limit=10000", true),
+];
+
+/// Where to, and what of.
+#[derive(Debug, Args)]
+pub struct SupportBundleArgs {
+    #[command(flatten)]
+    bind: BindArgs,
+    /// Directory to make; it must not be there yet
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// File with the log of the service; its last lines are copied
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// How many of them
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    log_lines: u32,
+    /// One JSON document instead of lines
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) fn run(args: &SupportBundleArgs) -> Result<ExitCode, String> {
+    let loaded = Loader::new(&args.bind).load(&Values::default());
+    let config = loaded.as_ref().ok();
+    let secrets = config.map_or(Vec::new(), |config| {
+        config.tokens.expose().iter().chain(config.admin_tokens.expose()).cloned().collect()
+    });
+    let mut bundle = Bundle::create(&args.to, secrets)?;
+    bundle.put("config.json", &format!("{:#}\n", config_check::checked(&args.bind)))?;
+    match doctor::document(&args.bind) {
+        Ok(document) => bundle.put("doctor.json", &format!("{document:#}\n"))?,
+        Err(why) => bundle.lacks("doctor.json", &why),
+    }
+    match config {
+        Some(config) => bundle.ask(config)?,
+        None => bundle.lacks("ready.json", "the settings are refused, so it is not known whom to ask"),
+    }
+    let data_dir = config.map_or_else(super::env::data_dir, |config| Ok(config.data_dir.clone()));
+    match data_dir.and_then(|dir| listing(&dir).map_err(|e| format!("cannot look at {dir:?}: {e}"))) {
+        Ok(text) => bundle.put("files.txt", &text)?,
+        Err(why) => bundle.lacks("files.txt", &why),
+    }
+    match &args.log {
+        Some(path) => match last_lines(path, args.log_lines as usize) {
+            Ok(text) => bundle.put("log.txt", &text)?,
+            Err(e) => bundle.lacks("log.txt", &format!("cannot read {path:?}: {e}")),
+        },
+        None => bundle.lacks("log.txt", "give --log FILE, or add journalctl -u leitstand"),
+    }
+    let facts = host::facts(Path::new(".")).into_iter().map(|(name, value)| (name.to_owned(), value.into()));
+    let about = json!({
+        "leitstand": env!("CARGO_PKG_VERSION"),
+        "made": rfc3339_s(SystemTime::now()),
+        "machine": facts.collect::<serde_json::Map<String, Value>>(),
+        "files": bundle.files,
+        "lacks": bundle.lacks.iter().map(|(name, why)| json!({"file": name, "why": why})).collect::<Vec<_>>(),
+    });
+    bundle.put("bundle.json", &format!("{about:#}\n"))?;
+    // Without a log it is whole, if none was asked for.
+    let whole = bundle.lacks.iter().all(|(name, _)| *name == "log.txt" && args.log.is_none());
+    if args.json {
+        print(&format!("{:#}\n", json!({"path": args.to.to_string_lossy(), "bundle": about})));
+    } else {
+        print(&bundle.lines(&args.to));
+    }
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(SOMETHING_FOUND) })
+}
+
+struct Bundle {
+    dir: PathBuf,
+    secrets: Vec<String>,
+    files: Vec<&'static str>,
+    /// What could not be had, and why.
+    lacks: Vec<(&'static str, String)>,
+}
+
+impl Bundle {
+    fn create(dir: &Path, secrets: Vec<String>) -> Result<Bundle, String> {
+        fs::DirBuilder::new().mode(0o700).create(dir).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => format!("{dir:?} is there already; name a directory that is not there yet"),
+            _ => format!("cannot make {dir:?}: {e}"),
+        })?;
+        Ok(Bundle { dir: dir.to_owned(), secrets, files: Vec::new(), lacks: Vec::new() })
+    }
+
+    /// Writes a file, with all secrets of the settings masked, wherever they may have come from.
+    fn put(&mut self, name: &'static str, text: &str) -> Result<(), String> {
+        let masked = self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), MASKED));
+        let path = self.dir.join(name);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(masked.as_bytes()))
+            .map_err(|e| format!("cannot write {path:?}: {e}"))?;
+        self.files.push(name);
+        Ok(())
+    }
+
+    fn lacks(&mut self, name: &'static str, why: &str) {
+        self.lacks.push((name, why.lines().next().unwrap_or_default().to_owned()));
+    }
+
+    /// What the service says of itself.
+    fn ask(&mut self, config: &Config) -> Result<(), String> {
+        let admin = config.admin_tokens.expose().first();
+        for (name, path, needs_admin) in ASKED {
+            let token = match (needs_admin, admin) {
+                (true, None) => {
+                    self.lacks(name, "it needs LEITSTAND_ADMIN_TOKEN");
+                    continue;
+                }
+                (true, Some(token)) => vec![("X-Auth", token.as_str())],
+                (false, _) => Vec::new(),
+            };
+            let answer = Connection::open(&config.bind, BOUNDS).and_then(|mut connection| {
+                connection.request("GET", path, &[&token[..], &[("Connection", "close")]].concat(), b"")
+            });
+            match answer {
+                // Not ready is an answer too.
+                Ok(answer) if answer.status == 200 || answer.status == 503 => self.put(name, &answer.text())?,
+                Ok(answer) => self.lacks(name, &format!("the service answered {}", answer.status)),
+                Err(e) => self.lacks(name, &format!("no answer: {e}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn lines(&self, dir: &Path) -> String {
+        let mut text = String::new();
+        for (name, why) in &self.lacks {
+            let _ = writeln!(text, "lacks {name}: {why}");
+        }
+        let files = count(self.files.len() as u64, "file");
+        let _ = writeln!(
+            text,
+            "{files} in {dir:?}; look through them before you send them, domains and addresses are in there"
+        );
+        text
+    }
+}
+
+/// Mode, owner, length, time and name of everything in a data directory. Nothing is opened.
+fn listing(dir: &Path) -> io::Result<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.symlink_metadata()?.is_dir() {
+            let below = fs::read_dir(&path)?.filter_map(Result::ok).map(|entry| entry.path());
+            names.extend(below);
+        }
+        names.push(path);
+    }
+    names.sort();
+    let mut text = String::new();
+    for path in names.iter().take(LISTED_MAX) {
+        // What is gone meanwhile is not there.
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        let (mode, user, group, bytes) = (meta.mode(), meta.uid(), meta.gid(), meta.len());
+        let changed = meta.modified().map(rfc3339_s).unwrap_or_default();
+        let name = path.strip_prefix(dir).unwrap_or(path).display();
+        let _ = writeln!(text, "{mode:06o} {user:>5} {group:>5} {bytes:>14} {changed} {name}");
+    }
+    if let Some(more) = names.len().checked_sub(LISTED_MAX).filter(|more| *more > 0) {
+        let _ = writeln!(text, "and {}", count(more as u64, "more name"));
+    }
+    Ok(text)
+}
+
+/// The last lines of a file, read once from its begin to its end.
+fn last_lines(path: &Path, lines_max: usize) -> io::Result<String> {
+    let mut reader = BufReader::new(File::open(path)?);
+    let mut lines = std::collections::VecDeque::with_capacity(lines_max.min(1000));
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        if lines.len() == lines_max {
+            lines.pop_front();
+        }
+        let cut = line.len() > LINE_BYTES_MAX;
+        line.truncate(LINE_BYTES_MAX);
+        let mut text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+        text.push_str(if cut { "…\n" } else { "\n" });
+        lines.push_back(text);
+        line.clear();
+    }
+    Ok(lines.into_iter().collect())
+}
