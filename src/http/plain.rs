@@ -134,6 +134,9 @@ impl Unread {
     fn keep(&mut self, (kept, free): (usize, usize)) {
         let end = self.bytes.len() - free;
         self.filled = end - kept..end;
+        if free == 0 {
+            self.make_room();
+        }
     }
 
     fn is_empty(&self) -> bool {

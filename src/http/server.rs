@@ -301,7 +301,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // A task keeps its waker.
-    poll_fn(|cx| Poll::Ready(conn.register(cx.waker()))).await;
+    poll_fn(|cx| {
+        conn.register(cx.waker());
+        Poll::Ready(())
+    })
+    .await;
     let stream = match plain::serve(&mut stream, &edge).await {
         End::Done => stream,
         End::Late => {
