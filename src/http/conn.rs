@@ -18,6 +18,8 @@ use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::token::{Digest, LastDigest};
+
 /// How long a client may refuse to take any byte of an answer.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Longest head that is looked at; hyper's own buffer is not larger.
@@ -102,6 +104,8 @@ pub(crate) struct ConnState {
     begun: AtomicU64,
     /// Who showed which token here last, and when, in one number.
     token_shown: AtomicU64,
+    /// The digest of the secret that was shown here last.
+    last_digest: Mutex<LastDigest>,
     /// The body of the current request was read to its end.
     body_done: AtomicBool,
     /// The client has ended its side.
@@ -127,6 +131,7 @@ impl ConnState {
             doubtful: AtomicU64::new(NEVER),
             begun: AtomicU64::new(0),
             token_shown: AtomicU64::new(0),
+            last_digest: Mutex::default(),
             answers_due: AtomicU64::new(0),
             body_done: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -219,6 +224,12 @@ impl ConnState {
         let mixed = (client ^ (client >> 64)) as u64 ^ token.rotate_left(32);
         let shown = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(minute + 1);
         self.token_shown.swap(shown, Ordering::Relaxed) != shown
+    }
+
+    /// The digest of a secret that was shown here.
+    pub(crate) fn digest_of(&self, secret: &[u8]) -> Digest {
+        // Only whole values are put in its place.
+        self.last_digest.lock().unwrap_or_else(PoisonError::into_inner).of(secret)
     }
 
     /// An id for the request that has begun last: process, connection, request. No counter is
