@@ -200,7 +200,7 @@ pub(crate) async fn read<'a>(
     deadline: Instant,
     reservation: &mut Reservation,
 ) -> Result<Whole<'a>, ApiError> {
-    let whole = in_time(deadline, collect(state, body, coding, reservation)).await?;
+    let whole = in_time(deadline, pin!(collect(state, body, coding, reservation))).await?;
     conn.body_read();
     match coding {
         Coding::Identity => Ok(whole),
@@ -238,14 +238,16 @@ pub(crate) async fn read_small(state: &AppState, request: Request, limit_bytes: 
             Err(_) => Err(ApiError::BodyCut),
         }
     };
-    let bytes = in_time(deadline, collect).await?;
+    let bytes = in_time(deadline, pin!(collect)).await?;
     caller.conn.body_read();
     Ok(bytes)
 }
 
 /// Bodies that have arrived with their head need no timer.
-async fn in_time<T>(deadline: Instant, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    let mut read = pin!(read);
+async fn in_time<T>(
+    deadline: Instant,
+    mut read: Pin<&mut impl Future<Output = Result<T, ApiError>>>,
+) -> Result<T, ApiError> {
     let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(result) => result,

@@ -5,6 +5,7 @@
 //! log. A refusal anywhere below has all of these too.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -137,16 +138,18 @@ impl RequestId {
     fn of(fields: &impl Fields, conn: &ConnState) -> RequestId {
         let safe = |b: u8| if b.is_ascii_alphanumeric() || b"._-".contains(&b) { b } else { b'_' };
         match fields.first(Field::XRequestId) {
-            Some(sent) if !sent.is_empty() => RequestId::from_bytes(sent.iter().map(|&b| safe(b))),
-            _ => RequestId::from_bytes(conn.request_id().into_iter()),
+            Some(sent) if !sent.is_empty() => {
+                RequestId::from_bytes(&sent[..sent.len().min(REQUEST_ID_CHARS_MAX)], safe)
+            }
+            _ => RequestId::from_bytes(&conn.request_id(), |b| b),
         }
     }
 
-    fn from_bytes(bytes: impl Iterator<Item = u8>) -> RequestId {
-        let mut id = RequestId { text: [0; REQUEST_ID_CHARS_MAX], len: 0 };
-        for (place, byte) in id.text.iter_mut().zip(bytes) {
-            *place = byte;
-            id.len += 1;
+    /// Of no more bytes than there is room for.
+    fn from_bytes(bytes: &[u8], safe: impl Fn(u8) -> u8) -> RequestId {
+        let mut id = RequestId { text: [0; REQUEST_ID_CHARS_MAX], len: bytes.len() };
+        for (place, &byte) in id.text.iter_mut().zip(bytes) {
+            *place = safe(byte);
         }
         id
     }
@@ -204,9 +207,11 @@ impl Edge {
         let mut log = self.log(started, head, "POST", head.route.template());
         let call = Call { client: log.client, conn: &self.conn, started };
         let asked = Asked { route: head.route, fields: head, path: head.path, query: head.query, call };
-        let outcome = ingest::respond(&self.state, &asked, body, &mut log.subject);
-        // As above.
-        let outcome = AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(|_| ApiError::Panicked.into());
+        let outcome = {
+            // Where it is, because it is large and would be moved. Panics as above.
+            let outcome = pin!(ingest::respond(&self.state, &asked, body, &mut log.subject));
+            AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(|_| ApiError::Panicked.into())
+        };
         if outcome.result.is_ok() {
             return self.accept_plain(head.route, &outcome, &log, out);
         }

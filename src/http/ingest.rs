@@ -1,7 +1,7 @@
 //! `POST /v1/ingest` and the deprecated `POST /ingest/{domain}`: headers and bytes to one append.
 
 use std::borrow::Cow;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -246,7 +246,7 @@ async fn ingest<'a, F: Fields>(
     subject.body_bytes = whole.len() as u64;
     let default_domain = subject.pass.default_domain().cloned();
     let unparsed = Unparsed { route: asked.route, named: format_of(asked.fields), body: whole, domain, default_domain };
-    attended(body, store(state, unparsed, reservation, terms, subject)).await
+    attended(body, pin!(store(state, unparsed, reservation, terms, subject))).await
 }
 
 /// Parses and appends what has arrived whole.
@@ -270,8 +270,7 @@ async fn store(
 }
 
 /// Waits for `work`, and looks after the client meanwhile.
-async fn attended<'a, T>(body: &mut impl Source<'a>, work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
+async fn attended<'a, T>(body: &mut impl Source<'a>, mut work: Pin<&mut impl Future<Output = T>>) -> T {
     std::future::poll_fn(|cx| {
         let polled = work.as_mut().poll(cx);
         if polled.is_pending() {

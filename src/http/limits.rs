@@ -20,11 +20,10 @@ const SHARDS: usize = 16;
 /// are forgotten: their clients gain at most what is left of one window.
 const KEYS_MAX: usize = 100_000;
 
-/// compat: the three header fields of SlowAPI.
-pub(crate) const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-pub(crate) const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-/// A Unix time.
-pub(crate) const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+/// compat: the three header fields of SlowAPI, of which the last is a Unix time. See also `plain::answer`.
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Counts events per key.
 pub struct Limiter {

@@ -51,8 +51,11 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
         match head::look(here) {
             Seen::Plain(head) => {
                 let mut body = PlainBody::new(stream, &edge.conn, head.body_bytes, &here[head.len..], spare);
-                let answer = edge.call_plain(&head, &mut body, &mut out);
-                let Some(goes_on) = while_connected(&edge.conn, answer).await else { return End::Done };
+                let goes_on = {
+                    let answer = pin!(edge.call_plain(&head, &mut body, &mut out));
+                    while_connected(&edge.conn, answer).await
+                };
+                let Some(goes_on) = goes_on else { return End::Done };
                 let rest = body.rest();
                 if write(stream, &edge.conn, &mut out).await.is_err() || !goes_on {
                     return End::Done;
@@ -74,8 +77,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
 
 /// Waits for an answer. `None` when the client has ended its side before: nobody waits for it any more.
 /// What has been handed to the store is written all the same.
-async fn while_connected<T>(conn: &ConnState, answer: impl Future<Output = T>) -> Option<T> {
-    let mut answer = pin!(answer);
+async fn while_connected<T>(conn: &ConnState, mut answer: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|cx| match answer.as_mut().poll(cx) {
         Poll::Ready(answer) => Poll::Ready(Some(answer)),
         Poll::Pending if conn.has_ended() => Poll::Ready(None),

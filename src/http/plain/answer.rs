@@ -12,7 +12,10 @@ use http_body_util::BodyExt as _;
 use super::super::edge::RequestId;
 use super::super::fields::REQUEST_ID;
 use super::super::ingest::{self, Route};
-use super::super::limits::{self, Standing};
+use super::super::limits::Standing;
+
+/// Room for a good answer with all its fields.
+const ACCEPTED_BYTES: usize = 512;
 
 /// Writes the good answer of an ingest route.
 pub(crate) fn write_accepted(
@@ -23,15 +26,16 @@ pub(crate) fn write_accepted(
     out: &mut Vec<u8>,
 ) {
     let now = SystemTime::now();
+    out.reserve(ACCEPTED_BYTES);
     out.extend_from_slice(match route {
-        Route::V1 => b"HTTP/1.1 202 Accepted\r\n",
-        Route::Old => b"HTTP/1.1 200 OK\r\n",
+        Route::V1 => b"HTTP/1.1 202 Accepted\r\ncontent-type: text/plain; charset=utf-8\r\n",
+        Route::Old => b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; charset=utf-8\r\n",
     });
-    field(out, "content-type", ingest::OK_TYPE.as_bytes());
     if let Some(standing) = standing {
-        number(out, limits::LIMIT.as_str(), standing.limit.into());
-        number(out, limits::REMAINING.as_str(), standing.remaining.into());
-        number(out, limits::RESET.as_str(), standing.reset_s(now));
+        number(out, b"x-ratelimit-limit: ", standing.limit.into());
+        number(out, b"\r\nx-ratelimit-remaining: ", standing.remaining.into());
+        number(out, b"\r\nx-ratelimit-reset: ", standing.reset_s(now));
+        out.extend_from_slice(b"\r\n");
     }
     field(out, REQUEST_ID.as_str(), request_id.as_bytes());
     if route == Route::Old {
@@ -40,7 +44,7 @@ pub(crate) fn write_accepted(
         field(out, LINK.as_str(), ingest::SUCCESSOR.as_bytes());
     }
     if !goes_on {
-        field(out, "connection", b"close");
+        out.extend_from_slice(b"connection: close\r\n");
     }
     end(out, ingest::OK.as_bytes(), now);
 }
@@ -66,13 +70,14 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn number(out: &mut Vec<u8>, name: &str, value: u64) {
-    field(out, name, itoa::Buffer::new().format(value).as_bytes());
+fn number(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 fn end(out: &mut Vec<u8>, body: &[u8], now: SystemTime) {
-    number(out, "content-length", body.len() as u64);
-    out.extend_from_slice(b"date: ");
+    number(out, b"content-length: ", body.len() as u64);
+    out.extend_from_slice(b"\r\ndate: ");
     date(out, now);
     out.extend_from_slice(b"\r\n\r\n");
     out.extend_from_slice(body);

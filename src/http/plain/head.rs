@@ -1,6 +1,7 @@
 //! `look`: is this the head of a plain request, of another one, or not whole yet?
 
 use std::mem::MaybeUninit;
+use std::num::NonZeroU16;
 
 use super::super::fields::{FIELDS, Field, Fields};
 use super::super::ingest::{OLD_PREFIX, Route};
@@ -34,12 +35,29 @@ pub(crate) struct Head<'a> {
     pub query: &'a str,
     /// As announced.
     pub body_bytes: usize,
-    known: [Option<&'a [u8]>; FIELDS],
+    bytes: &'a [u8],
+    known: Known,
+}
+
+/// Where the values of known fields lie.
+type Known = [Option<Place>; FIELDS];
+
+/// A part of a head. Small, because every head has some of them.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    start: NonZeroU16,
+    len: u16,
+}
+
+impl Place {
+    fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[usize::from(self.start.get())..][..usize::from(self.len)]
+    }
 }
 
 impl Fields for Head<'_> {
     fn all(&self, field: Field) -> impl DoubleEndedIterator<Item = &[u8]> {
-        self.known[field as usize].into_iter()
+        self.known[field as usize].map(|place| place.of(self.bytes)).into_iter()
     }
 }
 
@@ -69,15 +87,18 @@ fn plain<'a>(bytes: &'a [u8], len: usize, request: &httparse::Request<'_, 'a>) -
     if !version.starts_with(VERSION) || !bytes[..len].ends_with(b"\r\n\r\n") {
         return None;
     }
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (path, query) = match memchr::memchr(b'?', target.as_bytes()) {
+        Some(at) => (&target[..at], &target[at + 1..]),
+        None => (target, ""),
+    };
     let route = route(path)?;
-    if !query.bytes().all(|b| is_unreserved(b) || b"=&%+".contains(&b)) {
+    if !query.bytes().all(|b| IN_QUERY[usize::from(b)]) {
         return None;
     }
     let known = known(bytes, request.headers)?;
     known[Field::Host as usize]?;
-    let body_bytes = length(known[Field::ContentLength as usize]?)?;
-    let head = Head { len, route, path, query, body_bytes, known };
+    let body_bytes = length(known[Field::ContentLength as usize]?.of(bytes))?;
+    let head = Head { len, route, path, query, body_bytes, bytes, known };
     goes_on_well(&bytes[len..], body_bytes).then_some(head)
 }
 
@@ -86,37 +107,52 @@ fn route(path: &str) -> Option<Route> {
         return Some(Route::V1);
     }
     let domain = path.strip_prefix(OLD_PREFIX)?;
-    (!domain.is_empty() && domain.bytes().all(is_unreserved)).then_some(Route::Old)
+    (!domain.is_empty() && domain.bytes().all(|b| IN_PATH[usize::from(b)])).then_some(Route::Old)
 }
 
-/// Stands for itself in a target, whoever reads it (RFC 3986, section 2.3).
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+/// What stands for itself in a target, whoever reads it (RFC 3986, section 2.3).
+const IN_PATH: [bool; 256] = letters_digits_and(b"-._~");
+/// The same, and what a query is made of.
+const IN_QUERY: [bool; 256] = letters_digits_and(b"-._~=&%+");
+
+const fn letters_digits_and(others: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
 }
 
 /// `None` if a field leaves room for doubt.
-fn known<'a>(bytes: &'a [u8], fields: &[httparse::Header<'a>]) -> Option<[Option<&'a [u8]>; FIELDS]> {
+fn known(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Option<Known> {
     let mut known = [None; FIELDS];
     for field in fields {
-        let value = field.value;
-        if !ends_its_line(bytes, value) {
-            return None;
-        }
-        match meaning(field.name) {
+        let place = place(bytes, field.value)?;
+        match meaning(field.name.as_bytes()) {
             Meaning::None => {}
-            Meaning::Known(field) if known[field as usize].is_none() => known[field as usize] = Some(value),
-            Meaning::Connection if value.eq_ignore_ascii_case(b"keep-alive") => {}
+            Meaning::Known(field) if known[field as usize].is_none() => known[field as usize] = Some(place),
+            Meaning::Connection if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
             Meaning::Known(_) | Meaning::Connection | Meaning::Framing => return None,
         }
     }
     Some(known)
 }
 
-/// Does the line end where the value does, with the line end of the standard?
-fn ends_its_line(bytes: &[u8], value: &[u8]) -> bool {
-    // The parser gives slices of what it was given; of anything else nothing would be found here.
-    let end = (value.as_ptr() as usize + value.len()).wrapping_sub(bytes.as_ptr() as usize);
-    bytes.get(end..).is_some_and(|rest| rest.starts_with(b"\r\n"))
+/// Where `value` lies in `bytes`. `None` if its line does not end behind it, with the line end of the
+/// standard.
+fn place(bytes: &[u8], value: &[u8]) -> Option<Place> {
+    // The parser gives parts of what it was given; for anything else there would be no place here.
+    let start = (value.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
+    let behind = bytes.get(start..)?.get(value.len()..)?;
+    let place = Place { start: u16::try_from(start).ok()?.try_into().ok()?, len: value.len().try_into().ok()? };
+    behind.starts_with(b"\r\n").then_some(place)
 }
 
 enum Meaning {
@@ -128,31 +164,39 @@ enum Meaning {
     Framing,
 }
 
-fn meaning(name: &str) -> Meaning {
-    let (text, meaning) = match name.len() {
-        4 => ("host", Meaning::Known(Field::Host)),
-        6 if name.as_bytes()[0] | 0x20 == b'x' => ("x-auth", Meaning::Known(Field::XAuth)),
-        6 if name.as_bytes()[0] | 0x20 == b'a' => ("accept", Meaning::Known(Field::Accept)),
-        6 => ("expect", Meaning::Framing),
-        7 => ("upgrade", Meaning::Framing),
-        10 => ("connection", Meaning::Connection),
-        12 if name.as_bytes()[0] | 0x20 == b'c' => ("content-type", Meaning::Known(Field::ContentType)),
-        12 => ("x-request-id", Meaning::Known(Field::XRequestId)),
-        13 => ("authorization", Meaning::Known(Field::Authorization)),
-        14 => ("content-length", Meaning::Known(Field::ContentLength)),
-        15 => ("x-forwarded-for", Meaning::Known(Field::XForwardedFor)),
-        16 => ("content-encoding", Meaning::Known(Field::ContentEncoding)),
-        17 => ("transfer-encoding", Meaning::Framing),
-        _ => return Meaning::None,
-    };
-    if name.eq_ignore_ascii_case(text) { meaning } else { Meaning::None }
+fn meaning(name: &[u8]) -> Meaning {
+    match name.len() {
+        4 if is(name, b"host") => Meaning::Known(Field::Host),
+        6 if is(name, b"x-auth") => Meaning::Known(Field::XAuth),
+        6 if is(name, b"accept") => Meaning::Known(Field::Accept),
+        6 if is(name, b"expect") => Meaning::Framing,
+        7 if is(name, b"upgrade") => Meaning::Framing,
+        10 if is(name, b"connection") => Meaning::Connection,
+        12 if is(name, b"content-type") => Meaning::Known(Field::ContentType),
+        12 if is(name, b"x-request-id") => Meaning::Known(Field::XRequestId),
+        13 if is(name, b"authorization") => Meaning::Known(Field::Authorization),
+        14 if is(name, b"content-length") => Meaning::Known(Field::ContentLength),
+        15 if is(name, b"x-forwarded-for") => Meaning::Known(Field::XForwardedFor),
+        16 if is(name, b"content-encoding") => Meaning::Known(Field::ContentEncoding),
+        17 if is(name, b"transfer-encoding") => Meaning::Framing,
+        _ => Meaning::None,
+    }
+}
+
+/// Is it this name, in any case? Of a known length, so that it is a few comparisons of many bytes. Every
+/// name that the parser lets pass is made of letters, digits and signs; with this bit set, only the two
+/// cases of a letter are the same as it, and only the hyphen as itself.
+fn is<const N: usize>(name: &[u8], text: &[u8; N]) -> bool {
+    let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
+    let differs = name.iter().zip(text).fold(0, |differs, (&byte, &wanted)| differs | ((byte | 0x20) ^ wanted));
+    differs == 0
 }
 
 fn length(digits: &[u8]) -> Option<usize> {
     if digits.is_empty() || digits.len() > LENGTH_DIGITS_MAX || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    Some(digits.iter().fold(0, |number, digit| 10 * number + usize::from(digit - b'0')))
 }
 
 /// compat: what follows the body at once may begin another request, or be empty lines; else the
@@ -290,6 +334,22 @@ mod tests {
         }
         for text in ["GET", "PUT /", "PATCH ", "{", "\r", "POST\r", "POSTS"] {
             assert_eq!(is_plain(text.as_bytes()), Some(false), "{text:?} can become nothing plain");
+        }
+    }
+
+    /// Broken, a field would be taken for another, and two readers would not agree on the body.
+    #[test]
+    fn a_name_is_known_in_any_case_and_by_no_other_byte() {
+        for text in [&b"content-length"[..], b"x-request-id", b"transfer-encoding", b"host"] {
+            for at in 0..text.len() {
+                // What the parser lets pass in a name.
+                for byte in (0..=u8::MAX).filter(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b)) {
+                    let mut name = text.to_vec();
+                    name[at] = byte;
+                    let known = !matches!(meaning(&name), Meaning::None);
+                    assert_eq!(known, name.eq_ignore_ascii_case(text), "{}", name.escape_ascii());
+                }
+            }
         }
     }
 
