@@ -8,28 +8,23 @@
 pub(crate) mod answer;
 mod body;
 mod head;
+mod unread;
 
 use std::future::poll_fn;
 use std::io;
-use std::ops::Range;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use body::PlainBody;
 pub(crate) use head::Head as PlainHead;
+pub(crate) use unread::{Replay, Unread};
 
 use super::conn::{ConnState, Patience};
 use super::edge::Edge;
 use head::Seen;
-
-/// Of the buffer of a connection: at first, and once something did not fit. A longer head is hyper's.
-const BUFFER_BYTES: usize = 1 << 10;
-const BUFFER_BYTES_MAX: usize = 4 << 10;
-/// So much of it is left free behind a head, so that the end of the client can be seen while its request
-/// is served.
-const AHEAD_BYTES: usize = 1;
+use unread::Read;
 
 /// How the service of plain requests ends.
 pub(crate) enum End {
@@ -103,165 +98,4 @@ async fn write<S: AsyncWrite + Unpin>(stream: &mut S, conn: &ConnState, out: &mu
     all_out.await?;
     out.clear();
     Ok(())
-}
-
-/// What came of waiting for more.
-enum Read {
-    Some,
-    /// The client has ended its side, is gone, or is no longer to be waited for.
-    End,
-    Late,
-}
-
-/// The buffer of a connection: what was read and not yet used.
-pub(crate) struct Unread {
-    bytes: Vec<u8>,
-    filled: Range<usize>,
-    /// The last read may have got more with more room.
-    tight: bool,
-}
-
-impl Unread {
-    fn new() -> Unread {
-        Unread { bytes: vec![0; BUFFER_BYTES], filled: 0..0, tight: false }
-    }
-
-    /// What is there, and the room behind it.
-    fn split(&mut self) -> (&[u8], &mut [u8]) {
-        let (filled, spare) = self.bytes.split_at_mut(self.filled.end);
-        (&filled[self.filled.start..], spare)
-    }
-
-    /// Keeps so many bytes, behind which so many are free.
-    fn keep(&mut self, (kept, free): (usize, usize)) {
-        let end = self.bytes.len() - free;
-        self.filled = end - kept..end;
-        if free == 0 {
-            self.make_room();
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.filled.is_empty()
-    }
-
-    /// May more be read behind what is there?
-    fn has_room(&self) -> bool {
-        self.filled.len() < BUFFER_BYTES_MAX - AHEAD_BYTES
-    }
-
-    /// Puts what is there at the beginning, and takes more room if there is none.
-    fn make_room(&mut self) {
-        self.bytes.copy_within(self.filled.clone(), 0);
-        self.filled = 0..self.filled.len();
-        if self.tight && self.bytes.len() < BUFFER_BYTES_MAX {
-            self.bytes.resize(BUFFER_BYTES_MAX, 0);
-        }
-    }
-
-    /// Reads more of a head, with the deadlines of a connection that is not at a request.
-    async fn read<S: AsyncRead + Unpin>(&mut self, stream: &mut S, conn: &ConnState) -> Read {
-        self.make_room();
-        poll_fn(|cx| self.poll_read(stream, conn, cx)).await
-    }
-
-    fn poll_read<S: AsyncRead + Unpin>(
-        &mut self,
-        stream: &mut S,
-        conn: &ConnState,
-        cx: &mut Context<'_>,
-    ) -> Poll<Read> {
-        if conn.is_expired() {
-            return Poll::Ready(Read::Late);
-        }
-        // A first request that is on its way may still come.
-        if conn.must_stop() && (self.is_empty() || conn.was_used()) {
-            self.filled = 0..0;
-            return Poll::Ready(Read::End);
-        }
-        let end = self.bytes.len() - AHEAD_BYTES;
-        let mut room = ReadBuf::new(&mut self.bytes[self.filled.end..end]);
-        if ready!(Pin::new(stream).poll_read(cx, &mut room)).is_err() {
-            self.filled = 0..0;
-            return Poll::Ready(Read::End);
-        }
-        let read = room.filled().len();
-        if read == 0 {
-            conn.client_ends();
-            return Poll::Ready(Read::End);
-        }
-        if self.is_empty() {
-            // The whole head has so much time.
-            conn.restart_deadline();
-        }
-        self.filled.end += read;
-        self.tight = self.filled.end == end;
-        Poll::Ready(Read::Some)
-    }
-}
-
-impl Unread {
-    /// Gives as much as there is room for; nothing at the end.
-    pub(crate) fn give(&mut self, room: &mut ReadBuf<'_>) {
-        let given = self.filled.len().min(room.remaining());
-        room.put_slice(&self.bytes[self.filled.start..][..given]);
-        self.filled.start += given;
-        if self.filled.is_empty() {
-            // It is not needed any more.
-            self.bytes = Vec::new();
-            self.filled = 0..0;
-        }
-    }
-}
-
-/// A stream of which a beginning was read already.
-pub(crate) struct Replay<S> {
-    unread: Unread,
-    stream: S,
-}
-
-impl<S> Replay<S> {
-    pub(crate) fn new(unread: Unread, stream: S) -> Replay<S> {
-        Replay { unread, stream }
-    }
-
-    pub(crate) fn into_inner(self) -> S {
-        self.stream
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.unread.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        self.unread.give(buf);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

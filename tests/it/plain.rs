@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::support::{PATIENCE, Request, TestServer, wait_for};
+use crate::support::{PATIENCE, Request, Response, TestServer, wait_for};
 
 /// A server of which every answer says what was counted.
 fn server() -> TestServer {
@@ -101,6 +101,27 @@ fn pipelined_requests_are_answered_in_their_order() {
         server.lines("line").iter().map(|line| line["n"].as_u64()).collect::<Vec<_>>(),
         (0..500).map(Some).collect::<Vec<_>>()
     );
+}
+
+/// Broken, what stands behind a body could be smuggled past a proxy, or a refusal would have the id of the
+/// request before it.
+#[test]
+fn what_follows_a_plain_request_is_judged_as_ever() {
+    let server = server();
+    for behind in ["{\"smuggled\":1}", "POST /v1/ingest HTTP/1.1\nHost a\n\n", "\u{0}", "GET /version HTTP/1.1\r\n\r\n"]
+    {
+        let mut client = server.connect();
+        let first = client.roundtrip(&Request::post("first", "{}"));
+        first.assert_accepted();
+        client.send(format!("{behind}\r\n\r\n"));
+        let refused = client.read_answer("POST");
+        refused.assert_text(400, "Invalid HTTP request received.");
+        let id = |answer: &Response| answer.header("x-request-id").expect("an id").to_owned();
+        let of_the_same_connection = id(&first).strip_suffix('1').expect("the first request").to_owned();
+        assert_eq!(id(&refused), of_the_same_connection + "2", "{behind:?}");
+        assert!(client.is_closed_within(PATIENCE));
+    }
+    assert_eq!(server.data_names(), ["first.jsonl", "first.jsonl.lock"]);
 }
 
 /// Broken, who hangs up would keep a connection for as long as a lock is held, whatever the size of the
