@@ -15,7 +15,6 @@ const LENGTH_DIGITS_MAX: usize = 15;
 
 /// What stands at the beginning of what a client has sent.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub(crate) enum Seen<'a> {
     /// More has to come before it can be told.
     Partial,
