@@ -124,6 +124,20 @@ fn what_follows_a_plain_request_is_judged_as_ever() {
     assert_eq!(server.data_names(), ["first.jsonl", "first.jsonl.lock"]);
 }
 
+/// Broken, a client that counts characters and not bytes would be told something else, by the size of its
+/// event.
+#[test]
+fn a_body_that_goes_on_is_refused_as_a_whole_also_where_it_is_long() {
+    let server = server();
+    for bytes in [10, 900, 1100, 4000, 5000, 7500] {
+        let mut client = server.connect();
+        let request = Request::post("long", event(bytes).replace("both", "long"));
+        client.send([&request.bytes(), &b"}}"[..]].concat());
+        client.read_answer("POST").assert_text(400, "Invalid HTTP request received.");
+    }
+    assert_eq!(server.data_names(), [""; 0]);
+}
+
 /// Broken, who hangs up would keep a connection for as long as a lock is held, whatever the size of the
 /// event and of the buffer that it lies in.
 #[test]
@@ -131,7 +145,7 @@ fn a_client_that_hangs_up_while_it_waits_is_seen() {
     let server = TestServer::builder().env("LEITSTAND_LOCK_TIMEOUT", "600").start();
     let lock = server.hold_lock("held");
     let waiting = |n: f64| (server.metric("leitstand_queue_depth", "") == n).then_some(());
-    let sizes = [0, 700, 800, 900, 3000, 4000, 5000];
+    let sizes = [0, 700, 7000, 7900, 8000, 8100, 9000];
     for (n, size) in sizes.into_iter().enumerate() {
         let mut client = server.connect();
         client.send(Request::post("held", event(size).replace("both", "held")).bytes());

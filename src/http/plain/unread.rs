@@ -10,9 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::conn::ConnState;
 
-/// Of the buffer of a connection: at first, and once something did not fit. A longer head is hyper's.
+/// Of the buffer of a connection: at first, and once something did not fit. The latter is what hyper has at
+/// first, because what follows a body counts as far as it is there, whoever reads. A longer head is hyper's.
 const ROOM_BYTES: usize = 1 << 10;
-const ROOM_BYTES_MAX: usize = 4 << 10;
+const ROOM_BYTES_MAX: usize = 8 << 10;
 /// So much of it is left free behind a head, so that the end of the client can be seen while its request
 /// is served.
 const AHEAD_BYTES: usize = 1;
@@ -29,13 +30,11 @@ pub(super) enum Read {
 pub(crate) struct Unread {
     bytes: Vec<u8>,
     filled: Range<usize>,
-    /// The last read may have got more with more room.
-    tight: bool,
 }
 
 impl Unread {
     pub(super) fn new() -> Unread {
-        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0, tight: false }
+        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0 }
     }
 
     /// What is there, and the room behind it.
@@ -62,13 +61,10 @@ impl Unread {
         self.filled.len() < ROOM_BYTES_MAX - AHEAD_BYTES
     }
 
-    /// Puts what is there at the beginning, and takes more room if there is none.
+    /// Puts what is there at the beginning.
     fn make_room(&mut self) {
         self.bytes.copy_within(self.filled.clone(), 0);
         self.filled = 0..self.filled.len();
-        if self.tight && self.bytes.len() < ROOM_BYTES_MAX {
-            self.bytes.resize(ROOM_BYTES_MAX, 0);
-        }
     }
 
     /// Reads more of a head, with the deadlines of a connection that is not at a request.
@@ -91,24 +87,37 @@ impl Unread {
             self.filled = 0..0;
             return Poll::Ready(Read::End);
         }
-        let end = self.bytes.len() - AHEAD_BYTES;
-        let mut room = ReadBuf::new(&mut self.bytes[self.filled.end..end]);
-        if ready!(Pin::new(stream).poll_read(cx, &mut room)).is_err() {
-            self.filled = 0..0;
-            return Poll::Ready(Read::End);
+        let was_empty = self.is_empty();
+        match ready!(self.poll_fill(stream, cx)) {
+            Ok(1..) => {}
+            Ok(0) => {
+                conn.client_ends();
+                return Poll::Ready(Read::End);
+            }
+            Err(_) => {
+                self.filled = 0..0;
+                return Poll::Ready(Read::End);
+            }
         }
-        let read = room.filled().len();
-        if read == 0 {
-            conn.client_ends();
-            return Poll::Ready(Read::End);
+        if self.filled.end == self.bytes.len() - AHEAD_BYTES && self.bytes.len() < ROOM_BYTES_MAX {
+            self.bytes.resize(ROOM_BYTES_MAX, 0);
+            // Whatever comes of it comes again with the next read.
+            let _ = self.poll_fill(stream, cx);
         }
-        if self.is_empty() {
+        if was_empty {
             // The whole head has so much time.
             conn.restart_deadline();
         }
-        self.filled.end += read;
-        self.tight = self.filled.end == end;
         Poll::Ready(Read::Some)
+    }
+
+    fn poll_fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let end = self.bytes.len() - AHEAD_BYTES;
+        let mut room = ReadBuf::new(&mut self.bytes[self.filled.end..end]);
+        ready!(Pin::new(stream).poll_read(cx, &mut room))?;
+        let read = room.filled().len();
+        self.filled.end += read;
+        Poll::Ready(Ok(read))
     }
 }
 
