@@ -1,19 +1,19 @@
 //! A request body: read within its limits, decompressed within the same limits.
 
-use std::pin::pin;
-use std::task::Poll;
+use std::ops::Deref;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::extract::Request;
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use super::conn::ConnState;
 use super::edge::Caller;
 use super::error::ApiError;
+use super::fields::{Field, Fields, text};
 use super::state::AppState;
 use crate::event::Format;
 use crate::storage::Reservation;
@@ -33,13 +33,13 @@ pub(crate) enum Coding {
 impl Coding {
     /// # Errors
     /// [`ApiError::ContentEncoding`] for anything else, and for more than one coding.
-    pub(crate) fn of(headers: &HeaderMap) -> Result<Coding, ApiError> {
-        let mut values = headers.get_all(CONTENT_ENCODING).iter();
+    pub(crate) fn of(fields: &impl Fields) -> Result<Coding, ApiError> {
+        let mut values = fields.all(Field::ContentEncoding);
         let Some(value) = values.next() else { return Ok(Coding::Identity) };
         if values.next().is_some() {
             return Err(ApiError::ContentEncoding);
         }
-        match value.as_bytes().to_ascii_lowercase().trim_ascii() {
+        match value.to_ascii_lowercase().trim_ascii() {
             b"" | b"identity" => Ok(Coding::Identity),
             b"gzip" | b"x-gzip" => Ok(Coding::Gzip),
             b"zstd" => Ok(Coding::Zstd),
@@ -49,14 +49,13 @@ impl Coding {
 }
 
 /// How the events stand in the body, by media type. `None`: a type that names neither.
-pub(crate) fn format_of(headers: &HeaderMap) -> Option<Format> {
-    let value = headers.get(CONTENT_TYPE)?;
-    if value == "application/json" {
+pub(crate) fn format_of(fields: &impl Fields) -> Option<Format> {
+    let value = fields.first(Field::ContentType)?;
+    if value == b"application/json" {
         return Some(Format::Document);
     }
-    let value = value.to_str().ok()?;
     // compat: of several types in one header the original found the first it knew.
-    let media_type = value.split([';', ',']).next()?.trim();
+    let media_type = text(value)?.split([';', ',']).next()?.trim();
     const LINES: [&str; 4] =
         ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
     if LINES.iter().any(|t| media_type.eq_ignore_ascii_case(t)) {
@@ -65,21 +64,123 @@ pub(crate) fn format_of(headers: &HeaderMap) -> Option<Format> {
     media_type.eq_ignore_ascii_case("application/json").then_some(Format::Document)
 }
 
+/// Where the bytes of a body come from. Those that are lent live as long as `'a`.
+pub(crate) trait Source<'a> {
+    /// Has everything been given?
+    fn is_end(&self) -> bool;
+
+    /// How many bytes are still to come, where that was announced.
+    fn left(&self) -> Option<u64>;
+
+    /// Gives the whole body without a copy, when it has come to a place where it may stay; `None` at
+    /// once if it will not. Nothing may have been given before.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyCut`] when the connection ends within the body.
+    fn poll_lent(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Option<&'a [u8]>, ApiError>> {
+        Poll::Ready(Ok(None))
+    }
+
+    /// Gives some more bytes to the end of `all`, which will hold `limit_bytes` at most. False when
+    /// there were none, because it is the end.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyCut`] when the connection ends within the body, [`ApiError::TooLarge`] when there
+    /// are more than `limit_bytes`.
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        all: &mut Vec<u8>,
+        limit_bytes: usize,
+    ) -> Poll<Result<bool, ApiError>>;
+
+    /// Looks whether the client goes away while nothing is expected of it. The connection draws the
+    /// consequences; hyper looks by itself.
+    fn look_after(&mut self, _cx: &mut Context<'_>) {}
+}
+
+/// A body that hyper reads.
+impl<B: HttpBody<Data = Bytes> + Unpin> Source<'_> for B {
+    fn is_end(&self) -> bool {
+        self.is_end_stream()
+    }
+
+    fn left(&self) -> Option<u64> {
+        self.size_hint().exact()
+    }
+
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        all: &mut Vec<u8>,
+        limit_bytes: usize,
+    ) -> Poll<Result<bool, ApiError>> {
+        let Some(frame) = ready!(Pin::new(&mut *self).poll_frame(cx)) else { return Poll::Ready(Ok(false)) };
+        // Trailers carry nothing for us.
+        let Ok(data) = frame.map_err(|_| ApiError::BodyCut)?.into_data() else { return Poll::Ready(Ok(true)) };
+        let len = all.len() + data.len();
+        if len > limit_bytes {
+            return Poll::Ready(Err(ApiError::TooLarge { limit_bytes }));
+        }
+        if all.capacity() < len {
+            // The announced length is within the limit. Without one, few and large steps: memory that was
+            // never written costs nothing, the copies left behind do.
+            let room = self.left().map_or(4 * len, |more| len + more as usize).min(limit_bytes);
+            all.reserve_exact(room - all.len());
+        }
+        all.extend_from_slice(&data);
+        Poll::Ready(Ok(true))
+    }
+}
+
+/// A body that has come to its end.
+#[derive(Debug)]
+pub(crate) enum Whole<'a> {
+    /// In the buffer of its connection.
+    Lent(&'a [u8]),
+    Owned(Bytes),
+}
+
+impl Deref for Whole<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Whole::Lent(bytes) => bytes,
+            Whole::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl Whole<'_> {
+    /// For who needs it longer than its connection lends it.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Whole::Lent(bytes) => Bytes::copy_from_slice(bytes),
+            Whole::Owned(bytes) => bytes,
+        }
+    }
+}
+
 /// Looks at the announced length, before any body byte.
 ///
 /// # Errors
 /// [`ApiError::LengthRequired`] without a length and without chunked coding, [`ApiError::TooLarge`]
 /// above the limit, [`ApiError::Malformed`] when the length is not plain digits.
-pub(crate) fn check_length(headers: &HeaderMap, body: &impl HttpBody, limit_bytes: usize) -> Result<(), ApiError> {
-    match headers.get(CONTENT_LENGTH) {
-        // hyper has refused lengths that are no number or differ.
-        Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()) {
+pub(crate) fn check_length<'a>(
+    fields: &impl Fields,
+    body: &impl Source<'a>,
+    limit_bytes: usize,
+) -> Result<(), ApiError> {
+    match fields.first(Field::ContentLength) {
+        // Lengths that are no number, or differ, were refused before.
+        Some(value) => match text(value).and_then(|text| text.trim().parse::<u64>().ok()) {
             Some(n) if n <= limit_bytes as u64 => Ok(()),
             Some(_) => Err(ApiError::TooLarge { limit_bytes }),
             None => Err(ApiError::Malformed),
         },
         // Chunked, if the body does not say that it is empty.
-        None if !body.is_end_stream() || headers.contains_key(http::header::TRANSFER_ENCODING) => Ok(()),
+        None if !body.is_end() || fields.has(Field::TransferEncoding) => Ok(()),
         None => Err(ApiError::LengthRequired),
     }
 }
@@ -91,19 +192,21 @@ pub(crate) fn check_length(headers: &HeaderMap, body: &impl HttpBody, limit_byte
 /// [`ApiError::BodyTimeout`] when it does not arrive in time, [`ApiError::BodyCut`] when it ends
 /// early, [`ApiError::InvalidEncoding`] when it is not what its coding says, and
 /// [`ApiError::Store`] when too much is in memory.
-pub(crate) async fn read<B: HttpBody<Data = Bytes> + Unpin>(
+pub(crate) async fn read<'a>(
     state: &AppState,
     conn: &ConnState,
-    body: B,
+    body: &mut impl Source<'a>,
     coding: Coding,
     deadline: Instant,
     reservation: &mut Reservation,
-) -> Result<Bytes, ApiError> {
-    let bytes = in_time(deadline, collect(state, body, coding, reservation)).await?;
+) -> Result<Whole<'a>, ApiError> {
+    let whole = in_time(deadline, pin!(collect(state, body, coding, reservation))).await?;
     conn.body_read();
     match coding {
-        Coding::Identity => Ok(bytes),
-        Coding::Gzip | Coding::Zstd => Box::pin(decompress(state, bytes, coding, reservation)).await,
+        Coding::Identity => Ok(whole),
+        Coding::Gzip | Coding::Zstd => {
+            Ok(Whole::Owned(Box::pin(decompress(state, whole.into_bytes(), coding, reservation)).await?))
+        }
     }
 }
 
@@ -135,14 +238,16 @@ pub(crate) async fn read_small(state: &AppState, request: Request, limit_bytes: 
             Err(_) => Err(ApiError::BodyCut),
         }
     };
-    let bytes = in_time(deadline, collect).await?;
+    let bytes = in_time(deadline, pin!(collect)).await?;
     caller.conn.body_read();
     Ok(bytes)
 }
 
 /// Bodies that have arrived with their head need no timer.
-async fn in_time<T>(deadline: Instant, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    let mut read = pin!(read);
+async fn in_time<T>(
+    deadline: Instant,
+    mut read: Pin<&mut impl Future<Output = Result<T, ApiError>>>,
+) -> Result<T, ApiError> {
     let first = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(result) => result,
@@ -152,50 +257,35 @@ async fn in_time<T>(deadline: Instant, read: impl Future<Output = Result<T, ApiE
     }
 }
 
-async fn collect<B: HttpBody<Data = Bytes> + Unpin>(
+async fn collect<'a>(
     state: &AppState,
-    mut body: B,
+    body: &mut impl Source<'a>,
     coding: Coding,
     reservation: &mut Reservation,
-) -> Result<Bytes, ApiError> {
+) -> Result<Whole<'a>, ApiError> {
     let limit_bytes = state.max_body_bytes;
+    if let Some(lent) = std::future::poll_fn(|cx| body.poll_lent(cx)).await? {
+        reservation.grow_to(lent.len())?;
+        return Ok(Whole::Lent(lent));
+    }
     let mut probe_at = if coding == Coding::Identity { usize::MAX } else { PROBE_BYTES };
-    let mut first = Bytes::new();
     let mut all = Vec::new();
-    while !body.is_end_stream() {
-        let Some(frame) = body.frame().await else { break };
-        // Trailers carry nothing for us.
-        let Ok(data) = frame.map_err(|_| ApiError::BodyCut)?.into_data() else { continue };
-        let len = first.len().max(all.len()) + data.len();
-        if len > limit_bytes {
-            return Err(ApiError::TooLarge { limit_bytes });
-        }
-        reservation.grow_to(len)?;
-        if first.is_empty() && all.is_empty() {
-            first = data;
-        } else {
-            if all.capacity() < len {
-                // The announced length is within the limit. Without one, few and large steps:
-                // memory that was never written costs nothing, the copies left behind do.
-                let room = body.size_hint().exact().map_or(4 * len, |more| len + more as usize).min(limit_bytes);
-                all.reserve_exact(room - all.len());
-            }
-            if all.is_empty() {
-                all.extend_from_slice(&first);
-            }
-            all.extend_from_slice(&data);
-        }
-        if len >= probe_at && !body.is_end_stream() {
-            probe_at = 4 * len;
-            let beginning = if all.is_empty() { first.clone() } else { Bytes::copy_from_slice(&all) };
+    while !body.is_end() && std::future::poll_fn(|cx| body.poll_fill(cx, &mut all, limit_bytes)).await? {
+        reservation.grow_to(all.len())?;
+        if all.len() >= probe_at && !body.is_end() {
+            probe_at = 4 * all.len();
+            let beginning = Bytes::copy_from_slice(&all);
             Box::pin(state.decoders.probe(coding, beginning, limit_bytes)).await?;
         }
     }
-    Ok(if all.is_empty() { first } else { all.into() })
+    Ok(Whole::Owned(all.into()))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+    use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+
     use super::*;
 
     #[test]

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use ipnet::IpNet;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+use super::fields::{Field, Fields, text};
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,18 +25,22 @@ impl Client {
     /// only if the peer is one. Unlike uvicorn, what is no address falls back to the peer, so that
     /// a made-up text is no key of its own.
     pub fn of(peer: Peer, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
+        Client::among(peer, headers, trusted)
+    }
+
+    /// As [`Client::of`], for any head.
+    pub(crate) fn among(peer: Peer, fields: &impl Fields, trusted: &[IpNet]) -> Client {
         let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
-        let peer_is_trusted = match peer {
+        let peer_is_trusted = || match peer {
             Peer::Ip(ip) => is_trusted(ip),
             Peer::Unix => true,
         };
-        if !peer_is_trusted || !headers.contains_key(X_FORWARDED_FOR) {
+        if !fields.has(Field::XForwardedFor) || !peer_is_trusted() {
             return Client(peer);
         }
         let mut client = peer;
-        let lines: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().collect();
-        for line in lines.into_iter().rev() {
-            let Ok(line) = line.to_str() else { return Client(peer) };
+        for line in fields.all(Field::XForwardedFor).rev() {
+            let Some(line) = text(line) else { return Client(peer) };
             for entry in line.rsplit(',').map(str::trim).filter(|entry| !entry.is_empty()) {
                 let Some(ip) = address(entry) else { return Client(peer) };
                 client = Peer::Ip(ip);

@@ -18,6 +18,8 @@ use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::token::{Digest, LastDigest};
+
 /// How long a client may refuse to take any byte of an answer.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Longest head that is looked at; hyper's own buffer is not larger.
@@ -102,6 +104,8 @@ pub(crate) struct ConnState {
     begun: AtomicU64,
     /// Who showed which token here last, and when, in one number.
     token_shown: AtomicU64,
+    /// The digest of the secret that was shown here last.
+    last_digest: Mutex<LastDigest>,
     /// The body of the current request was read to its end.
     body_done: AtomicBool,
     /// The client has ended its side.
@@ -127,6 +131,7 @@ impl ConnState {
             doubtful: AtomicU64::new(NEVER),
             begun: AtomicU64::new(0),
             token_shown: AtomicU64::new(0),
+            last_digest: Mutex::default(),
             answers_due: AtomicU64::new(0),
             body_done: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -160,7 +165,7 @@ impl ConnState {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn restart_deadline(&self) {
+    pub(crate) fn restart_deadline(&self) {
         if self.in_request.load(Ordering::Relaxed) {
             return;
         }
@@ -197,10 +202,19 @@ impl ConnState {
     pub(crate) fn answer_begins(&self) -> bool {
         let reusable = self.body_done.load(Ordering::Relaxed);
         self.in_request.store(false, Ordering::Relaxed);
-        self.answers_due.fetch_add(1, Ordering::Relaxed);
         self.linger.store(!reusable, Ordering::Relaxed);
         self.restart_deadline();
         reusable
+    }
+
+    /// hyper will write the answer that is ready.
+    pub(crate) fn answer_is_due(&self) {
+        self.answers_due.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The client has ended its side.
+    pub(crate) fn client_ends(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// Is this the first time in a minute or two that this client shows this token here? Spares the
@@ -210,6 +224,12 @@ impl ConnState {
         let mixed = (client ^ (client >> 64)) as u64 ^ token.rotate_left(32);
         let shown = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(minute + 1);
         self.token_shown.swap(shown, Ordering::Relaxed) != shown
+    }
+
+    /// The digest of a secret that was shown here.
+    pub(crate) fn digest_of(&self, secret: &[u8]) -> Digest {
+        // Only whole values are put in its place.
+        self.last_digest.lock().unwrap_or_else(PoisonError::into_inner).of(secret)
     }
 
     /// An id for the request that has begun last: process, connection, request. No counter is
@@ -244,7 +264,7 @@ pub(crate) struct ConnIo<S> {
     phase: Phase,
     /// Heads that have come so far.
     heads: u64,
-    stall: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
     /// What is not yet out of a `100 Continue`.
     interim_left: usize,
     /// What is written instead of hyper's own answer, and how much of it is out.
@@ -270,13 +290,16 @@ enum Phase {
 }
 
 impl<S> ConnIo<S> {
+    /// Watches from here on, behind the requests that have begun on the connection.
     pub(crate) fn new(stream: S, state: Arc<ConnState>) -> Self {
+        let heads = state.begun.load(Ordering::Relaxed);
         ConnIo {
             stream,
+            // Each of those had a body of announced length.
+            phase: Phase::Head { before: Vec::new(), after_length: heads > 0 },
+            heads,
             state,
-            phase: Phase::head(),
-            heads: 0,
-            stall: None,
+            patience: Patience::default(),
             interim_left: 0,
             instead: None,
             head_waits: false,
@@ -456,7 +479,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if let Poll::Ready(Ok(())) = polled {
             if buf.filled().len() == before && room {
-                self.state.ended.store(true, Ordering::Relaxed);
+                self.state.client_ends();
             } else {
                 self.watch(&buf.filled()[before..]);
             }
@@ -465,22 +488,37 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> ConnIo<S> {
+/// With a client that does not read its answer.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(Option<Pin<Box<Sleep>>>);
+
+impl Patience {
     /// Passes a write result on; after 30 s without any progress the write fails.
-    fn with_patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    pub(crate) fn with<T>(
+        &mut self,
+        state: &ConnState,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.head_waits = false;
-            if self.stall.take().is_some() {
-                self.state.restart_deadline();
+            if self.0.take().is_some() {
+                state.restart_deadline();
             }
             return polled;
         }
-        self.state.suspend_deadline();
+        state.suspend_deadline();
         let deadline = || Box::pin(tokio::time::sleep_until(Instant::now() + WRITE_STALL_MAX));
-        if self.stall.get_or_insert_with(deadline).as_mut().poll(cx).is_ready() {
+        if self.0.get_or_insert_with(deadline).as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
+    }
+}
+
+impl<S: AsyncWrite + Unpin> ConnIo<S> {
+    fn with_patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.head_waits &= polled.is_pending();
+        self.patience.with(&self.state, cx, polled)
     }
 }
 
@@ -664,11 +702,11 @@ mod tests {
         let theirs = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         let write = async {
             for _ in 0..3 {
-                state.answer_begins();
+                state.answer_is_due();
                 io.write_all(ours).await.unwrap();
             }
             // As hyper does it with a body that is there at once: in one piece.
-            state.answer_begins();
+            state.answer_is_due();
             io.write_all(&[&b"HTTP/1.1 100 Continue\r\n\r\n"[..], ours].concat()).await.unwrap();
             io.write_all(&[&b"HTTP/1.1 100 Continue\r\n\r\n"[..], theirs].concat()).await.unwrap();
             drop(io);

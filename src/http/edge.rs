@@ -5,33 +5,35 @@
 //! log. A refusal anywhere below has all of these too.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
-use http::header::{ACCEPT, CONNECTION, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, Uri, Version};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Method, Request, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use tokio::io::AsyncRead;
 use tower::Service as _;
 
 use super::auth::Admitted;
 use super::client::{Client, Peer};
 use super::conn::ConnState;
 use super::error::{ApiError, Refused};
-use super::ingest::{Route, Subject};
+use super::fields::{Field, Fields, REQUEST_ID, text};
+use super::ingest::{Asked, Outcome, Route, Subject};
+use super::plain::{PlainBody, PlainHead, answer};
 use super::state::AppState;
 use super::{feature_of, ingest, route_template};
 use crate::metrics::{Refusal, RequestSample};
 use crate::storage::{StoreError, chain};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken from a client, in characters.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
@@ -99,39 +101,82 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// The same for who does not keep it.
+    pub(crate) fn call(&self) -> Call<'_> {
+        Call { client: self.client, conn: &self.conn, started: self.started }
+    }
+}
+
+/// Who is calling, lent for one request.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub client: Client,
+    pub conn: &'a ConnState,
+    /// When the head was there.
+    pub started: Instant,
+}
+
 /// What the access log and the metrics say about a request.
 struct Log {
     started: Instant,
-    request_id: HeaderValue,
+    request_id: RequestId,
     method: &'static str,
     route: &'static str,
     client: Client,
     subject: Subject,
 }
 
+/// The id of a request: letters, digits and `._-`.
+pub(crate) struct RequestId {
+    text: [u8; REQUEST_ID_CHARS_MAX],
+    len: usize,
+}
+
+impl RequestId {
+    /// Whatever the client sent, made safe; else an id of our own, unique over restarts.
+    fn of(fields: &impl Fields, conn: &ConnState) -> RequestId {
+        let safe = |b: u8| if b.is_ascii_alphanumeric() || b"._-".contains(&b) { b } else { b'_' };
+        match fields.first(Field::XRequestId) {
+            Some(sent) if !sent.is_empty() => {
+                RequestId::from_bytes(&sent[..sent.len().min(REQUEST_ID_CHARS_MAX)], safe)
+            }
+            _ => RequestId::from_bytes(&conn.request_id(), |b| b),
+        }
+    }
+
+    /// Of no more bytes than there is room for.
+    fn from_bytes(bytes: &[u8], safe: impl Fn(u8) -> u8) -> RequestId {
+        let mut id = RequestId { text: [0; REQUEST_ID_CHARS_MAX], len: bytes.len() };
+        for (place, &byte) in id.text.iter_mut().zip(bytes) {
+            *place = safe(byte);
+        }
+        id
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text[..self.len]
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).expect("only ASCII is left")
+    }
+}
+
 impl Edge {
-    /// Answers one request.
+    /// Answers one request that hyper has read.
     pub(crate) async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response {
         let started = Instant::now();
         self.conn.request_begins(!request.body().is_end_stream());
-        let headers = request.headers();
-        let client = Client::of(self.peer, headers, &self.state.trusted_proxies);
-        let request_id = self.request_id(headers);
-        let as_problem = accepts_problem(headers);
+        let as_problem = accepts_problem(request.headers());
         let method = known_method(request.method());
         let framing = self.check_framing(&request, method);
 
         let mut request = request;
         normalise_path(request.uri_mut());
-        let mut log = Log {
-            started,
-            request_id,
-            // What nobody knows may be anything, and is not quoted in a log.
-            method: method.unwrap_or("OTHER"),
-            route: route_template(request.uri().path()),
-            client,
-            subject: Subject::default(),
-        };
+        // What nobody knows may be anything, and is not quoted in a log.
+        let (method, route) = (method.unwrap_or("OTHER"), route_template(request.uri().path()));
+        let mut log = self.log(started, request.headers(), method, route);
         let response = match framing {
             Ok(()) => {
                 let answer = self.answer(request, &mut log);
@@ -144,13 +189,66 @@ impl Edge {
                 error.into_response()
             }
         };
-        self.finish(response, log, as_problem)
+        let response = self.finish(response, log, as_problem);
+        self.conn.answer_is_due();
+        response
+    }
+
+    /// Answers one plain request: writes the answer behind what is in `out`. True when the connection can
+    /// carry another request.
+    pub(crate) async fn call_plain<S: AsyncRead + Unpin>(
+        &self,
+        head: &PlainHead<'_>,
+        body: &mut PlainBody<'_, S>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let started = Instant::now();
+        self.conn.request_begins(head.body_bytes > 0);
+        let mut log = self.log(started, head, "POST", head.route.template());
+        let call = Call { client: log.client, conn: &self.conn, started };
+        let asked = Asked { route: head.route, fields: head, path: head.path, query: head.query, call };
+        let outcome = {
+            // Where it is, because it is large and would be moved. Panics as above.
+            let outcome = pin!(ingest::respond(&self.state, &asked, body, &mut log.subject));
+            AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(|_| ApiError::Panicked.into())
+        };
+        if outcome.result.is_ok() {
+            return self.accept_plain(head.route, &outcome, &log, out);
+        }
+        let response = self.finish(outcome.into_response(head.route), log, accepts_problem(head));
+        let goes_on = !response.headers().contains_key(CONNECTION);
+        answer::write(response, out);
+        goes_on
+    }
+
+    /// The good answer, without a [`Response`]: it goes out with nearly every request.
+    fn accept_plain(&self, route: Route, outcome: &Outcome, log: &Log, out: &mut Vec<u8>) -> bool {
+        let status = route.good();
+        self.report(status.as_u16(), ingest::OK.len() as u64, log, None);
+        let goes_on = self.goes_on();
+        answer::write_accepted(route, outcome.standing.as_ref(), &log.request_id, goes_on, out);
+        goes_on
+    }
+
+    fn log(&self, started: Instant, fields: &impl Fields, method: &'static str, route: &'static str) -> Log {
+        Log {
+            started,
+            request_id: RequestId::of(fields, &self.conn),
+            method,
+            route,
+            client: Client::among(self.peer, fields, &self.state.trusted_proxies),
+            subject: Subject::default(),
+        }
+    }
+
+    /// The answer is ready: can the connection carry another request after it?
+    fn goes_on(&self) -> bool {
+        self.conn.answer_begins() && !self.state.closing.load(Ordering::Relaxed)
     }
 
     /// The routes. The two that carry the load are called directly: the router would box their
     /// future, their body and their extensions first, which costs a tenth of a request.
     async fn answer(&self, request: Request<Incoming>, log: &mut Log) -> Response {
-        let caller = Caller { client: log.client, conn: self.conn.clone(), started: log.started };
         let hot = match log.route {
             _ if log.method != "POST" => None,
             "/v1/ingest" => Some(Route::V1),
@@ -158,14 +256,18 @@ impl Edge {
             _ => None,
         };
         if let Some(route) = hot {
-            let (parts, body) = request.into_parts();
-            return ingest::respond(&self.state, route, &caller, &parts, body, &mut log.subject).await;
+            let (parts, mut body) = request.into_parts();
+            let query = parts.uri.query().unwrap_or_default();
+            let call = Call { client: log.client, conn: &self.conn, started: log.started };
+            let asked = Asked { route, fields: &parts.headers, path: parts.uri.path(), query, call };
+            return ingest::respond(&self.state, &asked, &mut body, &mut log.subject).await.into_response(route);
         }
         if let Some(feature) = feature_of(log.route)
             && let Err(error) = self.state.live().need(feature)
         {
             return error.into_response();
         }
+        let caller = Caller { client: log.client, conn: self.conn.clone(), started: log.started };
         // Boxed, as every branch off the hot path: the future of each request has room for all.
         Box::pin(self.through_router(request, caller, log)).await
     }
@@ -187,8 +289,7 @@ impl Edge {
     fn finish(&self, mut response: Response, log: Log, as_problem: bool) -> Response {
         let refused = response.extensions_mut().remove::<Refused>().map(|refused| refused.0);
         if let Some(error) = &refused {
-            let id = log.request_id.to_str().unwrap_or_default();
-            let rendered = error.render(as_problem, id);
+            let rendered = error.render(as_problem, log.request_id.as_str());
             // Headers set on the way (Allow, Deprecation, X-RateLimit-*) stay.
             let (parts, body) = rendered.into_parts();
             response.headers_mut().remove(http::header::CONTENT_LENGTH);
@@ -196,23 +297,23 @@ impl Edge {
             *response.status_mut() = parts.status;
             *response.body_mut() = body;
         }
-        self.report(&response, &log, refused.as_deref());
+        let response_bytes = response.body().size_hint().exact().unwrap_or(0);
+        self.report(response.status().as_u16(), response_bytes, &log, refused.as_deref());
         let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, log.request_id);
+        let request_id = HeaderValue::from_bytes(log.request_id.as_bytes()).expect("only letters, digits and ._-");
+        headers.insert(REQUEST_ID, request_id);
         if log.route == "/ingest/{domain}" {
             ingest::add_deprecation(headers);
         }
-        if !self.conn.answer_begins() || self.state.closing.load(Ordering::Relaxed) {
+        if !self.goes_on() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    fn report(&self, response: &Response, log: &Log, refused: Option<&ApiError>) {
+    fn report(&self, status: u16, response_bytes: u64, log: &Log, refused: Option<&ApiError>) {
         let subject = &log.subject;
         let duration = log.started.elapsed();
-        let status = response.status().as_u16();
-        let response_bytes = response.body().size_hint().exact().unwrap_or(0);
         let handler = if matches!(refused, Some(ApiError::NotFound)) { "none" } else { log.route };
         self.state.metrics.request(RequestSample {
             handler,
@@ -228,7 +329,7 @@ impl Edge {
         }
         tracing::info!(
             target: "leitstand::access",
-            request_id = log.request_id.to_str().unwrap_or_default(),
+            request_id = log.request_id.as_str(),
             method = log.method,
             route = handler,
             status,
@@ -274,7 +375,7 @@ impl Edge {
     /// Causes go to the log, once, here: what an operator must act on as an error, what waits for
     /// somebody else as a warning, the client's own mistakes as debug.
     fn explain(&self, error: &ApiError, log: &Log) {
-        let request_id = log.request_id.to_str().unwrap_or_default();
+        let request_id = log.request_id.as_str();
         let domain = log.subject.domain.as_ref().map(|d| d.as_str());
         let cause = match error {
             ApiError::Store(error) => chain(error),
@@ -292,29 +393,17 @@ impl Edge {
         }
     }
 
-    /// Whatever the client sent, made safe; else an id of our own, unique over restarts.
-    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
-        if let Some(sent) = headers.get(REQUEST_ID).filter(|sent| !sent.is_empty()) {
-            let safe = |&b: &u8| if b.is_ascii_alphanumeric() || b"._-".contains(&b) { b } else { b'_' };
-            let id: Vec<u8> = sent.as_bytes().iter().take(REQUEST_ID_CHARS_MAX).map(safe).collect();
-            return HeaderValue::from_bytes(&id).expect("only letters, digits and ._- are left");
-        }
-        HeaderValue::from_bytes(&self.conn.request_id()).expect("hex digits and dashes")
-    }
-
     fn check_framing(&self, request: &Request<Incoming>, method: Option<&str>) -> Result<(), ApiError> {
         let headers = request.headers();
-        let hosts = headers.get_all(HOST).iter().count();
+        let hosts = headers.all(Field::Host).count();
         let host_is_clear = hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10);
         if self.conn.is_doubtful() || !host_is_clear || method.is_none() {
             return Err(ApiError::Malformed);
         }
-        if !headers.contains_key(TRANSFER_ENCODING) {
-            return Ok(());
-        }
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let mut codings = headers.all(Field::TransferEncoding);
         match (codings.next(), codings.next()) {
-            (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+            (None, _) => Ok(()),
+            (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(()),
             _ => Err(ApiError::TransferCoding),
         }
     }
@@ -324,11 +413,9 @@ fn known_method(method: &Method) -> Option<&'static str> {
     METHODS.iter().copied().find(|known| *known == method.as_str())
 }
 
-fn accepts_problem(headers: &HeaderMap) -> bool {
-    let named = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("application/problem+json"))
-    };
-    headers.get_all(ACCEPT).iter().any(named)
+fn accepts_problem(fields: &impl Fields) -> bool {
+    let named = |value| text(value).is_some_and(|text| text.to_ascii_lowercase().contains("application/problem+json"));
+    fields.all(Field::Accept).any(named)
 }
 
 /// compat: the original matches routes against the decoded path, so `%2F` is a slash, broken UTF-8

@@ -1,36 +1,41 @@
 //! `POST /v1/ingest` and the deprecated `POST /ingest/{domain}`: headers and bytes to one append.
 
 use std::borrow::Cow;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LINK};
-use http::request::Parts;
 use http::{HeaderMap, StatusCode};
-use http_body::Body as HttpBody;
 
 use super::auth::Pass;
-use super::body::{self, Coding, format_of};
-use super::edge::Caller;
+use super::body::{self, Coding, Source, Whole, format_of};
+use super::edge::{Call, Caller};
 use super::error::ApiError;
+use super::fields::Fields;
 use super::limits::Standing;
 use super::live::Terms;
 use super::state::AppState;
 use crate::config::Feature;
 use crate::domain::Domain;
 use crate::event::{Batch, EventError, Format, Reason};
+use crate::storage::Reservation;
 use crate::token::Scope;
 
 /// Path before the domain on the deprecated route.
-const OLD_PREFIX: &str = "/ingest/";
+pub(crate) const OLD_PREFIX: &str = "/ingest/";
 /// When the route was deprecated: 2026-11-21 (RFC 9745 wants Unix seconds).
-const DEPRECATION: HeaderValue = HeaderValue::from_static("@1795219200");
+pub(crate) const DEPRECATION: HeaderValue = HeaderValue::from_static("@1795219200");
 /// compat: "expires 6 months after", as an HTTP date (RFC 8594). The route never switches itself off.
-const SUNSET: HeaderValue = HeaderValue::from_static("Fri, 21 May 2027 00:00:00 GMT");
-const SUCCESSOR: HeaderValue = HeaderValue::from_static("</v1/ingest>; rel=\"successor-version\"");
+pub(crate) const SUNSET: HeaderValue = HeaderValue::from_static("Fri, 21 May 2027 00:00:00 GMT");
+pub(crate) const SUCCESSOR: HeaderValue = HeaderValue::from_static("</v1/ingest>; rel=\"successor-version\"");
+pub(crate) const DEPRECATED: HeaderName = HeaderName::from_static("deprecation");
+pub(crate) const SUNSETS: HeaderName = HeaderName::from_static("sunset");
+/// The body of the good answer, and its type.
+pub(crate) const OK: &str = "ok";
+pub(crate) const OK_TYPE: &str = "text/plain; charset=utf-8";
 /// Larger bodies are parsed off the async workers, so that they hold up nobody else.
 const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
 
@@ -39,6 +44,37 @@ const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
 pub(crate) enum Route {
     V1,
     Old,
+}
+
+impl Route {
+    /// The template, for logs and metrics.
+    pub(crate) fn template(self) -> &'static str {
+        match self {
+            Route::V1 => "/v1/ingest",
+            Route::Old => "/ingest/{domain}",
+        }
+    }
+
+    /// compat: clients of the old path accept nothing but 200.
+    pub(crate) fn good(self) -> StatusCode {
+        if self == Route::V1 { StatusCode::ACCEPTED } else { StatusCode::OK }
+    }
+}
+
+/// An ingest request, but for its body.
+pub(crate) struct Asked<'a, F> {
+    pub route: Route,
+    pub fields: &'a F,
+    pub path: &'a str,
+    pub query: &'a str,
+    pub call: Call<'a>,
+}
+
+/// What came of an ingest request.
+pub(crate) struct Outcome {
+    /// Where the client stands with its rate limit, if it has one and was admitted.
+    pub standing: Option<Standing>,
+    pub result: Result<(), ApiError>,
 }
 
 /// What a request was about, for the access log.
@@ -109,102 +145,119 @@ pub(crate) async fn old(State(state): State<Arc<AppState>>, request: Request) ->
 
 /// As the edge calls it, for a router that is used on its own.
 async fn through_router(state: &AppState, route: Route, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let caller = Caller::of(&parts.extensions).clone();
+    let (parts, mut body) = request.into_parts();
+    let call = Caller::of(&parts.extensions).call();
+    let query = parts.uri.query().unwrap_or_default();
+    let asked = Asked { route, fields: &parts.headers, path: parts.uri.path(), query, call };
     let mut subject = Subject::default();
-    let mut response = respond(state, route, &caller, &parts, body, &mut subject).await;
+    let outcome = respond(state, &asked, &mut body, &mut subject).await;
+    let mut response = outcome.into_response(route);
     response.extensions_mut().insert(subject);
     response
 }
 
-/// Answers one ingest request; `subject` tells afterwards what it was about.
-pub(crate) async fn respond<B: HttpBody<Data = Bytes> + Unpin>(
+/// Serves one ingest request; `subject` tells afterwards what it was about.
+pub(crate) async fn respond<'a, F: Fields>(
     state: &AppState,
-    route: Route,
-    caller: &Caller,
-    parts: &Parts,
-    body: B,
+    asked: &Asked<'_, F>,
+    body: &mut impl Source<'a>,
     subject: &mut Subject,
-) -> Response {
-    let mut standing = None;
-    let result = match admit(state, route, caller, parts, &body, subject) {
-        Ok((passed, terms)) => {
-            standing = passed;
-            ingest(state, route, caller, parts, body, &terms, subject).await
-        }
-        Err(error) => Err(error),
-    };
-    let mut response = match result {
-        Ok(()) => accepted(route),
-        Err(error) => error.into_response(),
-    };
-    if let Some(standing) = standing {
-        standing.add_headers(response.headers_mut());
-    }
-    if route == Route::Old {
+) -> Outcome {
+    if asked.route == Route::Old {
         state.metrics.deprecated();
     }
-    response
+    match admit(state, asked, body, subject) {
+        Ok((standing, terms)) => Outcome { standing, result: ingest(state, asked, body, &terms, subject).await },
+        Err(error) => error.into(),
+    }
+}
+
+impl From<ApiError> for Outcome {
+    /// Refused before the rate limit.
+    fn from(error: ApiError) -> Outcome {
+        Outcome { standing: None, result: Err(error) }
+    }
+}
+
+impl Outcome {
+    /// The answer, as the edge takes it from every handler.
+    pub(crate) fn into_response(self, route: Route) -> Response {
+        let mut response = match self.result {
+            Ok(()) => accepted(route),
+            Err(error) => error.into_response(),
+        };
+        if let Some(standing) = self.standing {
+            standing.add_headers(response.headers_mut());
+        }
+        response
+    }
 }
 
 /// What goes out with every answer on the deprecated path.
 pub(crate) fn add_deprecation(headers: &mut HeaderMap) {
-    headers.insert(HeaderName::from_static("deprecation"), DEPRECATION);
-    headers.insert(HeaderName::from_static("sunset"), SUNSET);
+    headers.insert(DEPRECATED, DEPRECATION);
+    headers.insert(SUNSETS, SUNSET);
     headers.insert(LINK, SUCCESSOR);
 }
 
 /// The token, then read-only mode, Content-Length, rate limit and throttle: a stranger learns nothing but
 /// 401.
-fn admit(
+fn admit<'a, F: Fields>(
     state: &AppState,
-    route: Route,
-    caller: &Caller,
-    parts: &Parts,
-    body: &impl HttpBody,
+    asked: &Asked<'_, F>,
+    body: &impl Source<'a>,
     subject: &mut Subject,
 ) -> Result<(Option<Standing>, Terms), ApiError> {
-    let live = state.live();
-    if route == Route::Old {
+    let (live, call) = (state.live(), &asked.call);
+    if asked.route == Route::Old {
         live.need(Feature::OldPath)?;
     }
-    subject.pass = state.auth.check(&parts.headers, caller, Scope::Ingest)?;
+    subject.pass = state.auth.check(asked.fields, call, Scope::Ingest)?;
     let posted = state.gate.posted();
     posted.writable()?;
-    body::check_length(&parts.headers, body, state.max_body_bytes)?;
+    body::check_length(asked.fields, body, state.max_body_bytes)?;
     // compat: the budget is per client and path.
-    let key = (caller.client.key(), parts.uri.path());
-    let standing = live.limiter.hit(key, caller.started).map_err(ApiError::RateLimited)?;
-    state.gate.slow_down(posted, caller.started)?;
-    Ok((standing, live.terms(caller.started)))
+    let key = (call.client.key(), asked.path);
+    let standing = live.limiter.hit(key, call.started).map_err(ApiError::RateLimited)?;
+    state.gate.slow_down(posted, call.started)?;
+    Ok((standing, live.terms(call.started)))
 }
 
 /// One request, from admitted to acknowledged.
-async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
+async fn ingest<'a, F: Fields>(
     state: &AppState,
-    route: Route,
-    caller: &Caller,
-    parts: &Parts,
-    body: B,
+    asked: &Asked<'_, F>,
+    body: &mut impl Source<'a>,
     terms: &Terms,
     subject: &mut Subject,
 ) -> Result<(), ApiError> {
-    let domain = match route {
-        Route::V1 => domain_of_query(parts)?,
-        Route::Old => Some(domain_of_path(parts)?),
+    let domain = match asked.route {
+        Route::V1 => domain_of_query(asked.query)?,
+        Route::Old => Some(domain_of_path(asked.path)?),
     };
     subject.domain.clone_from(&domain);
     if let Some(domain) = &domain {
         subject.pass.check_domain(domain)?;
         terms.check(domain)?;
     }
-    let coding = Coding::of(&parts.headers)?;
-    let mut reservation = state.store.reserve(expected_bytes(&body))?;
-    let body = body::read(state, &caller.conn, body, coding, terms.body_deadline, &mut reservation).await?;
-    subject.body_bytes = body.len() as u64;
-    let named_by_payload = domain.is_none();
+    let coding = Coding::of(asked.fields)?;
+    let mut reservation = state.store.reserve(expected_bytes(body))?;
+    let whole = body::read(state, asked.call.conn, body, coding, terms.body_deadline, &mut reservation).await?;
+    subject.body_bytes = whole.len() as u64;
     let default_domain = subject.pass.default_domain().cloned();
-    let unparsed = Unparsed { route, named: format_of(&parts.headers), body, domain, default_domain };
+    let unparsed = Unparsed { route: asked.route, named: format_of(asked.fields), body: whole, domain, default_domain };
+    attended(body, pin!(store(state, unparsed, reservation, terms, subject))).await
+}
+
+/// Parses and appends what has arrived whole.
+async fn store(
+    state: &AppState,
+    unparsed: Unparsed<'_>,
+    reservation: Reservation,
+    terms: &Terms,
+    subject: &mut Subject,
+) -> Result<(), ApiError> {
+    let named_by_payload = unparsed.domain.is_none();
     let Some(batch) = unparsed.parse(state).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
@@ -216,28 +269,40 @@ async fn ingest<B: HttpBody<Data = Bytes> + Unpin>(
     Ok(state.store.append_before(batch, reservation, Some(terms.deadline)).await?)
 }
 
+/// Waits for `work`, and looks after the client meanwhile.
+async fn attended<'a, T>(body: &mut impl Source<'a>, mut work: Pin<&mut impl Future<Output = T>>) -> T {
+    std::future::poll_fn(|cx| {
+        let polled = work.as_mut().poll(cx);
+        if polled.is_pending() {
+            body.look_after(cx);
+        }
+        polled
+    })
+    .await
+}
+
 /// What a small request of announced length will hold in memory, lines included, so that its
 /// reservation need not grow. A large one grows with what really arrives.
-fn expected_bytes(body: &impl HttpBody) -> usize {
-    match body.size_hint().exact() {
+fn expected_bytes<'a>(body: &impl Source<'a>) -> usize {
+    match body.left() {
         Some(bytes) if bytes <= 4096 => 2 * bytes as usize + 512,
         _ => 1,
     }
 }
 
 /// A body that has arrived whole, and what is known of it.
-struct Unparsed {
+struct Unparsed<'a> {
     route: Route,
     /// What the content type says.
     named: Option<Format>,
-    body: Bytes,
+    body: Whole<'a>,
     /// The domain of the query or the path.
     domain: Option<Domain>,
     /// The domain that the token gives to events whose request names none.
     default_domain: Option<Domain>,
 }
 
-impl Unparsed {
+impl Unparsed<'_> {
     /// On this thread if it is small, else on one that may be held up.
     async fn parse(self, state: &AppState) -> Result<Option<Batch>, ApiError> {
         if self.body.len() <= PARSE_INLINE_BYTES_MAX {
@@ -248,7 +313,8 @@ impl Unparsed {
 
     async fn parse_elsewhere(self, state: &AppState) -> Result<Option<Batch>, ApiError> {
         let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
-        let parsed = tokio::task::spawn_blocking(move || self.parse_now()).await;
+        let unparsed = Unparsed { body: Whole::Owned(self.body.into_bytes()), ..self };
+        let parsed = tokio::task::spawn_blocking(move || unparsed.parse_now()).await;
         parsed.unwrap_or(Err(ApiError::Panicked))
     }
 
@@ -277,17 +343,16 @@ impl Unparsed {
     }
 }
 
+/// See also `plain::answer`, which writes the same without a [`Response`].
 fn accepted(route: Route) -> Response {
-    let mut response = Response::new(Body::from("ok"));
-    // compat: clients of the old path accept nothing but 200.
-    *response.status_mut() = if route == Route::V1 { StatusCode::ACCEPTED } else { StatusCode::OK };
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let mut response = Response::new(Body::from(OK));
+    *response.status_mut() = route.good();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OK_TYPE));
     response
 }
 
 /// compat: the last `domain` wins, an empty one counts as none.
-fn domain_of_query(parts: &Parts) -> Result<Option<Domain>, ApiError> {
-    let query = parts.uri.query().unwrap_or_default();
+fn domain_of_query(query: &str) -> Result<Option<Domain>, ApiError> {
     // As nearly every query is; there is nothing to decode.
     if let Some(domain) = query.strip_prefix("domain=").and_then(Domain::normal) {
         return Ok(Some(domain));
@@ -299,8 +364,8 @@ fn domain_of_query(parts: &Parts) -> Result<Option<Domain>, ApiError> {
     }
 }
 
-fn domain_of_path(parts: &Parts) -> Result<Domain, ApiError> {
-    let segment = parts.uri.path().strip_prefix(OLD_PREFIX).unwrap_or_default();
+fn domain_of_path(path: &str) -> Result<Domain, ApiError> {
+    let segment = path.strip_prefix(OLD_PREFIX).unwrap_or_default();
     let text: Cow<'_, str> = percent_encoding::percent_decode_str(segment).decode_utf8_lossy();
     Domain::parse(&text).map_err(|_| ApiError::InvalidDomain)
 }

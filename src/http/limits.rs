@@ -20,6 +20,7 @@ const SHARDS: usize = 16;
 /// are forgotten: their clients gain at most what is left of one window.
 const KEYS_MAX: usize = 100_000;
 
+/// compat: the three header fields of SlowAPI, of which the last is a Unix time. See also `plain::answer`.
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -231,19 +232,18 @@ impl Standing {
         self.reset_ms.div_ceil(1000).max(1)
     }
 
-    /// compat: the three headers of SlowAPI; `Reset` is a Unix time.
-    pub(crate) fn add_headers(&self, headers: &mut HeaderMap) {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        headers.insert(LIMIT, number(self.limit.into()));
-        headers.insert(REMAINING, number(self.remaining.into()));
-        headers.insert(RESET, number((now_ms + self.reset_ms).div_ceil(1000)));
+    /// When the window ends, as a Unix time that is not too early.
+    pub(crate) fn reset_s(&self, now: SystemTime) -> u64 {
+        let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        (now_ms + self.reset_ms).div_ceil(1000)
     }
-}
 
-/// As `HeaderValue::from`, with one allocation instead of two; three of these go out with every
-/// answer.
-fn number(n: u64) -> HeaderValue {
-    HeaderValue::from_bytes(itoa::Buffer::new().format(n).as_bytes()).expect("digits are a header value")
+    /// The three header fields.
+    pub(crate) fn add_headers(&self, headers: &mut HeaderMap) {
+        headers.insert(LIMIT, HeaderValue::from(self.limit));
+        headers.insert(REMAINING, HeaderValue::from(self.remaining));
+        headers.insert(RESET, HeaderValue::from(self.reset_s(SystemTime::now())));
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod conn;
 mod decode;
 mod edge;
 mod error;
+mod fields;
 mod gate;
 mod ingest;
 mod limits;
@@ -19,6 +20,7 @@ mod live;
 #[cfg(feature = "docs")]
 mod openapi;
 mod ops;
+mod plain;
 mod server;
 mod snapshot;
 mod state;

@@ -1,6 +1,6 @@
 //! The accept loop: connections, their deadlines, their cap, and the orderly end.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -26,6 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::client::Peer;
 use super::conn::{ConnIo, ConnState, Connections, TICK};
 use super::edge::Edge;
+use super::plain::{self, End, Replay};
 use super::state::AppState;
 use crate::metrics::Refusal;
 
@@ -295,7 +296,30 @@ async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Gua
 }
 
 /// One connection, from its first byte to its last.
-async fn connection<S>(stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
+async fn connection<S>(mut stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // A task keeps its waker.
+    poll_fn(|cx| {
+        conn.register(cx.waker());
+        Poll::Ready(())
+    })
+    .await;
+    let stream = match plain::serve(&mut stream, &edge).await {
+        End::Done => stream,
+        End::Late => {
+            late(&edge.state, &conn);
+            stream
+        }
+        // Boxed, because most connections never need the room that hyper takes.
+        End::Other(unread) => Box::pin(any_request(Replay::new(unread, stream), edge, conn.clone())).await,
+    };
+    close(stream, &conn).await;
+}
+
+/// Serves requests of any form, and what is no request, with hyper, until the connection is to be closed.
+async fn any_request<S>(stream: Replay<S>, edge: Arc<Edge>, conn: Arc<ConnState>) -> S
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -311,13 +335,7 @@ where
         .max_header_size(BUFFER_BYTES_MAX)
         .serve_connection(io, service);
     let mut stopping = false;
-    let mut registered = false;
-    let result = std::future::poll_fn(|cx| {
-        // A task keeps its waker.
-        if !registered {
-            registered = true;
-            conn.register(cx.waker());
-        }
+    let result = poll_fn(|cx| {
         if conn.must_stop() && !stopping {
             stopping = true;
             Pin::new(&mut http).graceful_shutdown();
@@ -327,12 +345,16 @@ where
     match result.await {
         Some(Ok(())) => {}
         Some(Err(error)) => report(&state, &conn, &error),
-        // Running out of time between two requests is the normal end of a connection.
-        None if conn.was_used() => {}
-        None => state.metrics.refused(Refusal::HeaderTimeout),
+        None => late(&state, &conn),
     }
-    let stream = http.into_parts().io.into_inner().into_inner();
-    close(stream, &conn).await;
+    http.into_parts().io.into_inner().into_inner().into_inner()
+}
+
+/// Running out of time between two requests is the normal end of a connection.
+fn late(state: &AppState, conn: &ConnState) {
+    if !conn.was_used() {
+        state.metrics.refused(Refusal::HeaderTimeout);
+    }
 }
 
 /// hyper answers what it cannot parse by itself, past every layer: count it here.

@@ -103,7 +103,7 @@ pub(crate) async fn create(State(state): State<Arc<AppState>>, request: Request)
 
 /// The body, which may be missing.
 async fn wanted(state: &AppState, request: Request) -> Result<SnapshotWanted, ApiError> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     if body.is_end_stream() {
         return Ok(SnapshotWanted::default());
     }
@@ -117,7 +117,7 @@ async fn wanted(state: &AppState, request: Request) -> Result<SnapshotWanted, Ap
     let caller = Caller::of(&parts.extensions).clone();
     let mut reservation = state.store.reserve(BODY_BYTES_MAX)?;
     let deadline = state.live().terms(caller.started).body_deadline;
-    let bytes = body::read(state, &caller.conn, body, coding, deadline, &mut reservation).await?;
+    let bytes = body::read(state, &caller.conn, &mut body, coding, deadline, &mut reservation).await?;
     serde_json::from_slice(&bytes).map_err(|_| ApiError::InvalidBody)
 }
 

@@ -5,7 +5,7 @@ mod set;
 mod store;
 
 pub use file::{Found, Stamp, TokenFile};
-pub use set::{Digest, EXPIRES_SOON_S, Grant, Known, Pattern, TokenSet, Transport};
+pub use set::{Digest, EXPIRES_SOON_S, Grant, Known, LastDigest, Pattern, TokenSet, Transport};
 pub use store::{Change, Previous, StoreFault, StoredToken, TOKENS_MAX, TokenStore, grant};
 
 use std::fmt;

@@ -21,6 +21,25 @@ pub const EXPIRES_SOON_S: u64 = 14 * 86_400;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 32]);
 
+/// Longest secret that [`LastDigest`] remembers.
+const REMEMBERED_BYTES_MAX: usize = 64;
+
+/// The digest of the secret that was seen last, which is most often that of the next one.
+///
+/// It is the digest of that secret whatever is accepted, so nothing has to be forgotten when that changes.
+#[derive(Debug, Clone)]
+pub struct LastDigest {
+    secret: Padded,
+    digest: Digest,
+}
+
+/// A secret in a room of fixed size, so that comparing two takes the same time whatever they are.
+#[derive(Clone, Copy)]
+struct Padded {
+    words: [u64; REMEMBERED_BYTES_MAX / 8],
+    len: u64,
+}
+
 /// How a secret came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -186,6 +205,46 @@ impl Digest {
     }
 }
 
+impl LastDigest {
+    /// The digest of `secret`.
+    pub fn of(&mut self, secret: &[u8]) -> Digest {
+        let Some(padded) = Padded::new(secret) else { return Digest::of(secret) };
+        if !self.secret.is(&padded) {
+            *self = LastDigest { secret: padded, digest: Digest::of(secret) };
+        }
+        self.digest
+    }
+}
+
+impl Default for LastDigest {
+    /// Of nothing. Also that is compared, so that the time does not tell whether there was a secret.
+    fn default() -> LastDigest {
+        let nothing = Padded { words: [0; REMEMBERED_BYTES_MAX / 8], len: u64::MAX };
+        LastDigest { secret: nothing, digest: Digest([0; 32]) }
+    }
+}
+
+impl Padded {
+    /// `None` if it is too long.
+    fn new(secret: &[u8]) -> Option<Padded> {
+        let mut bytes = [0; REMEMBERED_BYTES_MAX];
+        bytes.get_mut(..secret.len())?.copy_from_slice(secret);
+        let word = |at: usize| u64::from_le_bytes(bytes[8 * at..8 * at + 8].try_into().expect("eight bytes"));
+        Some(Padded { words: std::array::from_fn(word), len: secret.len() as u64 })
+    }
+
+    fn is(&self, other: &Padded) -> bool {
+        (self.words.ct_eq(&other.words) & self.len.ct_eq(&other.len)).into()
+    }
+}
+
+impl fmt::Debug for Padded {
+    /// A secret is not shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
 impl fmt::Debug for Digest {
     /// As much as logs and lists show.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -257,6 +316,24 @@ mod tests {
                 assert!(set.find(&Digest::of(wrong.as_bytes())).is_none(), "{wrong:?} of {count}");
             }
         }
+    }
+
+    /// Broken, a guess would be let in because somebody showed a token on the same connection, or a token
+    /// refused because somebody guessed.
+    #[test]
+    fn a_remembered_digest_is_that_of_its_secret() {
+        let longest = "x".repeat(REMEMBERED_BYTES_MAX);
+        let shown =
+            ["", "\0", "secret", "secret\0", "secre", "Secret", &longest, &longest[1..], &format!("{longest}x")];
+        let mut last = LastDigest::default();
+        for first in shown {
+            for second in shown {
+                for secret in [first, second, second] {
+                    assert_eq!(last.of(secret.as_bytes()), Digest::of(secret.as_bytes()), "{secret:?}");
+                }
+            }
+        }
+        assert!(!format!("{last:?}").contains("xx"));
     }
 
     /// Broken, a guess that shares a part of its digest with a secret would be let in.

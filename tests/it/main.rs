@@ -25,6 +25,7 @@ mod limits;
 mod logs;
 mod model;
 mod ops;
+mod plain;
 mod power_cut;
 mod producer;
 mod repair;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{PATIENCE, TOKEN};
 
 /// A request, to be sent as it stands.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Request {
     method: String,
     path: String,

@@ -1,0 +1,101 @@
+//! Plain requests, read and answered without hyper: one event, one read, one write.
+//!
+//! hyper's machine is made for every message that HTTP/1 allows. The requests that carry the load are all
+//! of one form, see [`head::look`]. They are served here, one after the other, straight between the socket
+//! and the edge. The first request of another form, or of none, is left as it came, and hyper serves it and
+//! the rest of the connection.
+
+pub(crate) mod answer;
+mod body;
+mod head;
+mod unread;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(crate) use body::PlainBody;
+pub(crate) use head::Head as PlainHead;
+pub(crate) use unread::{Replay, Unread};
+
+use super::conn::{ConnState, Patience};
+use super::edge::Edge;
+use head::Seen;
+use unread::Read;
+
+/// How the service of plain requests ends.
+pub(crate) enum End {
+    /// Nothing more is to be read or written.
+    Done,
+    /// The client took too long.
+    Late,
+    /// What comes next begins with these bytes and is for hyper.
+    Other(Unread),
+}
+
+/// Serves plain requests, from the first byte of a connection on, until something else comes.
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edge: &Edge) -> End {
+    let mut buffer = Unread::new();
+    let mut out = Vec::new();
+    loop {
+        let has_room = buffer.has_room();
+        let (here, spare) = buffer.split();
+        match head::look(here) {
+            Seen::Plain(head) => {
+                let mut body = PlainBody::new(stream, &edge.conn, head.body_bytes, &here[head.len..], spare);
+                let goes_on = {
+                    let answer = pin!(edge.call_plain(&head, &mut body, &mut out));
+                    while_connected(&edge.conn, answer).await
+                };
+                let Some(goes_on) = goes_on else { return End::Done };
+                let rest = body.rest();
+                if write(stream, &edge.conn, &mut out).await.is_err() || !goes_on {
+                    return End::Done;
+                }
+                buffer.keep(rest);
+            }
+            Seen::Other => return End::Other(buffer),
+            Seen::Partial if !has_room => return End::Other(buffer),
+            Seen::Partial => match buffer.read(stream, &edge.conn).await {
+                Read::Some => {}
+                Read::End if buffer.is_empty() => return End::Done,
+                // A part of a head: hyper knows what to make of it.
+                Read::End => return End::Other(buffer),
+                Read::Late => return End::Late,
+            },
+        }
+    }
+}
+
+/// Waits for an answer. `None` when the client has ended its side before: nobody waits for it any more.
+/// What has been handed to the store is written all the same.
+async fn while_connected<T>(conn: &ConnState, mut answer: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending if conn.has_ended() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// Writes all of `out` and empties it.
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, conn: &ConnState, out: &mut Vec<u8>) -> io::Result<()> {
+    let mut written = 0;
+    let mut patience = Patience::default();
+    let all_out = poll_fn(|cx| {
+        while written < out.len() {
+            let polled = Pin::new(&mut *stream).poll_write(cx, &out[written..]);
+            match ready!(patience.with(conn, cx, polled))? {
+                0 => return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero))),
+                more => written += more,
+            }
+        }
+        Poll::Ready(Ok(()))
+    });
+    all_out.await?;
+    out.clear();
+    Ok(())
+}

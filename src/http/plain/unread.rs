@@ -1,0 +1,188 @@
+//! `Unread`: what a connection has sent and nobody has used yet.
+
+use std::future::poll_fn;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::super::conn::ConnState;
+
+/// Of the buffer of a connection: at first, and once something did not fit. The latter is what hyper has at
+/// first, because what follows a body counts as far as it is there, whoever reads. A longer head is hyper's.
+const ROOM_BYTES: usize = 1 << 10;
+const ROOM_BYTES_MAX: usize = 8 << 10;
+/// So much of it is left free behind a head, so that the end of the client can be seen while its request
+/// is served.
+const AHEAD_BYTES: usize = 1;
+
+/// What came of waiting for more.
+pub(super) enum Read {
+    Some,
+    /// The client has ended its side, is gone, or is no longer to be waited for.
+    End,
+    Late,
+}
+
+/// The buffer of a connection: what was read and not yet used.
+pub(crate) struct Unread {
+    bytes: Vec<u8>,
+    filled: Range<usize>,
+}
+
+impl Unread {
+    pub(super) fn new() -> Unread {
+        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0 }
+    }
+
+    /// What is there, and the room behind it.
+    pub(super) fn split(&mut self) -> (&[u8], &mut [u8]) {
+        let (filled, spare) = self.bytes.split_at_mut(self.filled.end);
+        (&filled[self.filled.start..], spare)
+    }
+
+    /// Keeps so many bytes, behind which so many are free.
+    pub(super) fn keep(&mut self, (kept, free): (usize, usize)) {
+        let end = self.bytes.len() - free;
+        self.filled = end - kept..end;
+        if free == 0 {
+            self.make_room();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.filled.is_empty()
+    }
+
+    /// May more be read behind what is there?
+    pub(super) fn has_room(&self) -> bool {
+        self.filled.len() < ROOM_BYTES_MAX - AHEAD_BYTES
+    }
+
+    /// Puts what is there at the beginning.
+    fn make_room(&mut self) {
+        self.bytes.copy_within(self.filled.clone(), 0);
+        self.filled = 0..self.filled.len();
+    }
+
+    /// Reads more of a head, with the deadlines of a connection that is not at a request.
+    pub(super) async fn read<S: AsyncRead + Unpin>(&mut self, stream: &mut S, conn: &ConnState) -> Read {
+        self.make_room();
+        poll_fn(|cx| self.poll_read(stream, conn, cx)).await
+    }
+
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        conn: &ConnState,
+        cx: &mut Context<'_>,
+    ) -> Poll<Read> {
+        if conn.is_expired() {
+            return Poll::Ready(Read::Late);
+        }
+        // A first request that is on its way may still come.
+        if conn.must_stop() && (self.is_empty() || conn.was_used()) {
+            self.filled = 0..0;
+            return Poll::Ready(Read::End);
+        }
+        let was_empty = self.is_empty();
+        match ready!(self.poll_fill(stream, cx)) {
+            Ok(1..) => {}
+            Ok(0) => {
+                conn.client_ends();
+                return Poll::Ready(Read::End);
+            }
+            Err(_) => {
+                self.filled = 0..0;
+                return Poll::Ready(Read::End);
+            }
+        }
+        if self.filled.end == self.bytes.len() - AHEAD_BYTES && self.bytes.len() < ROOM_BYTES_MAX {
+            self.bytes.resize(ROOM_BYTES_MAX, 0);
+            // Whatever comes of it comes again with the next read.
+            let _ = self.poll_fill(stream, cx);
+        }
+        if was_empty {
+            // The whole head has so much time.
+            conn.restart_deadline();
+        }
+        Poll::Ready(Read::Some)
+    }
+
+    fn poll_fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let end = self.bytes.len() - AHEAD_BYTES;
+        let mut room = ReadBuf::new(&mut self.bytes[self.filled.end..end]);
+        ready!(Pin::new(stream).poll_read(cx, &mut room))?;
+        let read = room.filled().len();
+        self.filled.end += read;
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl Unread {
+    /// Gives as much as there is room for; nothing at the end.
+    fn give(&mut self, room: &mut ReadBuf<'_>) {
+        let given = self.filled.len().min(room.remaining());
+        room.put_slice(&self.bytes[self.filled.start..][..given]);
+        self.filled.start += given;
+        if self.filled.is_empty() {
+            // It is not needed any more.
+            self.bytes = Vec::new();
+            self.filled = 0..0;
+        }
+    }
+}
+
+/// A stream of which a beginning was read already.
+pub(crate) struct Replay<S> {
+    unread: Unread,
+    stream: S,
+}
+
+impl<S> Replay<S> {
+    pub(crate) fn new(unread: Unread, stream: S) -> Replay<S> {
+        Replay { unread, stream }
+    }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        self.unread.give(buf);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
