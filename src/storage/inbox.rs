@@ -29,6 +29,8 @@ struct State<Job, Sync, Desk, Group> {
     /// From the first group afloat until there is none: somebody will sync, or does.
     awaited: bool,
     sunk: Vec<Group>,
+    /// The writer waits until nothing is afloat.
+    waits_for_calm: bool,
 }
 
 /// What waits for the writer.
@@ -50,6 +52,7 @@ impl<Job, Sync, Desk, Group> Inbox<Job, Sync, Desk, Group> {
             afloat: Vec::new(),
             awaited: false,
             sunk: Vec::new(),
+            waits_for_calm: false,
         };
         Inbox { state: Mutex::new(state), landed: Condvar::new() }
     }
@@ -122,8 +125,7 @@ impl<Job, Sync, Desk, Group> Inbox<Job, Sync, Desk, Group> {
             state.desk.as_mut().map(rest);
         }
         let again = state.awaited;
-        drop(state);
-        self.landed.notify_all();
+        self.tell(state);
         again
     }
 
@@ -136,9 +138,16 @@ impl<Job, Sync, Desk, Group> Inbox<Job, Sync, Desk, Group> {
         state.sunk.extend(later);
         state.awaited = false;
         let desk = state.desk.take();
-        drop(state);
-        self.landed.notify_all();
+        self.tell(state);
         desk
+    }
+
+    /// Wakes the writer if it waits; a call to the system for nobody would be one more for every sync.
+    fn tell(&self, mut state: MutexGuard<'_, State<Job, Sync, Desk, Group>>) {
+        if std::mem::take(&mut state.waits_for_calm) {
+            drop(state);
+            self.landed.notify_all();
+        }
     }
 
     /// For the writer: waits until no group is afloat. `help` may sync in the meantime, and says
@@ -148,8 +157,9 @@ impl<Job, Sync, Desk, Group> Inbox<Job, Sync, Desk, Group> {
             if help() {
                 continue;
             }
-            let state = self.state();
+            let mut state = self.state();
             if state.awaited {
+                state.waits_for_calm = true;
                 drop(self.landed.wait(state).unwrap_or_else(PoisonError::into_inner));
             }
         }
