@@ -82,6 +82,9 @@ pub fn merge_patch(target: &mut Map<String, Value>, patch: Map<String, Value>) {
     }
 }
 
+/// What a file holds that sets nothing. An empty one would be taken for a file that is being written anew.
+const NOTHING_SET: &str = "# Nothing is set here.\n";
+
 /// Writes what `document` says into the text of a TOML file; `null` removes a key. All else stays as it
 /// stands, comments too.
 ///
@@ -111,7 +114,8 @@ pub fn edit_toml(text: &str, document: &Map<String, Value>) -> Result<String, St
             (Some(new), None) => drop(table.insert(name, Item::Value(new))),
         }
     }
-    Ok(edited.to_string())
+    let text = edited.to_string();
+    Ok(if text.is_empty() { NOTHING_SET.to_owned() } else { text })
 }
 
 fn parse_toml(text: &str) -> Result<DocumentMut, String> {

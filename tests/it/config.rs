@@ -454,6 +454,20 @@ fn persist_writes_the_file_and_only_a_good_one() {
     assert!(answer.status == 422 && answer.text().contains("--config"), "{answer:?}");
 }
 
+/// Broken, who takes the last setting back would leave a file that counts as half written, and could change
+/// nothing any more.
+#[test]
+fn a_file_whose_last_setting_is_taken_back_is_not_empty() {
+    let server = with_file("body_timeout = 20\n").start();
+    for (body, value) in [(json!({"body_timeout": null}), 30), (json!({"body_timeout": 9}), 9)] {
+        let request = admin("POST", "/config?persist=1").header("Content-Type", "application/json");
+        let answer = server.send(&request.body(body.to_string()));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.json()["config"]["body_timeout"], value);
+        assert!(!fs::read_to_string(server.dir().join(FILE)).unwrap().is_empty());
+    }
+}
+
 /// Broken, a bad file would stop the service or take its settings away, or nobody would know.
 #[test]
 fn a_broken_file_keeps_the_old_values_and_says_so() {
