@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 use crate::token::{Digest, LastDigest};
 
 /// How long a client may refuse to take any byte of an answer.
-const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Longest head that is looked at; hyper's own buffer is not larger.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
@@ -30,7 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often deadlines are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// [`HEAD_TIMEOUT`] in ticks, and one for the tick under way.
-const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
+pub(crate) const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
 const TICKS_PER_MINUTE: u64 = 60_000 / TICK.as_millis() as u64;
 /// No deadline: a request is being handled, and has deadlines of its own.
 const NEVER: u64 = u64::MAX;

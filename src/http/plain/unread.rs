@@ -186,3 +186,39 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::http::conn::{Connections, HEAD_TICKS};
+
+    /// As the server does it, but at once.
+    fn pass(connections: &Connections, ticks: u64) {
+        (0..ticks).for_each(|_| connections.tick().iter().for_each(|conn| conn.expire()));
+    }
+
+    /// Broken, a client that sends its first request late is cut off within it, or one that sends it byte
+    /// by byte is never.
+    #[test]
+    fn the_first_byte_of_a_head_starts_its_time_and_no_other_does() {
+        let connections = Connections::default();
+        let (_, conn) = connections.add();
+        let (mut near, mut far) = tokio::io::duplex(64);
+        let mut buffer = Unread::new();
+        let mut send = |byte: u8| {
+            far.write_u8(byte).now_or_never().expect("there is room").expect("the other end is open");
+            buffer.read(&mut near, &conn).now_or_never().expect("something is there")
+        };
+        pass(&connections, HEAD_TICKS);
+        assert!(matches!(send(b'P'), Read::Some));
+        for _ in 0..HEAD_TICKS {
+            pass(&connections, 1);
+            assert!(matches!(send(b'O'), Read::Some));
+        }
+        pass(&connections, 1);
+        assert!(matches!(send(b'O'), Read::Late));
+    }
+}
