@@ -55,7 +55,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
                 if write(stream, &edge.conn, &mut out).await.is_err() || !goes_on {
                     return End::Done;
                 }
-                buffer.keep(rest);
+                buffer.keep(stream, rest).await;
             }
             Seen::Other => return End::Other(buffer),
             Seen::Partial if !has_room => return End::Other(buffer),

@@ -43,12 +43,22 @@ impl Unread {
         (&filled[self.filled.start..], spare)
     }
 
-    /// Keeps so many bytes, behind which so many are free.
-    pub(super) fn keep(&mut self, (kept, free): (usize, usize)) {
+    /// Keeps so many bytes, behind which so many are free. If it was full, reads what waits behind them, so
+    /// that the next request is judged by as much as one that comes alone.
+    pub(super) async fn keep<S: AsyncRead + Unpin>(&mut self, stream: &mut S, (kept, free): (usize, usize)) {
         let end = self.bytes.len() - free;
         self.filled = end - kept..end;
-        if free == 0 {
-            self.make_room();
+        if free > AHEAD_BYTES {
+            return;
+        }
+        self.make_room();
+        if kept > 0 {
+            poll_fn(|cx| {
+                // Whatever comes of it comes again with the next read.
+                let _ = self.poll_here(stream, cx);
+                Poll::Ready(())
+            })
+            .await;
         }
     }
 
@@ -88,7 +98,7 @@ impl Unread {
             return Poll::Ready(Read::End);
         }
         let was_empty = self.is_empty();
-        match ready!(self.poll_fill(stream, cx)) {
+        match ready!(self.poll_here(stream, cx)) {
             Ok(1..) => {}
             Ok(0) => {
                 conn.client_ends();
@@ -99,16 +109,22 @@ impl Unread {
                 return Poll::Ready(Read::End);
             }
         }
-        if self.filled.end == self.bytes.len() - AHEAD_BYTES && self.bytes.len() < ROOM_BYTES_MAX {
-            self.bytes.resize(ROOM_BYTES_MAX, 0);
-            // Whatever comes of it comes again with the next read.
-            let _ = self.poll_fill(stream, cx);
-        }
         if was_empty {
             // The whole head has so much time.
             conn.restart_deadline();
         }
         Poll::Ready(Read::Some)
+    }
+
+    /// Reads what is there, as far as there may be room.
+    fn poll_here<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = ready!(self.poll_fill(stream, cx));
+        if self.filled.end == self.bytes.len() - AHEAD_BYTES && self.bytes.len() < ROOM_BYTES_MAX {
+            self.bytes.resize(ROOM_BYTES_MAX, 0);
+            // Whatever comes of it comes again with the next read.
+            let _ = self.poll_fill(stream, cx);
+        }
+        Poll::Ready(read)
     }
 
     fn poll_fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
