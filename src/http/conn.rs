@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 use crate::token::{Digest, LastDigest};
 
 /// How long a client may refuse to take any byte of an answer.
-const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Longest head that is looked at; hyper's own buffer is not larger.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
@@ -30,7 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often deadlines are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// [`HEAD_TIMEOUT`] in ticks, and one for the tick under way.
-const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
+pub(crate) const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
 const TICKS_PER_MINUTE: u64 = 60_000 / TICK.as_millis() as u64;
 /// No deadline: a request is being handled, and has deadlines of its own.
 const NEVER: u64 = u64::MAX;
@@ -264,6 +264,8 @@ pub(crate) struct ConnIo<S> {
     phase: Phase,
     /// Heads that have come so far.
     heads: u64,
+    /// The time for the head that comes next runs already.
+    has_deadline: bool,
     patience: Patience,
     /// What is not yet out of a `100 Continue`.
     interim_left: usize,
@@ -298,6 +300,8 @@ impl<S> ConnIo<S> {
             // Each of those had a body of announced length.
             phase: Phase::Head { before: Vec::new(), after_length: heads > 0 },
             heads,
+            // Whoever read before has seen its first byte, or the connection has just begun.
+            has_deadline: true,
             state,
             patience: Patience::default(),
             interim_left: 0,
@@ -354,7 +358,9 @@ impl<S> ConnIo<S> {
         let Some(head) = judged else {
             if known == 0 {
                 before.extend_from_slice(new);
-                self.state.restart_deadline();
+                if !std::mem::take(&mut self.has_deadline) {
+                    self.state.restart_deadline();
+                }
             }
             if before.len() > HEAD_BYTES_MAX {
                 self.phase = Phase::Broken;
@@ -362,6 +368,7 @@ impl<S> ConnIo<S> {
             return new.len();
         };
         self.state.suspend_deadline();
+        self.has_deadline = false;
         self.heads += 1;
         if head.framing == Framing::Doubtful {
             self.state.doubt(self.heads);
@@ -675,6 +682,19 @@ mod tests {
         connections.tick().iter().for_each(|conn| conn.expire());
     }
 
+    /// Broken, who sends a long head slowly would have the time for it twice.
+    #[test]
+    fn a_head_has_the_time_that_it_had_with_the_reader_before() {
+        let connections = Connections::default();
+        let (_, state) = connections.add();
+        (0..HEAD_TICKS).for_each(|_| pass(&connections));
+        assert!(!state.is_expired());
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone());
+        io.watch(b"POST / HTTP/1.1\r\nX-A: ");
+        pass(&connections);
+        assert!(state.is_expired());
+    }
+
     #[test]
     fn a_request_that_came_with_the_one_before_has_no_head_deadline() {
         let connections = Connections::default();
@@ -733,6 +753,9 @@ mod tests {
         let (gone, _) = connections.add();
         connections.remove(gone);
         let mut slow_io = ConnIo::new(tokio::io::empty(), slow.clone());
+        slow_io.watch(b"GET / HTTP/1.1\r\n\r\n");
+        slow.request_begins(false);
+        slow.answer_begins();
         let (_, busy) = connections.add();
         busy.request_begins(false);
         for tick in 0..=HEAD_TICKS {

@@ -55,7 +55,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
                 if write(stream, &edge.conn, &mut out).await.is_err() || !goes_on {
                     return End::Done;
                 }
-                buffer.keep(rest);
+                buffer.keep(stream, rest).await;
             }
             Seen::Other => return End::Other(buffer),
             Seen::Partial if !has_room => return End::Other(buffer),
@@ -98,4 +98,39 @@ async fn write<S: AsyncWrite + Unpin>(stream: &mut S, conn: &ConnState, out: &mu
     all_out.await?;
     out.clear();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::http::conn::{Connections, TICK, WRITE_STALL_MAX};
+
+    /// Broken, a client that asks and never reads keeps its connection, and the answer, for ever; or
+    /// one on a slow line is cut off.
+    #[test]
+    fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (_, conn) = Connections::default().add();
+            let (mut near, _far) = tokio::io::duplex(1);
+            let started = Instant::now();
+            let mut out = vec![b'x'; 6];
+            let written = tokio::time::timeout(2 * WRITE_STALL_MAX, write(&mut near, &conn, &mut out)).await;
+            assert_eq!(written.expect("it is given up").unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!((WRITE_STALL_MAX..WRITE_STALL_MAX + TICK).contains(&started.elapsed()), "{:?}", started.elapsed());
+
+            let (mut near, mut far) = tokio::io::duplex(1);
+            let slow = async {
+                for _ in 0..5 {
+                    tokio::time::sleep(WRITE_STALL_MAX - TICK).await;
+                    far.read_u8().await.unwrap();
+                }
+            };
+            tokio::join!(slow, async { write(&mut near, &conn, &mut out).await.unwrap() });
+            assert!(out.is_empty());
+        });
+    }
 }

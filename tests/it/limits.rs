@@ -301,7 +301,9 @@ fn slow_connections_end_after_ten_seconds_and_hurt_nobody() {
                 client
             })
             .collect();
-        let slow = |name: &'static str, start: &'static str, drip: bool| {
+        let long = format!("POST /v1/ingest HTTP/1.1\r\nHost: a\r\nX-Slow: {}", "x".repeat(8135));
+        let slow = |name: &'static str, start: &str, drip: bool| {
+            let start = start.to_owned();
             let server = &server;
             scope.spawn(move || {
                 let mut client = server.connect();
@@ -324,6 +326,8 @@ fn slow_connections_end_after_ten_seconds_and_hurt_nobody() {
             slow("silent", "", false),
             slow("half a head", "POST /v1/ingest HTTP/1.1\r\nHost: a\r\n", false),
             slow("a head byte by byte", "GET /health HTTP/1.1\r\nX-Slow: ", true),
+            // Another reader takes it over when it gets longer than 8 KiB, and the time runs on.
+            slow("a long head byte by byte", &long, true),
         ];
         ends.push(scope.spawn(|| {
             let mut client = server.connect();

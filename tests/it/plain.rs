@@ -138,6 +138,22 @@ fn a_body_that_goes_on_is_refused_as_a_whole_also_where_it_is_long() {
     assert_eq!(server.data_names(), [""; 0]);
 }
 
+/// Broken, the same client would be told something else when it does not wait for an answer, and the event
+/// be stored.
+#[test]
+fn a_body_that_goes_on_is_refused_as_a_whole_also_behind_other_requests() {
+    let server = server();
+    for bytes in [7000, 7500, 7900] {
+        let mut client = server.connect();
+        let first = Request::post("first", "{}").header("X-Long", "x".repeat(bytes));
+        let longer = Request::post("longer", event(1500).replace("both", "longer"));
+        client.send([&first.bytes(), &longer.bytes(), &b"}}"[..]].concat());
+        client.read_answer("POST").assert_accepted();
+        client.read_answer("POST").assert_text(400, "Invalid HTTP request received.");
+    }
+    assert_eq!(server.data_names(), ["first.jsonl", "first.jsonl.lock"]);
+}
+
 /// Broken, who hangs up would keep a connection for as long as a lock is held, whatever the size of the
 /// event and of the buffer that it lies in.
 #[test]

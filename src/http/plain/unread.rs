@@ -43,12 +43,22 @@ impl Unread {
         (&filled[self.filled.start..], spare)
     }
 
-    /// Keeps so many bytes, behind which so many are free.
-    pub(super) fn keep(&mut self, (kept, free): (usize, usize)) {
+    /// Keeps so many bytes, behind which so many are free. If it was full, reads what waits behind them, so
+    /// that the next request is judged by as much as one that comes alone.
+    pub(super) async fn keep<S: AsyncRead + Unpin>(&mut self, stream: &mut S, (kept, free): (usize, usize)) {
         let end = self.bytes.len() - free;
         self.filled = end - kept..end;
-        if free == 0 {
-            self.make_room();
+        if free > AHEAD_BYTES {
+            return;
+        }
+        self.make_room();
+        if kept > 0 {
+            poll_fn(|cx| {
+                // Whatever comes of it comes again with the next read.
+                let _ = self.poll_here(stream, cx);
+                Poll::Ready(())
+            })
+            .await;
         }
     }
 
@@ -88,7 +98,7 @@ impl Unread {
             return Poll::Ready(Read::End);
         }
         let was_empty = self.is_empty();
-        match ready!(self.poll_fill(stream, cx)) {
+        match ready!(self.poll_here(stream, cx)) {
             Ok(1..) => {}
             Ok(0) => {
                 conn.client_ends();
@@ -99,16 +109,22 @@ impl Unread {
                 return Poll::Ready(Read::End);
             }
         }
-        if self.filled.end == self.bytes.len() - AHEAD_BYTES && self.bytes.len() < ROOM_BYTES_MAX {
-            self.bytes.resize(ROOM_BYTES_MAX, 0);
-            // Whatever comes of it comes again with the next read.
-            let _ = self.poll_fill(stream, cx);
-        }
         if was_empty {
             // The whole head has so much time.
             conn.restart_deadline();
         }
         Poll::Ready(Read::Some)
+    }
+
+    /// Reads what is there, as far as there may be room.
+    fn poll_here<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = ready!(self.poll_fill(stream, cx));
+        if self.filled.end == self.bytes.len() - AHEAD_BYTES && self.bytes.len() < ROOM_BYTES_MAX {
+            self.bytes.resize(ROOM_BYTES_MAX, 0);
+            // Whatever comes of it comes again with the next read.
+            let _ = self.poll_fill(stream, cx);
+        }
+        Poll::Ready(read)
     }
 
     fn poll_fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -184,5 +200,41 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::http::conn::{Connections, HEAD_TICKS};
+
+    /// As the server does it, but at once.
+    fn pass(connections: &Connections, ticks: u64) {
+        (0..ticks).for_each(|_| connections.tick().iter().for_each(|conn| conn.expire()));
+    }
+
+    /// Broken, a client that sends its first request late is cut off within it, or one that sends it byte
+    /// by byte is never.
+    #[test]
+    fn the_first_byte_of_a_head_starts_its_time_and_no_other_does() {
+        let connections = Connections::default();
+        let (_, conn) = connections.add();
+        let (mut near, mut far) = tokio::io::duplex(64);
+        let mut buffer = Unread::new();
+        let mut send = |byte: u8| {
+            far.write_u8(byte).now_or_never().expect("there is room").expect("the other end is open");
+            buffer.read(&mut near, &conn).now_or_never().expect("something is there")
+        };
+        pass(&connections, HEAD_TICKS);
+        assert!(matches!(send(b'P'), Read::Some));
+        for _ in 0..HEAD_TICKS {
+            pass(&connections, 1);
+            assert!(matches!(send(b'O'), Read::Some));
+        }
+        pass(&connections, 1);
+        assert!(matches!(send(b'O'), Read::Late));
     }
 }
