@@ -56,7 +56,7 @@ use pieces::{Neighbours, PIECE_BYTES};
 use ready::Ready;
 use rounds::Rounds;
 use snapshot::{SnapshotError, SnapshotOptions, SnapshotReport};
-use threads::{DiskThread, Sleepers, Turns};
+use threads::{Sleepers, Turns};
 use writer::{DomainWriter, Job};
 
 use crate::domain::Domain;
@@ -344,9 +344,7 @@ impl<D: Disk> Store<D> {
                 self.flush().await;
             }
             self.look_at_poisoned();
-            if self.inner.shared.ready.wants_thread(Instant::now(), self.inner.shared.threads_for(false, false)) {
-                DiskThread::spawn(&self.inner.shared);
-            }
+            self.inner.shared.look_at_ready();
             // Reads what the system has noted, so that it does not pile up.
             self.inner.shared.disk.lock_wanted("");
             if swept.elapsed() >= SWEEP_EVERY {

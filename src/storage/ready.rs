@@ -24,6 +24,17 @@ pub(crate) struct Threads {
     pub slow: usize,
 }
 
+/// Who is to come for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Somebody comes by anyway.
+    Nobody,
+    /// One that sleeps, if one does.
+    Sleeper,
+    /// A thread that the caller starts.
+    New,
+}
+
 /// For syncs that may go on side by side.
 pub(crate) const SIDE_BY_SIDE: Threads = Threads { quick: 8, slow: usize::MAX };
 /// For work that has to wait for a sync that is under way, whoever takes it. While that is slow, somebody
@@ -49,19 +60,20 @@ impl<Work> Ready<Work> {
         Ready(Mutex::new(state))
     }
 
-    /// Puts work down. True: as [`Ready::wants_thread`].
+    /// Puts work down. The caller must do as told, see [`Ready::call`].
     #[must_use]
-    pub(crate) fn put(&self, work: Work, now: Instant, threads: Threads) -> bool {
+    pub(crate) fn put(&self, work: Work, now: Instant, threads: Threads) -> Call {
         let mut state = self.state();
         state.queue.push_back(work);
-        state.wants_thread(now, threads)
+        state.call(now, threads)
     }
 
-    /// Is there work that nobody is coming for? True: the caller must start a thread, and that must do what [`Ready::take`] gives until it
-    /// gives nothing, or say that it [`Ready::died`].
+    /// Who is to be called for work that nobody is coming for. With [`Call::New`] the caller must start a
+    /// thread, and that must do what [`Ready::take`] gives until it gives nothing, or say that it
+    /// [`Ready::died`].
     #[must_use]
-    pub(crate) fn wants_thread(&self, now: Instant, threads: Threads) -> bool {
-        self.state().wants_thread(now, threads)
+    pub(crate) fn call(&self, now: Instant, threads: Threads) -> Call {
+        self.state().call(now, threads)
     }
 
     /// The next work; `None` ends the thread. With nothing there it looks again whenever
@@ -113,11 +125,20 @@ impl<Work> Ready<Work> {
 
 impl<Work> State<Work> {
     /// Counts the thread that its caller starts.
-    fn wants_thread(&mut self, now: Instant, threads: Threads) -> bool {
+    fn call(&mut self, now: Instant, threads: Threads) -> Call {
         let slow = now.saturating_duration_since(self.asked_at) >= SLOW_AFTER;
-        let enough = self.threads >= if slow { threads.slow } else { threads.quick };
-        let wanted = self.queue.len() > self.lingering && !enough;
-        self.threads += usize::from(wanted);
-        wanted
+        let enough = if slow { threads.slow } else { threads.quick };
+        if self.queue.is_empty() {
+            return Call::Nobody;
+        }
+        if self.queue.len() > self.lingering {
+            if self.threads >= enough {
+                return Call::Nobody;
+            }
+            self.threads += 1;
+            return Call::New;
+        }
+        // One that looks around sees it anyway; one that sleeps need not be woken if those at work are enough.
+        if self.threads - self.lingering >= enough { Call::Nobody } else { Call::Sleeper }
     }
 }

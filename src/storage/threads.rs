@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::disk::{Disk, FileId};
 use super::error::StoreError;
-use super::ready::{IN_LINE, SIDE_BY_SIDE, Threads};
+use super::ready::{Call, IN_LINE, SIDE_BY_SIDE, Threads};
 use super::rounds::Round;
 use super::writer::{Desk, DomainWriter, Written};
 
@@ -135,10 +135,21 @@ impl<D: Disk> Drop for DiskThread<D> {
 impl<D: Disk> Shared<D> {
     /// Puts turns down for a thread that may block: one that comes by, one that is woken, or a new one.
     pub(super) fn put_ready(self: &Arc<Self>, turns: Turns<D>, bulky: bool, afloat: bool) {
-        if self.ready.put(turns, Instant::now(), self.threads_for(bulky, afloat)) {
-            DiskThread::spawn(self);
-        } else {
-            self.sleepers.wake_one();
+        let call = self.ready.put(turns, Instant::now(), self.threads_for(bulky, afloat));
+        self.follow(call);
+    }
+
+    /// Sees to it that nothing that is ready is left lying.
+    pub(super) fn look_at_ready(self: &Arc<Self>) {
+        let call = self.ready.call(Instant::now(), self.threads_for(false, false));
+        self.follow(call);
+    }
+
+    fn follow(self: &Arc<Self>, call: Call) {
+        match call {
+            Call::Nobody => {}
+            Call::Sleeper => self.sleepers.wake_one(),
+            Call::New => DiskThread::spawn(self),
         }
     }
 

@@ -325,7 +325,7 @@ impl<D: Disk> DomainWriter<D> {
         when: SyncWhen,
     ) -> Result<(), (Vec<Job>, Vec<Ack>)> {
         let lines: Vec<&[u8]> = group.iter().map(|job| job.lines.as_slice()).collect();
-        if when != SyncWhen::Now {
+        if when != SyncWhen::Now || desk.poison.is_some() {
             self.calm(desk);
             let results = self.append(desk, &lines, when);
             return Err((group, results));

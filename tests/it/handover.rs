@@ -22,7 +22,7 @@ mod rounds;
 use inbox::Inbox;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use ready::{Ready, SIDE_BY_SIDE};
+use ready::{Call, Ready, SIDE_BY_SIDE};
 use rounds::Rounds;
 
 /// What a writer has at hand: jobs taken, jobs done, syncs done.
@@ -292,7 +292,7 @@ fn what_is_afloat_when_a_sync_fails_sinks_once() {
 /// Puts work down and starts the thread that is asked for.
 fn put(ready: &Arc<Ready<u32>>, done: &Arc<Mutex<Vec<u32>>>, work: u32) -> Option<thread::JoinHandle<()>> {
     let (to_do, done) = (ready.clone(), done.clone());
-    ready.put(work, Instant::now(), SIDE_BY_SIDE).then(|| {
+    (ready.put(work, Instant::now(), SIDE_BY_SIDE) == Call::New).then(|| {
         thread::spawn(move || {
             let look_again = || {
                 thread::yield_now();
@@ -322,6 +322,6 @@ fn work_is_done_by_a_thread_that_looks_around_or_by_a_new_one() {
         let mut done = done.lock().unwrap().clone();
         done.sort_unstable();
         assert_eq!(done, [1, 2]);
-        assert!(!ready.wants_thread(Instant::now(), SIDE_BY_SIDE), "nothing is left");
+        assert_eq!(ready.call(Instant::now(), SIDE_BY_SIDE), Call::Nobody, "nothing is left");
     });
 }
