@@ -22,6 +22,8 @@ pub(crate) struct Threads {
     pub quick: usize,
     /// While it is slow.
     pub slow: usize,
+    /// Those that are away count too.
+    pub all: bool,
 }
 
 /// Who is to come for work.
@@ -36,10 +38,10 @@ pub(crate) enum Call {
 }
 
 /// For syncs that may go on side by side.
-pub(crate) const SIDE_BY_SIDE: Threads = Threads { quick: 8, slow: usize::MAX };
+pub(crate) const SIDE_BY_SIDE: Threads = Threads { quick: 8, slow: usize::MAX, all: true };
 /// For work that has to wait for a sync that is under way, whoever takes it. While that is slow, somebody
 /// may make ready what comes next.
-pub(crate) const IN_LINE: Threads = Threads { quick: 1, slow: 3 };
+pub(crate) const IN_LINE: Threads = Threads { quick: 1, slow: 3, all: false };
 /// The disk is slow when no thread has come for more work for so long.
 pub(crate) const SLOW_AFTER: Duration = Duration::from_millis(1);
 
@@ -50,13 +52,15 @@ struct State<Work> {
     /// Started and not ended.
     threads: usize,
     lingering: usize,
+    /// At work that may take long, and so nobody to wait for.
+    away: usize,
     /// When a thread last came for work.
     asked_at: Instant,
 }
 
 impl<Work> Ready<Work> {
     pub(crate) fn new() -> Self {
-        let state = State { queue: VecDeque::new(), threads: 0, lingering: 0, asked_at: Instant::now() };
+        let state = State { queue: VecDeque::new(), threads: 0, lingering: 0, away: 0, asked_at: Instant::now() };
         Ready(Mutex::new(state))
     }
 
@@ -112,6 +116,19 @@ impl<Work> Ready<Work> {
         self.state().threads += 1;
     }
 
+    /// A thread begins with something that may take long. Who is to be called for what it leaves lying.
+    #[must_use]
+    pub(crate) fn leaves(&self, now: Instant) -> Call {
+        let mut state = self.state();
+        state.away += 1;
+        state.call(now, IN_LINE)
+    }
+
+    /// It is done with that.
+    pub(crate) fn returns(&self) {
+        self.state().away -= 1;
+    }
+
     /// A thread has ended before [`Ready::take`] gave it nothing.
     pub(crate) fn died(&self) {
         self.state().threads -= 1;
@@ -131,14 +148,15 @@ impl<Work> State<Work> {
         if self.queue.is_empty() {
             return Call::Nobody;
         }
+        let counted = if threads.all { self.threads } else { self.threads - self.away };
         if self.queue.len() > self.lingering {
-            if self.threads >= enough {
+            if counted >= enough {
                 return Call::Nobody;
             }
             self.threads += 1;
             return Call::New;
         }
         // One that looks around sees it anyway; one that sleeps need not be woken if those at work are enough.
-        if self.threads - self.lingering >= enough { Call::Nobody } else { Call::Sleeper }
+        if counted - self.lingering >= enough { Call::Nobody } else { Call::Sleeper }
     }
 }

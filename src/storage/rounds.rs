@@ -25,6 +25,14 @@ struct State<Writer> {
 pub(crate) struct Round<Writer> {
     pub writers: Vec<Writer>,
     together: bool,
+    large: bool,
+}
+
+impl<Writer> Round<Writer> {
+    /// It may take long, and nobody small goes with the next one.
+    pub(crate) fn is_large(&self) -> bool {
+        self.large
+    }
 }
 
 impl<Writer> Rounds<Writer> {
@@ -44,11 +52,12 @@ impl<Writer> Rounds<Writer> {
         let mut state = self.state();
         if together && !state.together && !state.small.is_empty() {
             state.together = true;
-            return Some(Round { writers: state.small.drain(..).collect(), together });
+            return Some(Round { writers: state.small.drain(..).collect(), together, large: false });
         }
-        let alone = if together { None } else { state.small.pop_front() };
-        let writer = alone.or_else(|| state.large.pop_front())?;
-        Some(Round { writers: vec![writer], together: false })
+        let small = if together { None } else { state.small.pop_front() };
+        let large = small.is_none();
+        let writer = small.or_else(|| state.large.pop_front())?;
+        Some(Round { writers: vec![writer], together: false, large })
     }
 
     /// The round is over; its domains may have been listed anew.

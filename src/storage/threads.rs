@@ -48,6 +48,7 @@ impl<D: Disk> DiskThread<D> {
                 if let Some(Turns { writer, desk }) = left.take() {
                     DomainWriter::spawn(&writer, desk);
                 }
+                let _away = round.is_large().then(|| self.shared.away());
                 self.shared.sync(round);
                 continue;
             }
@@ -145,6 +146,12 @@ impl<D: Disk> Shared<D> {
         self.follow(call);
     }
 
+    /// For a thread of ours that begins with something that may take long: others must not wait for it.
+    pub(super) fn away(self: &Arc<Self>) -> Away<'_, D> {
+        self.follow(self.ready.leaves(Instant::now()));
+        Away(self)
+    }
+
     fn follow(self: &Arc<Self>, call: Call) {
         match call {
             Call::Nobody => {}
@@ -223,6 +230,15 @@ impl<D: Disk> Shared<D> {
         last.afloat.sync(&self.disk)?;
         self.metrics.synced(started.elapsed());
         Ok(())
+    }
+}
+
+/// While a thread of ours does what may take long.
+pub(super) struct Away<'a, D: Disk>(&'a Shared<D>);
+
+impl<D: Disk> Drop for Away<'_, D> {
+    fn drop(&mut self) {
+        self.0.ready.returns();
     }
 }
 

@@ -153,8 +153,14 @@ impl<D: Disk> DomainWriter<D> {
 
     /// Sees to it that a turn takes what has queued. Without a sync it is taken right here.
     pub(crate) fn start(self: &Arc<Self>) {
-        let Some(desk) = self.inbox.take_desk() else { return };
-        if self.shared.options.fsync == Fsync::Always {
+        let always = self.shared.options.fsync == Fsync::Always;
+        let Some(desk) = self.inbox.take_desk() else {
+            // It may lie ready, and whoever was to come for it has not.
+            return if always {
+                self.shared.look_at_ready()
+            };
+        };
+        if always {
             return self.spawn(desk);
         }
         // A panic has poisoned its domain and is in the log; the caller has other writers to start.
@@ -282,6 +288,7 @@ impl<D: Disk> DomainWriter<D> {
         let group = desk.next_group();
         let bytes = group.iter().map(|job| job.lines.len()).sum();
         let when = self.sync_when(bytes);
+        let _away = (!inline && bytes > self.shared.options.piece_bytes_max).then(|| self.shared.away());
         let Err((group, results)) = self.write(desk, group, bytes, when) else { return Turn::Afloat };
         self.release(desk);
         if results.iter().any(Result::is_ok) {

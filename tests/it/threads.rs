@@ -112,6 +112,23 @@ fn work_in_line_waits_for_who_syncs_unless_that_takes_long() {
     assert_eq!(ready.take(later, look_again), Some(3));
 }
 
+/// Broken, an event would wait until megabytes of another domain are on the disk.
+#[test]
+fn nobody_waits_for_a_thread_that_is_away() {
+    let ready = Ready::new();
+    let now = Instant::now();
+    assert_eq!(ready.put(1, now, SIDE_BY_SIDE), Call::New);
+    assert_eq!(ready.take(now, never), Some(1));
+    assert_eq!(ready.leaves(now), Call::Nobody, "nothing is left lying");
+    assert_eq!(ready.put(2, now, IN_LINE), Call::New);
+    assert_eq!(ready.take(now, never), Some(2));
+    assert_eq!(ready.put(3, now, IN_LINE), Call::Nobody, "the second one comes back");
+    assert_eq!(ready.leaves(now), Call::New, "it does not");
+    ready.returns();
+    ready.returns();
+    assert_eq!(ready.put(4, now, IN_LINE), Call::Nobody);
+}
+
 #[test]
 fn no_more_than_two_look_around() {
     let ready = Ready::new();
