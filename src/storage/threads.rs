@@ -196,13 +196,14 @@ impl<D: Disk> Shared<D> {
     fn sync(&self, round: Round<Arc<DomainWriter<D>>>) {
         let groups = round.writers.iter().map(|writer| (writer.clone(), writer.take_afloat())).collect();
         let mut under_way = UnderWay { shared: self, round, groups };
-        let started = Instant::now();
-        let together = under_way.groups.len() > 1 && self.sync_all(&under_way.groups);
-        if together {
-            self.metrics.synced(started.elapsed());
-        }
+        let mut together = under_way.groups.len() > 1 && self.sync_all(&under_way.groups);
+        let mut flushed = false;
         while let Some((_, groups)) = under_way.groups.front() {
-            let result = if together { Ok(()) } else { self.sync_one(groups) };
+            // The first file is synced by itself in any case, before anybody is answered: without a journal, ext4
+            // writes metadata after the flush of its `syncfs`, and this one's flush comes after that.
+            let result = if together && flushed { Ok(()) } else { self.sync_one(groups) };
+            together &= flushed || result.is_ok();
+            flushed = true;
             let Some((writer, groups)) = under_way.groups.pop_front() else { break };
             match result {
                 Ok(()) => writer.landed(groups),
@@ -211,13 +212,15 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// True: all of it is on the disk.
+    /// True: all of it is on the disk, once the device is flushed.
     fn sync_all(&self, groups: &VecDeque<Groups<D>>) -> bool {
         let afloat = || groups.iter().flat_map(|(_, groups)| groups).map(|group| &group.afloat);
         let files: Vec<FileId> = afloat().map(|afloat| afloat.file_id()).collect();
         let Some(since) = afloat().map(|afloat| afloat.started()).min() else { return false };
+        let started = Instant::now();
         let synced = self.disk.sync_all(&files, since);
         if synced {
+            self.metrics.synced(started.elapsed());
             afloat().for_each(|afloat| afloat.was_synced());
         }
         synced
