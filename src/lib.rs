@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod event;
+mod giving_way;
 pub mod http;
 mod json;
 mod lane;

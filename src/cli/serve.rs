@@ -18,6 +18,7 @@ use super::env::Loader;
 use super::token_watch::TokenWatch;
 use super::{BindArgs, heartbeat, logging, reload};
 use crate::config::{Bind, Config, Values};
+use crate::giving_way;
 use crate::http::{AppState, BoundListener, ServerOptions, serve};
 use crate::metrics::Metrics;
 use crate::storage::{Store, StoreOptions};
@@ -54,7 +55,12 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
 
 /// A runtime of one thread, and more threads for calls that block.
 fn runtime(blocking_threads: usize) -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().max_blocking_threads(blocking_threads).thread_name("leitstand").build()
+    Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(giving_way::before_sleep)
+        .max_blocking_threads(blocking_threads)
+        .thread_name("leitstand")
+        .build()
 }
 
 /// The threads that serve connections. Each has a runtime of its own, so that a connection, its

@@ -15,6 +15,7 @@ use super::error::StoreError;
 use super::ready::{Call, IN_LINE, SIDE_BY_SIDE, Threads};
 use super::rounds::Round;
 use super::writer::{Desk, DomainWriter, Written};
+use crate::giving_way::AfterAnswers;
 
 /// How long a thread that has nothing left to do looks for more.
 const LINGER: Duration = Duration::from_micros(50);
@@ -43,13 +44,16 @@ impl<D: Disk> DiskThread<D> {
 
     fn run(mut self) {
         let mut left = None;
+        let mut after_answers = AfterAnswers::default();
         loop {
             if let Some(round) = self.shared.next_round() {
                 if let Some(Turns { writer, desk }) = left.take() {
                     DomainWriter::spawn(&writer, desk);
                 }
                 let _away = round.is_large().then(|| self.shared.away());
-                self.shared.sync(round);
+                let answered = self.shared.sync(round);
+                // They are on their way to clients who may have more, which then goes with the next sync.
+                after_answers.give_way(answered);
                 continue;
             }
             let Some(Turns { writer, desk }) = left.take().or_else(|| self.next()) else { break };
@@ -186,15 +190,17 @@ impl<D: Disk> Shared<D> {
 
     /// Syncs what waits for it, unless that goes with a later round. True: it did.
     pub(super) fn help_with_a_round(&self) -> bool {
-        let round = self.rounds.take(self.disk.syncs_together());
-        let found = round.is_some();
-        round.into_iter().for_each(|round| self.sync(round));
-        found
+        let Some(round) = self.rounds.take(self.disk.syncs_together()) else { return false };
+        self.sync(round);
+        true
     }
 
     /// Makes everything durable that the writers of a round have afloat, with one call if there are several.
-    fn sync(&self, round: Round<Arc<DomainWriter<D>>>) {
-        let groups = round.writers.iter().map(|writer| (writer.clone(), writer.take_afloat())).collect();
+    /// Returns how many requests that was for.
+    fn sync(&self, round: Round<Arc<DomainWriter<D>>>) -> usize {
+        let groups: VecDeque<Groups<D>> =
+            round.writers.iter().map(|writer| (writer.clone(), writer.take_afloat())).collect();
+        let requests = groups.iter().flat_map(|(_, groups)| groups).map(Written::requests).sum();
         let mut under_way = UnderWay { shared: self, round, groups };
         let mut together = under_way.groups.len() > 1 && self.sync_all(&under_way.groups);
         let mut flushed = false;
@@ -210,6 +216,7 @@ impl<D: Disk> Shared<D> {
                 Err(error) => writer.sank(groups, &error),
             }
         }
+        requests
     }
 
     /// True: all of it is on the disk, once the device is flushed.

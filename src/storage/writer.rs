@@ -94,6 +94,13 @@ pub(super) struct Written<D: Disk> {
     error: Option<StoreError>,
 }
 
+impl<D: Disk> Written<D> {
+    /// How many wait for it.
+    pub(super) fn requests(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
 /// How a turn ended.
 enum Turn {
     Done,
