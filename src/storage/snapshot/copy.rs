@@ -10,48 +10,72 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use memmap2::MmapMut;
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-/// What direct writes must be aligned to; enough for every device we know.
-const ALIGN: usize = 4096;
-/// Smaller files are not worth a direct write.
-const DIRECT_BYTES_MIN: u64 = 1 << 20;
+/// What direct reads and writes must be aligned to; enough for every device we know.
+pub(super) const ALIGN: usize = 4096;
+/// A huge page, where they are smallest.
+const HUGE_BYTES: usize = 2 << 20;
+/// Smaller files are not worth a direct read or write.
+pub(super) const DIRECT_BYTES_MIN: u64 = 1 << 20;
 /// How much of a file that is written through the page cache may be unsynced.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
-/// A piece of memory at an address that direct writes accept.
-pub(super) struct Block {
-    memory: Vec<u8>,
+/// The memory of some blocks, at addresses that direct reads and writes accept.
+///
+/// In huge pages where the system has them to give. What is read or written directly is handed to the device as
+/// a list of the pieces of memory that it is in; of ordinary pages these are as many as there are pages, and where
+/// the device is a virtual one, each has its price.
+pub(super) struct Memory {
+    map: MmapMut,
     start: usize,
-    size: usize,
+    block_bytes: usize,
+    bytes: usize,
+}
+
+impl Memory {
+    /// For `blocks` blocks of a size that is a multiple of what direct writes need.
+    pub(super) fn new(blocks: usize, block_bytes: usize) -> io::Result<Memory> {
+        let bytes = blocks * block_bytes;
+        let map = MmapMut::map_anon(bytes.next_multiple_of(HUGE_BYTES) + HUGE_BYTES)?;
+        // A kernel without huge pages gives ordinary ones.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = map.as_ptr().align_offset(HUGE_BYTES);
+        // By its contract it may give up; then nothing is direct in the end.
+        Ok(Memory { start: if start < HUGE_BYTES { start } else { 0 }, map, block_bytes, bytes })
+    }
+
+    /// All of it, cut into blocks.
+    pub(super) fn blocks(&mut self) -> impl Iterator<Item = Block<'_>> {
+        let memory = &mut self.map[self.start..self.start + self.bytes];
+        memory.chunks_exact_mut(self.block_bytes).map(|memory| Block { memory, len: 0 })
+    }
+}
+
+/// A part of [`Memory`], and how much of it is filled.
+pub(super) struct Block<'a> {
+    memory: &'a mut [u8],
     len: usize,
 }
 
-impl Block {
-    /// Of a multiple of what direct writes need.
-    pub(super) fn new(size: usize) -> Block {
-        let memory = vec![0; size + ALIGN];
-        let start = memory.as_ptr().align_offset(ALIGN);
-        // By its contract it may give up; then the write is not direct in the end.
-        Block { start: if start < ALIGN { start } else { 0 }, memory, size, len: 0 }
-    }
-
+impl Block<'_> {
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len]
+        &self.memory[..self.len]
     }
 
     /// Fills it by `read` up to `want` bytes, or its size; an early end is an error.
     pub(super) fn fill(&mut self, want: u64, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<()> {
-        self.len = want.min(self.size as u64) as usize;
-        read(&mut self.memory[self.start..self.start + self.len])
+        self.len = want.min(self.memory.len() as u64) as usize;
+        read(&mut self.memory[..self.len])
     }
 
     /// With zeros up to a whole multiple of what direct writes need.
     fn padded(&mut self) -> &[u8] {
         let len = self.len.next_multiple_of(ALIGN);
-        self.memory[self.start + self.len..self.start + len].fill(0);
-        &self.memory[self.start..self.start + len]
+        self.memory[self.len..len].fill(0);
+        &self.memory[..len]
     }
 }
 
@@ -79,7 +103,7 @@ impl Sink {
     }
 
     /// Writes a block, at a multiple of the size of one. Only the last one may be shorter.
-    pub(super) fn write_at(&self, block: &mut Block, at: u64) -> io::Result<()> {
+    pub(super) fn write_at(&self, block: &mut Block<'_>, at: u64) -> io::Result<()> {
         if self.direct.load(Ordering::Relaxed) {
             match self.file.write_all_at(block.padded(), at) {
                 // The file system wants another alignment, or does it for some files only.
@@ -120,7 +144,7 @@ impl Sink {
     }
 }
 
-fn set_direct(file: &File, on: bool) -> io::Result<()> {
+pub(super) fn set_direct(file: &File, on: bool) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     let flags = if on { flags | OFlags::DIRECT } else { flags.difference(OFlags::DIRECT) };
     Ok(rustix::fs::fcntl_setfl(file, flags)?)

@@ -14,6 +14,7 @@ mod error;
 mod manifest;
 mod pace;
 mod restore;
+mod source;
 mod target;
 mod tokens;
 
@@ -33,7 +34,7 @@ use super::tail::{self, Tail};
 use super::verify::{Kind, Progress, shown};
 use crate::timestamp::{compact, rfc3339_ns, rfc3339_s};
 use content::Content;
-use copy::{Block, Sink};
+use copy::{Block, Memory, Sink};
 use directory::Directory;
 use manifest::{FORMAT, VERSION, read_exact_at, segment_fault, segment_name};
 use pace::Pace;
@@ -161,6 +162,8 @@ fn take(
 
     let target_dev = dir.id().map_err(|e| SnapshotError::io("look at", dir.path(), e))?.dev;
     let reserve = if target_dev == data_id.dev { reserve_bytes(dir, options)? } else { 0 };
+    let fail = |e| SnapshotError::io("get memory for", dir.path(), e);
+    let mut memory = Memory::new(1, BLOCK_BYTES).map_err(fail)?;
     let mut taking = Taking {
         disk,
         root: &root,
@@ -171,7 +174,7 @@ fn take(
         // Tried once: a file system clones or does not. Its number does not tell; subvolumes of btrfs differ in it.
         clones: true,
         pace: Pace::new(options.rate),
-        block: Block::new(BLOCK_BYTES),
+        block: memory.blocks().next().expect("one was asked for"),
         unsynced: Vec::new(),
         unsynced_bytes: 0,
         copied_bytes: 0,
@@ -275,7 +278,7 @@ struct Taking<'a> {
     reserve: u64,
     clones: bool,
     pace: Pace,
-    block: Block,
+    block: Block<'a>,
     /// Small files that are written and not yet synced.
     unsynced: Vec<(String, File)>,
     unsynced_bytes: u64,
@@ -458,7 +461,8 @@ impl Taking<'_> {
         let from = entry.bytes.saturating_sub(TRUST_BYTES);
         let mut theirs = vec![0; (entry.bytes - from) as usize];
         let mut ours = theirs.clone();
-        read_parts(parts, &entry.segments, &mut theirs, from).map_err(fail)?;
+        read_parts(&entry.segments, &mut theirs, from, |part, buf, at| read_exact_at(&parts[part], buf, at))
+            .map_err(fail)?;
         read_exact_at(&seen.file, &mut ours, from).map_err(fail)?;
         if ours == theirs
             && FileId::from(entry.source) == seen.id
@@ -631,17 +635,22 @@ fn id(created: SystemTime) -> String {
     format!("{}-{:016x}", compact(created), crate::rng::random_u64())
 }
 
-/// Reads from the parts of a file as if they were one.
-fn read_parts(parts: &[File], segments: &[Segment], mut buf: &mut [u8], at: u64) -> io::Result<()> {
+/// Reads from the parts of a file as if they were one; `read` knows them by their number.
+fn read_parts(
+    segments: &[Segment],
+    mut buf: &mut [u8],
+    at: u64,
+    read: impl Fn(usize, &mut [u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
     let mut start = 0;
-    for (part, segment) in parts.iter().zip(segments) {
+    for (number, segment) in segments.iter().enumerate() {
         let end = start + segment.bytes;
         if at < end && !buf.is_empty() {
             let within = at.max(start) - start;
             let n = buf.len().min((segment.bytes - within) as usize);
             // The first part is entered in its middle; all later ones at their beginning.
             let (now, later) = buf.split_at_mut(n);
-            read_exact_at(part, now, within)?;
+            read(number, now, within)?;
             buf = later;
         }
         start = end;

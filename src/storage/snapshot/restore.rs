@@ -1,7 +1,7 @@
 //! The way back: a snapshot becomes a data directory, whole or not at all.
 //!
-//! Several files, and pieces of a large one, are read, hashed and written side by side, so that a
-//! restore takes little longer than a copy that proves nothing. Where the hash of a file stands
+//! Several files, and pieces of a large one, are read and hashed side by side, and what is hashed is written by other
+//! threads meanwhile, so that a restore takes little longer than a copy that proves nothing. Where the hash of a file stands
 //! between two pieces is in the manifest: a piece that leads from one state to the next is right if
 //! all the others are.
 
@@ -10,14 +10,16 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::content::{Hash, PIECE_BYTES};
-use super::copy::{Block, Sink};
+use super::copy::{Block, DIRECT_BYTES_MIN, Memory, Sink};
 use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{FileEntry, Manifest, segment_fault};
+use super::source::Source;
 use super::target::Target;
 use super::{open_snapshot, read_parts, tokens};
 use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
@@ -25,13 +27,16 @@ use crate::storage::marker;
 use crate::storage::verify::Progress;
 use crate::timestamp::parse_rfc3339;
 
-/// Pieces at once. Each reads, hashes and writes in turn, so there must be enough of them that the disk has
-/// something to read and to write while the processors hash: with two for each processor it often had not.
+/// Pieces at once. Each is read and hashed in turn, so there must be enough of them that the disk has something to read
+/// and to write while the processors hash: with two for each processor it often had not.
 const LANES_PER_PROCESSOR: usize = 4;
-const LANES_MAX: usize = 16;
+const LANES_MAX: usize = 8;
+/// Blocks of a lane: one is filled and hashed, one is written meanwhile, and one waits for that, so that neither the
+/// processors nor the disk wait for each other.
+const BLOCKS_PER_LANE: usize = 3;
 /// Files that are written side by side.
 const FILES_AT_ONCE: usize = 16;
-/// How much is read and written at once: little enough to stay in the cache of a processor between the three.
+/// How much is read and written at once: little enough to stay in the cache of a processor between reading and hashing.
 const BLOCK_BYTES: usize = 1 << 20;
 /// How often somebody is told how far it has come.
 const TELL_EVERY: Duration = Duration::from_millis(5);
@@ -150,16 +155,31 @@ struct Job<'a> {
     entry: &'a FileEntry,
     /// Made by whoever takes its first piece, taken by whoever ends its last one.
     open: Mutex<Option<Arc<Open>>>,
-    /// Pieces that are not done.
-    left: AtomicUsize,
+    /// Pieces that are not hashed, and blocks that are not written.
+    left: AtomicU64,
 }
 
 /// Its parts, and where it goes.
 struct Open {
-    parts: Vec<File>,
+    parts: Vec<Source>,
     sink: Sink,
     /// It shares the blocks of its only part: only to be looked at.
     is_clone: bool,
+}
+
+/// A block that is hashed, where it goes, and whose it is.
+struct Write<'a> {
+    job: usize,
+    open: Arc<Open>,
+    block: Block<'a>,
+    at: u64,
+}
+
+/// Where a lane takes blocks from, and where they go.
+struct Blocks<'a, 'b> {
+    to_fill: &'a Mutex<Receiver<Block<'b>>>,
+    filled: Sender<Write<'b>>,
+    free: Sender<Block<'b>>,
 }
 
 struct Run<'a> {
@@ -194,7 +214,7 @@ impl<'a> Run<'a> {
         let job = |entry: &'a FileEntry| Job {
             entry,
             open: Mutex::new(None),
-            left: AtomicUsize::new(pieces_of(entry) as usize),
+            left: AtomicU64::new(pieces_of(entry) + entry.bytes.div_ceil(BLOCK_BYTES as u64)),
         };
         let jobs: Vec<Job<'_>> = manifest.files.iter().map(job).collect();
         let of_job = |(number, job): (usize, &Job<'_>)| (0..pieces_of(job.entry)).map(move |piece| (number, piece));
@@ -246,10 +266,30 @@ impl<'a> Run<'a> {
     fn all(&self, manifest: &Manifest, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), SnapshotError> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = (processors * LANES_PER_PROCESSOR).min(LANES_MAX).min(self.pieces.len());
+        let no_memory = |e| SnapshotError::io("get memory for", self.to.path(), e);
+        let mut memory = Memory::new(lanes * BLOCKS_PER_LANE, BLOCK_BYTES).map_err(no_memory)?;
+        let (free, to_fill) = mpsc::channel();
+        memory.blocks().for_each(|block| free.send(block).expect("its other end is here"));
+        let to_fill = Mutex::new(to_fill);
+        let (filled, to_write) = mpsc::channel();
+        let to_write = Mutex::new(to_write);
+        let (alive, ended) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..lanes).map(|_| scope.spawn(|| self.lane())).collect();
-            while !threads.iter().all(|thread| thread.is_finished()) {
-                std::thread::sleep(TELL_EVERY);
+            for _ in 0..lanes {
+                let (hash_free, hash_alive) = (free.clone(), alive.clone());
+                let (filled, to_fill) = (filled.clone(), &to_fill);
+                scope.spawn(move || {
+                    self.hash(&Blocks { to_fill, filled, free: hash_free });
+                    drop(hash_alive);
+                });
+                let (free, alive, to_write) = (free.clone(), alive.clone(), &to_write);
+                scope.spawn(move || {
+                    self.write(to_write, &free);
+                    drop(alive);
+                });
+            }
+            drop((filled, free, alive));
+            while ended.recv_timeout(TELL_EVERY) == Err(RecvTimeoutError::Timeout) {
                 let at = self.next.load(Ordering::Relaxed).clamp(1, self.pieces.len());
                 let file = &self.jobs[self.pieces[at - 1].0].entry.name;
                 let bytes_done = self.bytes_done.load(Ordering::Relaxed);
@@ -268,22 +308,46 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes one piece after the other until there is none, or one has failed.
-    fn lane(&self) {
-        let mut block = Block::new(BLOCK_BYTES);
+    /// Takes one piece after the other until there is none, or something has failed.
+    fn hash(&self, blocks: &Blocks<'_, '_>) {
         while !self.stop.load(Ordering::Relaxed) {
             let Some(&(job, piece)) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) else { return };
-            if let Err(e) = self.piece(&self.jobs[job], piece, &mut block) {
-                self.stop.store(true, Ordering::Relaxed);
-                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
-                return;
+            if let Err(e) = self.piece(job, piece, blocks) {
+                self.fail(e);
             }
         }
     }
 
-    fn piece(&self, job: &Job<'_>, number: u64, block: &mut Block) -> Result<(), SnapshotError> {
-        let (entry, open) = (job.entry, self.open(job)?);
-        let fail = |e| SnapshotError::io("write", self.to.path_of(&entry.name), e);
+    /// Writes one block after the other until all lanes have ended.
+    fn write<'b>(&self, to_write: &Mutex<Receiver<Write<'b>>>, free: &Sender<Block<'b>>) {
+        while let Some(Write { job, open, mut block, at }) = next_of(to_write) {
+            let bytes = block.bytes().len() as u64;
+            // After a failure nothing is wanted but an end.
+            let stopped = self.stop.load(Ordering::Relaxed);
+            let written = if stopped { Ok(()) } else { open.sink.write_at(&mut block, at) };
+            drop(open);
+            // Nobody may be left who wants it.
+            let _ = free.send(block);
+            if stopped {
+                continue;
+            }
+            let name = &self.jobs[job].entry.name;
+            let done = written.map_err(|e| SnapshotError::io("write", self.to.path_of(name), e));
+            if let Err(e) = done.and_then(|()| self.written(job, bytes)) {
+                self.fail(e);
+            }
+        }
+    }
+
+    fn fail(&self, e: SnapshotError) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+    }
+
+    /// Reads a piece, hashes it, and hands its blocks on. They are written before the hash is known; if it is another
+    /// one than it must be, nothing of what was written gets its name.
+    fn piece(&self, job: usize, number: u64, blocks: &Blocks<'_, '_>) -> Result<(), SnapshotError> {
+        let (entry, open) = (self.jobs[job].entry, self.open(&self.jobs[job])?);
         let all = pieces_of(entry);
         let start = number * PIECE_BYTES;
         let end = if number + 1 == all { entry.bytes } else { start + PIECE_BYTES };
@@ -292,17 +356,29 @@ impl<'a> Run<'a> {
             .map_or(Some(Hash::new()), |before| Hash::resume(&entry.piece_states[before as usize]));
         // The manifest was checked for its form only.
         let mut hash = known.ok_or_else(|| self.damaged(entry))?;
+        let way = open.parts[0].way(start);
         let mut at = start;
-        while at < end {
-            block
-                .fill(end - at, |buf| read_parts(&open.parts, &entry.segments, buf, at))
-                .map_err(|e| SnapshotError::io("read", self.from.path_of(&entry.name), e))?;
-            hash.add(block.bytes());
-            if !open.is_clone {
-                open.sink.write_at(block, at).map_err(fail)?;
+        while at < end && !self.stop.load(Ordering::Relaxed) {
+            let Some(mut block) = next_of(blocks.to_fill) else { return Ok(()) };
+            let read = |part: usize, buf: &mut [u8], at| open.parts[part].read(buf, at, way);
+            let filling = block.fill(end - at, |buf| read_parts(&entry.segments, buf, at, read));
+            if let Err(e) = filling {
+                let _ = blocks.free.send(block);
+                return Err(SnapshotError::io("read", self.from.path_of(&entry.name), e));
             }
-            at += block.bytes().len() as u64;
-            self.bytes_done.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+            hash.add(block.bytes());
+            let bytes = block.bytes().len() as u64;
+            if open.is_clone {
+                let _ = blocks.free.send(block);
+                self.written(job, bytes)?;
+            } else if blocks.filled.send(Write { job, open: open.clone(), block, at }).is_err() {
+                return Ok(());
+            }
+            at += bytes;
+        }
+        open.parts[0].forget(way, start);
+        if self.stop.load(Ordering::Relaxed) {
+            return Ok(());
         }
         let fits = if number + 1 == all {
             hash.sha256() == entry.sha256
@@ -313,12 +389,23 @@ impl<'a> Run<'a> {
             return Err(self.damaged(entry));
         }
         drop(open);
+        self.done(&self.jobs[job])
+    }
+
+    /// A block is where it belongs.
+    fn written(&self, job: usize, bytes: u64) -> Result<(), SnapshotError> {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.done(&self.jobs[job])
+    }
+
+    /// A piece was right, or a block was written. Whoever was the last ends the file.
+    fn done(&self, job: &Job<'_>) -> Result<(), SnapshotError> {
         if job.left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
         }
         let open = job.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let open = open.and_then(Arc::into_inner).expect("every other piece has given it back");
-        self.finish(entry, open.sink)
+        let open = open.and_then(Arc::into_inner).expect("every other piece and block has given it back");
+        self.finish(job.entry, open.sink)
     }
 
     fn damaged(&self, entry: &FileEntry) -> SnapshotError {
@@ -339,14 +426,20 @@ impl<'a> Run<'a> {
         let fail = |e| SnapshotError::io("write", self.to.path_of(&entry.name), e);
         let mut parts = Vec::new();
         for segment in &entry.segments {
-            let opened = self.from.open_read(&segment.name);
+            // Only what begins at the beginning of a block can be read directly.
+            let is_large = parts.is_empty() && segment.bytes >= DIRECT_BYTES_MIN;
+            let opened = if is_large {
+                Source::open(self.from, &segment.name)
+            } else {
+                self.from.open_read(&segment.name).map(Source::cached)
+            };
             parts.push(opened.map_err(|e| SnapshotError::io("open", self.from.path_of(&segment.name), e))?);
         }
         let file = self.to.create(&entry.name).map_err(fail)?;
         let is_clone = self.is_clone(&file, &parts);
         if is_clone {
             // What is read back is what was restored.
-            parts = vec![file.try_clone().map_err(fail)?];
+            parts = vec![Source::cached(file.try_clone().map_err(fail)?)];
         }
         // A clone has its length and its blocks.
         let sink = Sink::over(file, if is_clone { 0 } else { entry.bytes }).map_err(fail)?;
@@ -354,12 +447,12 @@ impl<'a> Run<'a> {
     }
 
     /// Makes the file share the blocks of the only part, where the file system can do that.
-    fn is_clone(&self, file: &File, parts: &[File]) -> bool {
+    fn is_clone(&self, file: &File, parts: &[Source]) -> bool {
         let [part] = parts else { return false };
         if !self.clones.load(Ordering::Relaxed) {
             return false;
         }
-        let cloned = rustix::fs::ioctl_ficlone(file, part).is_ok();
+        let cloned = rustix::fs::ioctl_ficlone(file, part.file()).is_ok();
         self.clones.store(cloned, Ordering::Relaxed);
         cloned
     }
@@ -396,4 +489,9 @@ impl<'a> Run<'a> {
 /// How many parts of a file can be restored side by side; at least one, also of nothing.
 fn pieces_of(entry: &FileEntry) -> u64 {
     if entry.piece_states.is_empty() { 1 } else { entry.bytes.div_ceil(PIECE_BYTES) }
+}
+
+/// The next that comes; `None`: nothing will come any more.
+fn next_of<T>(from: &Mutex<Receiver<T>>) -> Option<T> {
+    from.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
