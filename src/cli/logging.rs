@@ -5,6 +5,8 @@
 //!
 //! Lines of the target `leitstand::audit` say who changed what. They pass at every level.
 
+mod text;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
@@ -18,8 +20,8 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber, callsite};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::{Format, Full, Json, Writer};
-use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::fmt::format::{DefaultFields, Format, Json};
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
@@ -72,8 +74,7 @@ pub(super) fn start(level: LogLevel, format: LogFormat) -> io::Result<Logging> {
     let queue = LineQueue { lines, dropped: Arc::default() };
     let switches = Arc::new(Switches { level: AtomicU8::new(0), json: AtomicBool::new(false) });
     switches.store(level, format);
-    let lines =
-        fmt::layer().with_ansi(false).with_writer(queue.clone()).event_format(EitherFormat::new(switches.clone()));
+    let lines = EitherFormat::new(switches.clone(), queue.clone());
     let subscriber = tracing_subscriber::registry().with(LevelSwitch(switches.clone())).with(lines);
     // Fails only when a subscriber was set before, which nothing here does.
     let _ = tracing::subscriber::set_global_default(subscriber);
@@ -153,8 +154,14 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if self.queue.lines.try_send(Message::Line(std::mem::take(&mut self.bytes))).is_err() {
-            self.queue.dropped.fetch_add(1, Ordering::Relaxed);
+        self.queue.push(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl LineQueue {
+    fn push(&self, line: Vec<u8>) {
+        if self.lines.try_send(Message::Line(line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -210,29 +217,32 @@ impl<S: Subscriber> Layer<S> for LevelSwitch {
 
 /// Text or JSON, by what is set when a line is made. Spans, whose fields the two would keep in different
 /// forms, are not logged.
-struct EitherFormat {
+struct EitherFormat<S> {
     switches: Arc<Switches>,
-    text: Format<Full>,
-    json: Format<Json>,
+    queue: LineQueue,
+    json: fmt::Layer<S, DefaultFields, Format<Json>, LineQueue>,
 }
 
-impl EitherFormat {
-    fn new(switches: Arc<Switches>) -> EitherFormat {
-        let json = fmt::format().json().flatten_event(true).with_current_span(false).with_span_list(false);
-        EitherFormat { switches, text: fmt::format().with_ansi(false), json }
+impl<S> EitherFormat<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn new(switches: Arc<Switches>, queue: LineQueue) -> EitherFormat<S> {
+        let format = fmt::format().json().flatten_event(true).with_current_span(false).with_span_list(false);
+        let json = fmt::layer().with_ansi(false).with_writer(queue.clone()).event_format(format);
+        EitherFormat { switches, queue, json }
     }
 }
 
-impl<S, N> FormatEvent<S, N> for EitherFormat
+impl<S> Layer<S> for EitherFormat<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         if self.switches.json.load(Ordering::Relaxed) {
-            self.json.format_event(context, writer, event)
+            self.json.on_event(event, context);
         } else {
-            self.text.format_event(context, writer, event)
+            text::with_line(event, |line| self.queue.push(line.to_vec()));
         }
     }
 }
