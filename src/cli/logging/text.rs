@@ -1,8 +1,9 @@
 //! A line of the text format: to the byte what `Format<Full>` and `DefaultFields` of `tracing_subscriber` write
-//! without colours and spans, for half the processor time.
+//! without colours and spans, between the years 1970 and 9999.
 //!
-//! Common values are written here. Whatever needs an escape, and every name with a meaning of its own, is left to
-//! the visitor of the library, so that there is one set of rules for them.
+//! Common values are written here, because an access line for each request goes through this. Whatever needs an
+//! escape, and every name with a meaning of its own, is left to the visitor of the library, so that there is one
+//! set of rules for them.
 
 use std::cell::Cell;
 use std::error::Error;
