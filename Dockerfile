@@ -1,16 +1,14 @@
-# Two stages: build with the toolchain, run with nothing but the binary and libc.
+# Two stages: build with the toolchain, run with nothing but the binary and libc. `.dockerignore` says what comes in.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
-COPY src src
-# A member of the workspace and a benchmark: cargo wants to see them, and builds nothing of them.
-COPY clients/rust clients/rust
-COPY benches/micro.rs benches/micro.rs
-RUN cargo build --release --locked --bin leitstand && mkdir /data
+COPY . .
+RUN cargo build --release --locked --bin leitstand
+# The tree of the image, with owners and modes: the data directory is for the service alone.
+RUN install -D target/release/leitstand /image/usr/local/bin/leitstand \
+    && install -d -m 0700 -o 65532 -g 65532 /image/data
 
 FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /src/target/release/leitstand /usr/local/bin/leitstand
-COPY --from=build --chown=65532:65532 /data /data
+COPY --from=build /image/ /
 # Inside a container the port must be reachable from outside of it; publish it on loopback.
 ENV LEITSTAND_HOST=0.0.0.0 LEITSTAND_PORT=8788 LEITSTAND_DATA_DIR=/data
 USER 65532:65532

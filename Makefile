@@ -6,16 +6,23 @@ SHELL := /bin/bash
 .PHONY: help dev ingest-test test check openapi golden system drill faults soak fuzz coverage mutants venv clean
 
 PORT ?= 8788
-BIN := target/release/leitstand
+# Where cargo builds, if that is not ./target.
+ifdef CARGO_TARGET_DIR
+export CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
+endif
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+export LEITSTAND_BIN ?= $(TARGET)/release/leitstand
 VENV := .venv
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 dev: ## build and start on 127.0.0.1:8788 with token dev and ./data
-	@cargo build --release --locked --quiet
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust, see https://rustup.rs" >&2; exit 1; }
+	@test -e $(LEITSTAND_BIN) || echo "Building leitstand; the first time takes some minutes (about four on two processors)."
+	@cargo build --release --locked
 	@grep -Eqs '^(export )?(LEITSTAND|CHRONIK)_TOKEN' .env || export LEITSTAND_TOKEN=$${LEITSTAND_TOKEN:-dev}; \
-		exec $(BIN) serve --host 127.0.0.1 --port $(PORT)
+		exec $(LEITSTAND_BIN) serve --host 127.0.0.1 --port $(PORT)
 
 ingest-test: ## send one event to a running service
 	@test -n "$${LEITSTAND_TOKEN:-}" || { echo "LEITSTAND_TOKEN not set" >&2; exit 1; }
@@ -23,12 +30,16 @@ ingest-test: ## send one event to a running service
 		-H "Content-Type: application/json" -H "X-Auth: $$LEITSTAND_TOKEN" -d '{"event":"demo","status":"ok"}'
 	@echo
 
-test: ## everything that can be tested here (without root some checks are skipped and say so)
+test: tools ## everything that can be tested here (without root some checks are skipped and say so)
 	cargo build --release --locked
 	cargo test --locked --workspace --all-features
 	$(MAKE) --no-print-directory golden system
 	$(MAKE) --no-print-directory drill DRILL_ARGS="--seconds 3 --snapshot-every 1s --rto 60s"
 	$(MAKE) --no-print-directory clients
+
+.PHONY: tools
+tools: ## install from Debian what the checks use (as root; else it says what is missing)
+	@bash .ci/tools
 
 golden: ## replay the recorded answers of the original against the release binary
 	python3 tests/golden/check.py
@@ -36,14 +47,14 @@ golden: ## replay the recorded answers of the original against the release binar
 system: venv ## crash, order, fault and side-by-side checks of the release binary
 	$(VENV)/bin/python tests/system/run.py
 
-DRILL_REPORT ?= target/drill
+DRILL_REPORT ?= $(TARGET)/drill
 DRILL_ARGS ?= --seconds 8 --snapshot-every 2s
 
 drill: ## total loss and recovery, measured: about 10 s, report in DRILL_REPORT (target/drill); see DRILL_ARGS
 	@cargo build --release --locked --quiet
-	@$(BIN) drill --report $(DRILL_REPORT) $(DRILL_ARGS)
+	@$(LEITSTAND_BIN) drill --report $(DRILL_REPORT) $(DRILL_ARGS)
 
-faults: venv ## the same checks with their full figures, in at most 20 minutes
+faults: tools venv ## the same checks with their full figures, in at most 20 minutes
 	cargo build --release --locked
 	ROUNDS=$${ROUNDS:-500} $(VENV)/bin/python tests/system/run.py --long
 
@@ -83,7 +94,7 @@ $(VENV)/.ready: tests/system/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
 	@touch $@
 
-check: ## format, lints, documentation, licences, drift of generated files
+check: tools ## format, lints, documentation, licences, drift of generated files
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-features --all-targets --quiet -- --deny warnings
 	cargo clippy --locked --package leitstand --no-default-features --all-targets --quiet -- --deny warnings

@@ -8,7 +8,7 @@ sys.path.append(os.path.join(ROOT, "tests", "golden"))
 from harness import free_port  # noqa: E402
 
 TARGET = os.path.join(ROOT, "target", "bench")
-LEITSTAND = os.path.join(ROOT, "target", "release", "leitstand")
+LEITSTAND = os.environ.get("LEITSTAND_BIN", os.path.join(ROOT, "target", "release", "leitstand"))
 LIMITS = os.path.join(TARGET, "limits", "release")
 READY = ("POST /v1/ingest?domain=ready HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Auth: " + load.TOKEN +
          "\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n").encode() + b'{"event":"ready"}'

@@ -11,7 +11,7 @@ import common  # noqa: E402
 
 CHECKS = ["order", "faults", "failed_sync", "full_disk", "descriptors", "confined", "filelock_beside", "original_beside", "held_locks", "repair",
           "snapshots", "reflinks", "crash", "drill", "terminal", "bombs", "slow_clients", "stop", "idle", "framing", "limits", "canaries",
-          "openapi_contract", "reload", "runbook"]
+          "openapi_contract", "reload", "runbook", "image"]
 
 
 def main():

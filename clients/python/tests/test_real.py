@@ -276,7 +276,7 @@ def test_answers_of_the_real_server(real: harness.Server) -> None:
 
 def test_the_rust_client_shares_the_spool(real: harness.Server, tmp_path: Path) -> None:
     """Broken, a machine with programs in both languages would deliver in the wrong order, twice, or not at all."""
-    feed = ROOT / "target" / "debug" / "examples" / "feed"
+    feed = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "examples" / "feed"
     if not feed.exists():
         pytest.skip(f"{feed} is missing: cargo build -p leitstand_producer --example feed")
     spool = tmp_path / "spool"
