@@ -46,6 +46,11 @@ impl RateLimits {
         if limits.len() > LIMITS_MAX { Err(RateError::TooMany) } else { Ok(RateLimits(limits)) }
     }
 
+    /// So many an hour; 0 is as good as 1.
+    pub fn hourly(amount: u32) -> RateLimits {
+        RateLimits(vec![RateLimit { amount: amount.max(1), window: Duration::from_secs(3_600) }])
+    }
+
     /// The limits; empty when switched off.
     pub fn as_slice(&self) -> &[RateLimit] {
         &self.0

@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::BindArgs;
 use crate::config::{self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, unknown_variables};
+use crate::token::STORE_BYTES_MAX;
 
 /// File in the working directory that is read for what the environment does not set, if no other is named.
 const DOT_ENV: &str = ".env";
@@ -126,7 +129,7 @@ impl Loader {
             dot_env_name: &self.env_file_name(),
             file: file.as_ref(),
             read: &read,
-            read_store: Some(&|path| std::fs::read(path)),
+            read_store: Some(&read_store),
         })?;
         config.warnings.extend(self.unknown_in(&dot_env));
         Ok(config)
@@ -233,10 +236,24 @@ pub(super) fn read_text(path: &Path) -> io::Result<String> {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
+    content(File::open(path)?, FILE_BYTES_MAX)
+}
+
+/// The named tokens. Whatever has been put there must not hold us up, nor fill the memory.
+fn read_store(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    content(file, STORE_BYTES_MAX as u64)
+}
+
+/// The content of a file, whose size is not to be relied on.
+fn content(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
+    file.take(bytes_max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {} MiB", bytes_max >> 20)));
     }
     Ok(content)
 }

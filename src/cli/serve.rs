@@ -19,12 +19,17 @@ use super::token_watch::TokenWatch;
 use super::{BindArgs, heartbeat, logging, reload};
 use crate::config::{Bind, Config, Values};
 use crate::giving_way;
-use crate::http::{AppState, BoundListener, ServerOptions, serve};
+use crate::http::{AppState, BoundListener, REFUSERS_MAX, ServerOptions, serve};
 use crate::metrics::Metrics;
 use crate::storage::{Store, StoreOptions};
 
-/// Descriptors kept for the log, the runtime, the directory and short-lived files.
+/// Descriptors kept for the listener, the data directory and short-lived files, beside what is open when
+/// they are shared out.
 const SPARE_DESCRIPTORS: u64 = 32;
+/// Open at the start where `/proc` cannot be read: the standard three, and a pair for signals.
+const OPEN_AT_START: u64 = 5;
+/// What a runtime keeps open: two for epoll, one to be woken by, one for signals.
+const RUNTIME_DESCRIPTORS: u64 = 4;
 /// File size limit signal; not among tokio's named kinds.
 const SIGXFSZ: i32 = 25;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -42,9 +47,11 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let share = Descriptors::share(&config);
+    let limit = raised_limit();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(Descriptors::workers_max(limit));
     let workers = Workers::start(threads).map_err(|e| format!("cannot start the workers: {e}"))?;
+    let share = Descriptors::share(limit, open_descriptors(threads), &config);
     let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
     let result = runtime.block_on(start(config, (loader, seen), share, workers.runtimes.clone(), &logging));
     // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
@@ -103,6 +110,7 @@ async fn start(
         in_flight_bytes_max: config.in_flight_bytes_max,
         reserve_bytes: config.reserve_bytes,
         open_domains_max: share.open_domains,
+        domains_max: config.max_domains,
         runtime: Some(Handle::current()),
         ..StoreOptions::default()
     };
@@ -250,6 +258,23 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Raises the soft limit of open files to the hard one, and says what holds.
+fn raised_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    // Not allowed: then the soft limit is what we have.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    if raised.is_ok() { limit.maximum } else { limit.current }.unwrap_or(1 << 20)
+}
+
+/// How many descriptors are open now, with so many workers running.
+fn open_descriptors(workers: usize) -> u64 {
+    match std::fs::read_dir("/proc/self/fd") {
+        // One of them is the listing itself.
+        Ok(open) => (open.count() as u64).saturating_sub(1),
+        Err(_) => OPEN_AT_START + RUNTIME_DESCRIPTORS * workers as u64,
+    }
+}
+
 /// How the process's descriptors are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Descriptors {
@@ -259,16 +284,18 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    /// Raises the soft limit to the hard one and divides what there is.
-    fn share(config: &Config) -> Descriptors {
-        let limit = getrlimit(Resource::Nofile);
-        // Not allowed: then the soft limit is what we have.
-        let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-        let descriptors = if raised.is_ok() { limit.maximum } else { limit.current }.unwrap_or(1 << 20);
-        let share = Descriptors::of(descriptors, config.max_connections);
+    /// Most workers: with few descriptors they must not take them from those who connect.
+    fn workers_max(limit: u64) -> usize {
+        (limit / (4 * RUNTIME_DESCRIPTORS)).max(1) as usize
+    }
+
+    /// Divides what `open` leaves of `limit`.
+    fn share(limit: u64, open: u64, config: &Config) -> Descriptors {
+        let share = Descriptors::of(limit, open, config.max_connections);
         if share.connections < config.max_connections {
             tracing::warn!(
-                descriptors,
+                descriptors = limit,
+                open,
                 connections_max = share.connections,
                 "LEITSTAND_MAX_CONNECTIONS is more than the limit of open files allows (ulimit -n, LimitNOFILE=)"
             );
@@ -276,27 +303,53 @@ impl Descriptors {
         share
     }
 
-    /// A domain holds two descriptors while its files are open; a sync thread may hold two more.
-    fn of(descriptors: u64, connections_max: usize) -> Descriptors {
-        let open_domains = (descriptors / 16).clamp(4, 256) as usize;
-        let sync_threads = (descriptors / 16).clamp(4, 64) as usize;
-        let rest = descriptors.saturating_sub(SPARE_DESCRIPTORS) as usize;
+    /// A domain holds two descriptors while its files are open; a sync thread may hold two more. Connections
+    /// over the cap, which are only told so, have one each.
+    fn of(limit: u64, open: u64, connections_max: usize) -> Descriptors {
+        let open_domains = (limit / 16).clamp(4, 256) as usize;
+        let sync_threads = (limit / 16).clamp(4, 64) as usize;
+        // The main runtime is not there yet.
+        let kept = open + RUNTIME_DESCRIPTORS + SPARE_DESCRIPTORS + refusers_max(limit) as u64;
+        let rest = limit.saturating_sub(kept) as usize;
         let rest = rest.saturating_sub(2 * (open_domains + sync_threads));
         Descriptors { connections: connections_max.min(rest.max(8)), open_domains, sync_threads }
     }
+}
+
+/// Connections over the cap that are told so, with a limit of so many descriptors.
+fn refusers_max(limit: u64) -> usize {
+    (limit / 16).clamp(2, REFUSERS_MAX as u64) as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Broken, a service on many processors, or with few descriptors, would accept more connections than it
+    /// has descriptors for, and could not open the files of their events.
     #[test]
     fn descriptors_suffice_for_what_is_promised() {
-        for descriptors in [64, 128, 256, 1024, 4096, 20_000, 1 << 20] {
-            let share = Descriptors::of(descriptors, 10_000);
-            let used = share.connections + 2 * (share.open_domains + share.sync_threads);
-            assert!(used as u64 <= descriptors, "{descriptors}: {share:?}");
+        for limit in [128, 256, 1024, 4096, 20_000, 1 << 20] {
+            for processors in [1, 2, 64, 512] {
+                let workers = processors.min(Descriptors::workers_max(limit)) as u64;
+                let open = OPEN_AT_START + RUNTIME_DESCRIPTORS * workers;
+                let share = Descriptors::of(limit, open, 10_000);
+                let used = share.connections + 2 * (share.open_domains + share.sync_threads) + refusers_max(limit);
+                let used = used as u64 + open + RUNTIME_DESCRIPTORS;
+                // The least number of connections comes out of the spare ones.
+                let spare = if share.connections > 8 { SPARE_DESCRIPTORS } else { 0 };
+                assert!(used + spare <= limit, "{limit}, {processors}: {share:?}, {used} used");
+            }
         }
-        assert_eq!(Descriptors::of(20_000, 10_000).connections, 10_000);
+        assert_eq!(Descriptors::of(20_000, 13, 10_000).connections, 10_000);
+    }
+
+    /// Broken, it would not be known what is open.
+    #[test]
+    fn open_descriptors_are_counted() {
+        let before = open_descriptors(2);
+        let _files: Vec<_> = (0..100).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        // Other tests of this process open and close some of their own.
+        assert!(open_descriptors(2) >= before.saturating_sub(50) + 100);
     }
 }

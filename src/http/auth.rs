@@ -17,8 +17,6 @@ use crate::rate::RateLimits;
 use crate::token::{Digest, Grant, Known, Scope, TokenSet, Transport};
 
 const BEARER: &[u8] = b"bearer";
-/// How long a client that showed a right token is known for it.
-const ESTABLISHED_FOR: &str = "1/hour";
 
 /// Checks tokens.
 pub struct Auth {
@@ -28,8 +26,6 @@ pub struct Auth {
     sources: Mutex<Sources>,
     /// Wrong tokens per client.
     failures: ArcSwap<Limiter>,
-    /// Which client has shown which right token lately.
-    established: Limiter,
 }
 
 #[derive(Default)]
@@ -78,12 +74,10 @@ pub(crate) fn actor(pass: &Pass, headers: &HeaderMap) -> String {
 impl Auth {
     /// Accepts the tokens of `shared`; each client may be wrong as often as `failures` allows.
     pub fn new(shared: TokenSet, failures: RateLimits) -> Auth {
-        let established = RateLimits::parse(ESTABLISHED_FOR).expect("a constant of the grammar");
         let auth = Auth {
             accepted: ArcSwap::default(),
             sources: Mutex::default(),
             failures: ArcSwap::from_pointee(Limiter::new(failures)),
-            established: Limiter::new(established),
         };
         auth.replace(shared);
         auth
@@ -114,9 +108,10 @@ impl Auth {
 
     /// Passes a request that carries exactly one right token that may do what `need` says.
     ///
-    /// A client with too many wrong tokens is refused before its token is looked at, so that
-    /// guessing costs time; but a token that this client used before is let through all the same,
-    /// so that one misconfigured producer does not lock out its neighbours behind the same address.
+    /// A client with too many wrong tokens is refused before its token is looked at, so that guessing costs
+    /// time and a right guess does not show. But a connection on which this client has shown a right token
+    /// before goes on with that token (docs/adr/0024): whoever sends there knows it already, so nothing is
+    /// learned. No other connection does, not even with a token that is in use behind the same address.
     ///
     /// # Errors
     /// [`ApiError::Unauthorized`] and [`ApiError::TokenExpired`], or [`ApiError::TokenGuessing`] when
@@ -136,21 +131,24 @@ impl Auth {
     ) -> Result<&'a Known, ApiError> {
         let (client, now) = (caller.client.key(), caller.started);
         let failures = self.failures.load();
-        let suspect = failures.peek(client, now).err();
-        match (shown(accepted, fields, |secret| caller.conn.digest_of(secret)), suspect) {
-            (Shown::Right(known), None) => {
-                let token = known.digest.key();
-                if caller.conn.shows_token_anew(client, token) {
-                    self.established.remember((client, token), now);
-                }
+        if let Err(standing) = failures.peek(client, now) {
+            let refused = ApiError::TokenGuessing { retry_after_s: standing.retry_after_s() };
+            // Before anything is made of the secret, even its digest. Who comes through a proxy may share
+            // its connections with whoever guesses.
+            if !caller.direct || !caller.conn.has_shown_right_token() {
+                return Err(refused);
+            }
+            return match shown(accepted, fields, |secret| caller.conn.digest_of(secret)) {
+                Shown::Right(known) if caller.conn.has_shown(client, known.digest.key()) => Ok(known),
+                _ => Err(refused),
+            };
+        }
+        match shown(accepted, fields, |secret| caller.conn.digest_of(secret)) {
+            Shown::Right(known) => {
+                caller.conn.shows_right_token(client, known.digest.key());
                 Ok(known)
             }
-            (Shown::Right(known), Some(_)) if self.established.knows((client, known.digest.key()), now) => {
-                self.established.remember((client, known.digest.key()), now);
-                Ok(known)
-            }
-            (_, Some(standing)) => Err(ApiError::TokenGuessing { retry_after_s: standing.retry_after_s() }),
-            (shown, None) => {
+            shown => {
                 // Counted; the peek above has said that it passes, and a race only counts less.
                 let _ = failures.hit(client, now);
                 Err(if matches!(shown, Shown::Expired) { ApiError::TokenExpired } else { ApiError::Unauthorized })
@@ -166,7 +164,6 @@ impl Auth {
     /// Forgets clients that have been quiet.
     pub(crate) fn sweep(&self, now: Instant) {
         self.failures.load().sweep(now);
-        self.established.sweep(now);
     }
 }
 
@@ -240,7 +237,7 @@ fn unix_s(time: SystemTime) -> u64 {
 mod tests {
     use super::*;
     use crate::http::client::{Client, Peer};
-    use crate::http::conn::Connections;
+    use crate::http::conn::{ConnState, Connections};
     use crate::token::LastDigest;
 
     const X_AUTH: &str = "x-auth";
@@ -254,14 +251,28 @@ mod tests {
         check_for(auth, tokens, ip, Scope::Ingest)
     }
 
+    /// On a connection of its own.
     fn check_for(auth: &Auth, tokens: &[&[u8]], ip: &str, need: Scope) -> Result<(), u16> {
+        check_on(auth, &connection(), tokens, (ip, true), need)
+    }
+
+    fn connection() -> Arc<ConnState> {
+        Connections::default().add().1
+    }
+
+    fn check_on(
+        auth: &Auth,
+        conn: &ConnState,
+        tokens: &[&[u8]],
+        (ip, direct): (&str, bool),
+        need: Scope,
+    ) -> Result<(), u16> {
         let mut headers = HeaderMap::new();
         for token in tokens {
             headers.append(X_AUTH, http::HeaderValue::from_bytes(token).unwrap());
         }
-        let (_, conn) = Connections::default().add();
         let client = Client(Peer::from_ip(ip.parse().unwrap()));
-        let caller = Call { client, conn: &conn, started: Instant::now() };
+        let caller = Call { client, direct, conn, started: Instant::now() };
         auth.check(&headers, &caller, need).map(|_| ()).map_err(|e| e.status().as_u16())
     }
 
@@ -383,15 +394,17 @@ mod tests {
     /// changed another token, or would be let in with one that it never showed.
     #[test]
     fn a_change_mixes_up_nobody() {
-        let auth = auth();
-        assert_eq!(check(&auth, &["tökén".as_bytes()], "192.0.2.1"), Ok(()));
+        let (auth, conn) = (auth(), connection());
+        let check_here = |token: &str| check_on(&auth, &conn, &[token.as_bytes()], ("192.0.2.1", true), Scope::Ingest);
+        assert_eq!(check_here("tökén"), Ok(()));
         auth.replace(TokenSet::shared(&["new".into(), "tökén".into(), "one".into()], &[]));
         for _ in 0..3 {
             assert_eq!(check(&auth, &[b"guess"], "192.0.2.1"), Err(401));
         }
-        assert_eq!(check(&auth, &["tökén".as_bytes()], "192.0.2.1"), Ok(()));
-        assert_eq!(check(&auth, &[b"new"], "192.0.2.1"), Err(429));
-        assert_eq!(check(&auth, &[b"one"], "192.0.2.1"), Err(429));
+        assert_eq!(check_here("tökén"), Ok(()));
+        assert_eq!((check_here("new"), check_here("one")), (Err(429), Err(429)));
+        auth.replace(TokenSet::shared(&["one".into()], &[]));
+        assert_eq!(check_here("tökén"), Err(429), "it was taken away");
     }
 
     /// Broken, a token would be good for longer than it was given for, or for less.
@@ -413,31 +426,50 @@ mod tests {
         assert_eq!(check(&auth, &[b"lst"], "192.0.2.1"), Err(429), "an expired one counts as wrong");
     }
 
+    /// Broken, whoever shares an address with a producer could guess its token at full speed, because a
+    /// right guess is answered otherwise; or its open connections would be locked out with the guesser.
     #[test]
-    fn guessing_costs_time_and_hurts_no_neighbour() {
-        let auth = auth();
-        assert_eq!(check(&auth, &[b"one"], "192.0.2.1"), Ok(()));
+    fn guessing_costs_time_and_hurts_no_open_connection() {
+        let (auth, conn) = (auth(), connection());
+        let check_here = |token: &[u8], ip, direct| check_on(&auth, &conn, &[token], (ip, direct), Scope::Ingest);
+        assert_eq!(check_here(b"one", "192.0.2.1", true), Ok(()));
         for _ in 0..3 {
             assert_eq!(check(&auth, &[b"guess"], "192.0.2.1"), Err(401));
         }
-        assert_eq!(check(&auth, &[b"guess"], "192.0.2.1"), Err(429));
-        assert_eq!(check(&auth, &["tökén".as_bytes()], "192.0.2.1"), Err(429), "a right guess does not show");
-        assert_eq!(check(&auth, &[b"one"], "192.0.2.1"), Ok(()), "the token in use goes on");
+        let answers = [b"guess".as_slice(), b"one", "tökén".as_bytes(), b""].map(|t| check(&auth, &[t], "192.0.2.1"));
+        assert_eq!(answers, [Err(429); 4], "no right guess shows, not even of a token in use");
+        assert_eq!(check(&auth, &[], "192.0.2.1"), Err(429));
+        assert_eq!(check_here(b"one", "192.0.2.1", true), Ok(()), "the connection in use goes on");
+        assert_eq!(check_here("tökén".as_bytes(), "192.0.2.1", true), Err(429), "with its own token only");
+        assert_eq!(check_here(b"one", "192.0.2.1", false), Err(429), "a proxy's connection is anybody's");
         assert_eq!(check(&auth, &[b"guess"], "192.0.2.2"), Err(401), "another client has its own count");
+        assert_eq!(check_here(b"two", "192.0.2.2", true), Err(401), "and nothing of this connection's");
     }
 
-    /// Broken, every client that ever showed a token would be remembered for ever.
+    /// Broken, a connection that showed wrong tokens only, or belongs to another client, would be let
+    /// guess.
+    #[test]
+    fn only_a_right_token_makes_an_exception() {
+        let (auth, conn) = (auth(), connection());
+        for _ in 0..3 {
+            assert_eq!(check_on(&auth, &conn, &[b"guess"], ("192.0.2.1", true), Scope::Ingest), Err(401));
+        }
+        assert_eq!(check_on(&auth, &conn, &[b"one"], ("192.0.2.1", true), Scope::Ingest), Err(429));
+        assert_eq!(check_on(&auth, &conn, &[b"one"], ("192.0.2.2", true), Scope::Ingest), Ok(()));
+        assert_eq!(check_on(&auth, &conn, &[b"one"], ("192.0.2.1", true), Scope::Ingest), Err(429));
+    }
+
+    /// Broken, every client that ever showed a wrong token would be remembered for ever.
     #[test]
     fn quiet_clients_are_forgotten() {
         let auth = auth();
         for ip in ["192.0.2.1", "192.0.2.2"] {
-            assert_eq!(check(&auth, &[b"one"], ip), Ok(()));
             assert_eq!(check(&auth, &[b"guess"], ip), Err(401));
         }
         let now = Instant::now();
-        for (later_s, failures, established) in [(30, 2, 2), (61, 0, 2), (3601, 0, 0)] {
+        for (later_s, failures) in [(30, 2), (61, 0)] {
             auth.sweep(now + std::time::Duration::from_secs(later_s));
-            assert_eq!((auth.failures.load().keys(), auth.established.keys()), (failures, established), "{later_s} s");
+            assert_eq!(auth.failures.load().keys(), failures, "{later_s} s");
         }
     }
 

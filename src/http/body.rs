@@ -1,5 +1,6 @@
 //! A request body: read within its limits, decompressed within the same limits.
 
+use std::io;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -16,11 +17,14 @@ use super::error::ApiError;
 use super::fields::{Field, Fields, text};
 use super::state::AppState;
 use crate::event::Format;
-use crate::storage::Reservation;
+use crate::storage::{Reservation, StoreError};
 
 /// So much of a compressed body is looked at before the rest is read, and four times as much each
 /// time after that: a bomb shows early, and an honest body is most often shorter.
 const PROBE_BYTES: usize = 16 << 10;
+
+/// Room for a body at first, and later for as much again as has come.
+const AT_ONCE_BYTES: usize = 32 << 10;
 
 /// What `Content-Encoding` may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,14 +127,24 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Source<'_> for B {
             return Poll::Ready(Err(ApiError::TooLarge { limit_bytes }));
         }
         if all.capacity() < len {
-            // The announced length is within the limit. Without one, few and large steps: memory that was
-            // never written costs nothing, the copies left behind do.
-            let room = self.left().map_or(4 * len, |more| len + more as usize).min(limit_bytes);
-            all.reserve_exact(room - all.len());
+            // Without an announced length the limit is all that is known.
+            let whole = self.left().map_or(limit_bytes, |more| len + more as usize).min(limit_bytes);
+            grow(all, len, whole)?;
         }
         all.extend_from_slice(&data);
         Poll::Ready(Ok(true))
     }
+}
+
+/// Makes room for `len` bytes, of `whole` that will come at most. What was announced is not there yet, and
+/// takes no room before: memory that nobody counts would go to whoever announces most.
+///
+/// # Errors
+/// [`ApiError::Store`] with [`StoreError::Exhausted`] when there is no memory.
+pub(super) fn grow(all: &mut Vec<u8>, len: usize, whole: usize) -> Result<(), ApiError> {
+    let room = whole.min((2 * len).max(AT_ONCE_BYTES));
+    let no_memory = |_| StoreError::io("allocate body", io::ErrorKind::OutOfMemory.into());
+    Ok(all.try_reserve_exact(room.max(len) - all.len()).map_err(no_memory)?)
 }
 
 /// A body that has come to its end.
@@ -313,6 +327,26 @@ mod tests {
             assert_eq!(format_of(&headers), want, "{value:?}");
         }
         assert_eq!(format_of(&HeaderMap::new()), None);
+    }
+
+    /// Broken, whoever announces much and sends little would take memory that no budget counts.
+    #[test]
+    fn room_is_made_for_what_has_come_and_not_for_what_was_announced() {
+        const WHOLE: usize = 1 << 20;
+        let mut all = Vec::new();
+        for (len, most) in
+            [(1, AT_ONCE_BYTES), (9_000, AT_ONCE_BYTES), (40_000, 80_000), (500_000, 1_000_000), (900_000, WHOLE)]
+        {
+            all.resize(all.len().min(len), 0);
+            grow(&mut all, len, WHOLE).unwrap();
+            assert!((len..=most).contains(&all.capacity()), "{len}: {}", all.capacity());
+            all.resize(len, 0);
+        }
+        let mut short = Vec::new();
+        grow(&mut short, 3, 100).unwrap();
+        assert_eq!(short.capacity(), 100, "a short one at once");
+        let error = grow(&mut Vec::new(), usize::MAX / 2, usize::MAX / 2).unwrap_err();
+        assert_eq!((error.status().as_u16(), error.detail().as_ref()), (503, "busy"));
     }
 
     #[test]

@@ -31,7 +31,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// [`HEAD_TIMEOUT`] in ticks, and one for the tick under way.
 pub(crate) const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_millis() as u64 + 1;
-const TICKS_PER_MINUTE: u64 = 60_000 / TICK.as_millis() as u64;
 /// No deadline: a request is being handled, and has deadlines of its own.
 const NEVER: u64 = u64::MAX;
 
@@ -102,7 +101,7 @@ pub(crate) struct ConnState {
     doubtful: AtomicU64,
     /// Requests that have begun.
     begun: AtomicU64,
-    /// Who showed which token here last, and when, in one number.
+    /// Who showed which right token here last, in one number; 0 is nobody.
     token_shown: AtomicU64,
     /// The digest of the secret that was shown here last.
     last_digest: Mutex<LastDigest>,
@@ -112,6 +111,8 @@ pub(crate) struct ConnState {
     ended: AtomicBool,
     /// Answers of ours that hyper has not begun to write.
     answers_due: AtomicU64,
+    /// A request has come through a proxy, which may send anybody's.
+    pub(crate) is_shared: AtomicBool,
     /// A refusal left body bytes unread: read them off before closing, see `server::linger`.
     pub(crate) linger: AtomicBool,
 }
@@ -135,6 +136,7 @@ impl ConnState {
             answers_due: AtomicU64::new(0),
             body_done: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            is_shared: AtomicBool::new(false),
             linger: AtomicBool::new(false),
         }
     }
@@ -217,13 +219,23 @@ impl ConnState {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Is this the first time in a minute or two that this client shows this token here? Spares the
-    /// map of known clients a look with every request.
-    pub(crate) fn shows_token_anew(&self, client: u128, token: u64) -> bool {
-        let minute = self.clock.load(Ordering::Relaxed) / TICKS_PER_MINUTE;
-        let mixed = (client ^ (client >> 64)) as u64 ^ token.rotate_left(32);
-        let shown = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(minute + 1);
-        self.token_shown.swap(shown, Ordering::Relaxed) != shown
+    /// `client` has shown the right `token` here.
+    pub(crate) fn shows_right_token(&self, client: u128, token: u64) {
+        let shown = mixed(client, token);
+        // Nearly always the one before.
+        if self.token_shown.load(Ordering::Relaxed) != shown {
+            self.token_shown.store(shown, Ordering::Relaxed);
+        }
+    }
+
+    /// Has anybody shown a right token here?
+    pub(crate) fn has_shown_right_token(&self) -> bool {
+        self.token_shown.load(Ordering::Relaxed) != 0
+    }
+
+    /// Was `token` the last right one that was shown here, and by `client`?
+    pub(crate) fn has_shown(&self, client: u128, token: u64) -> bool {
+        self.token_shown.load(Ordering::Relaxed) == mixed(client, token)
     }
 
     /// The digest of a secret that was shown here.
@@ -255,6 +267,12 @@ impl ConnState {
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
+}
+
+/// A client and a token as one number that is not 0. `token` is a part of a digest.
+fn mixed(client: u128, token: u64) -> u64 {
+    let client = (client ^ (client >> 64)) as u64;
+    (client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ token).max(1)
 }
 
 /// A stream under watch.

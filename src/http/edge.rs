@@ -89,6 +89,8 @@ pub(crate) struct Edge {
 #[derive(Clone)]
 pub(crate) struct Caller {
     pub client: Client,
+    /// Nobody speaks for the client: the connection is its own.
+    pub direct: bool,
     pub conn: Arc<ConnState>,
     /// When the head was there.
     pub started: Instant,
@@ -104,7 +106,7 @@ impl Caller {
 impl Caller {
     /// The same for who does not keep it.
     pub(crate) fn call(&self) -> Call<'_> {
-        Call { client: self.client, conn: &self.conn, started: self.started }
+        Call { client: self.client, direct: self.direct, conn: &self.conn, started: self.started }
     }
 }
 
@@ -112,6 +114,8 @@ impl Caller {
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub client: Client,
+    /// Nobody speaks for the client: the connection is its own.
+    pub direct: bool,
     pub conn: &'a ConnState,
     /// When the head was there.
     pub started: Instant,
@@ -205,7 +209,7 @@ impl Edge {
         let started = Instant::now();
         self.conn.request_begins(head.body_bytes > 0);
         let mut log = self.log(started, head, "POST", head.route.template());
-        let call = Call { client: log.client, conn: &self.conn, started };
+        let call = Call { client: log.client, direct: self.is_direct(head), conn: &self.conn, started };
         let asked = Asked { route: head.route, fields: head, path: head.path, query: head.query, call };
         let outcome = {
             // Where it is, because it is large and would be moved. Panics as above.
@@ -241,6 +245,14 @@ impl Edge {
         }
     }
 
+    /// Is the connection the client's own? Once a proxy has named a client on it, anybody may come through it.
+    fn is_direct(&self, fields: &impl Fields) -> bool {
+        if fields.has(Field::XForwardedFor) {
+            self.conn.is_shared.store(true, Ordering::Relaxed);
+        }
+        !self.conn.is_shared.load(Ordering::Relaxed)
+    }
+
     /// The answer is ready: can the connection carry another request after it?
     fn goes_on(&self) -> bool {
         self.conn.answer_begins() && !self.state.closing.load(Ordering::Relaxed)
@@ -258,7 +270,8 @@ impl Edge {
         if let Some(route) = hot {
             let (parts, mut body) = request.into_parts();
             let query = parts.uri.query().unwrap_or_default();
-            let call = Call { client: log.client, conn: &self.conn, started: log.started };
+            let direct = self.is_direct(&parts.headers);
+            let call = Call { client: log.client, direct, conn: &self.conn, started: log.started };
             let asked = Asked { route, fields: &parts.headers, path: parts.uri.path(), query, call };
             return ingest::respond(&self.state, &asked, &mut body, &mut log.subject).await.into_response(route);
         }
@@ -267,7 +280,8 @@ impl Edge {
         {
             return error.into_response();
         }
-        let caller = Caller { client: log.client, conn: self.conn.clone(), started: log.started };
+        let direct = self.is_direct(request.headers());
+        let caller = Caller { client: log.client, direct, conn: self.conn.clone(), started: log.started };
         // Boxed, as every branch off the hot path: the future of each request has room for all.
         Box::pin(self.through_router(request, caller, log)).await
     }
@@ -356,6 +370,7 @@ impl Edge {
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
             ApiError::ReadOnly => metrics.refused(Refusal::ReadOnly),
             ApiError::Throttled { .. } => metrics.refused(Refusal::Throttled),
+            ApiError::TooManyNewDomains { .. } => metrics.refused(Refusal::NewDomains),
             ApiError::NotFound | ApiError::MethodNotAllowed | ApiError::BadInput(_) => {}
             // No events; counted where it happened.
             ApiError::InvalidBody | ApiError::Snapshot(_) => {}
@@ -384,7 +399,12 @@ impl Edge {
             other => other.detail().into_owned(),
         };
         match error {
-            ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
+            ApiError::Store(
+                StoreError::Busy { .. }
+                | StoreError::LockTimeout { .. }
+                | StoreError::ShuttingDown
+                | StoreError::Exhausted { .. },
+            ) => {
                 tracing::warn!(request_id, domain, cause, "request deferred");
             }
             ApiError::Snapshot(_) => tracing::warn!(request_id, domain, cause, "snapshot refused"),

@@ -71,6 +71,10 @@ pub enum ApiError {
     Throttled {
         retry_after_s: u64,
     },
+    /// This client has made as many domains as it may for now.
+    TooManyNewDomains {
+        retry_after_s: u64,
+    },
     /// A request to an admin route says something that means nothing there; the text says what would.
     BadInput(String),
     /// A body that is not what an operation takes.
@@ -110,9 +114,10 @@ impl ApiError {
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Unauthorized | ApiError::TokenExpired => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden => StatusCode::FORBIDDEN,
-            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            ApiError::TokenGuessing { .. }
+            | ApiError::RateLimited(_)
+            | ApiError::Throttled { .. }
+            | ApiError::TooManyNewDomains { .. } => StatusCode::TOO_MANY_REQUESTS,
             ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
             ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::ContentEncoding | ApiError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -129,10 +134,12 @@ impl ApiError {
             ApiError::ReadOnly => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::BadInput(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::Store(error) => match error {
-                StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown => {
-                    StatusCode::SERVICE_UNAVAILABLE
-                }
-                StoreError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
+                StoreError::Busy { .. }
+                | StoreError::LockTimeout { .. }
+                | StoreError::ShuttingDown
+                | StoreError::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                // For both the client keeps the event, and an operator makes room.
+                StoreError::Full { .. } | StoreError::TooManyDomains { .. } => StatusCode::INSUFFICIENT_STORAGE,
                 // compat: the original calls a symlinked data file an invalid domain.
                 StoreError::Symlink => StatusCode::BAD_REQUEST,
                 StoreError::Io { .. }
@@ -167,9 +174,10 @@ impl ApiError {
             ApiError::MethodNotAllowed => "Method Not Allowed",
             ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
             ApiError::Forbidden => "forbidden",
-            ApiError::TokenGuessing { .. } | ApiError::RateLimited(_) | ApiError::Throttled { .. } => {
-                "too many requests"
-            }
+            ApiError::TokenGuessing { .. }
+            | ApiError::RateLimited(_)
+            | ApiError::Throttled { .. }
+            | ApiError::TooManyNewDomains { .. } => "too many requests",
             ApiError::ReadOnly => "read only",
             ApiError::BadInput(text) => return text.clone().into(),
             ApiError::LengthRequired => "length required",
@@ -180,10 +188,10 @@ impl ApiError {
             ApiError::ContentType => "unsupported content-type",
             ApiError::Event(error) => return error.reason.to_string().into(),
             ApiError::BodyTimeout => "request timeout",
-            ApiError::Store(StoreError::Busy { .. }) => "busy",
+            ApiError::Store(StoreError::Busy { .. } | StoreError::Exhausted { .. }) => "busy",
             ApiError::Store(StoreError::LockTimeout { .. }) => "lock timeout",
             ApiError::Store(StoreError::ShuttingDown) => "shutting down",
-            ApiError::Store(StoreError::Full { .. }) => "insufficient storage",
+            ApiError::Store(StoreError::Full { .. } | StoreError::TooManyDomains { .. }) => "insufficient storage",
             ApiError::Store(
                 StoreError::Io { .. }
                 | StoreError::Poisoned { .. }
@@ -221,6 +229,7 @@ impl ApiError {
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
             ApiError::Throttled { .. } => "throttled",
+            ApiError::TooManyNewDomains { .. } => "too_many_new_domains",
             ApiError::ReadOnly => "read_only",
             ApiError::BadInput(_) => "invalid_input",
             ApiError::LengthRequired => "length_required",
@@ -246,9 +255,11 @@ impl ApiError {
                 | StoreError::Sync { .. }
                 | StoreError::Rollback { .. }
                 | StoreError::Panicked => "storage_error",
+                StoreError::Exhausted { .. } => "busy",
                 StoreError::Busy { .. }
                 | StoreError::LockTimeout { .. }
                 | StoreError::ShuttingDown
+                | StoreError::TooManyDomains { .. }
                 | StoreError::Symlink => error.label(),
             },
             ApiError::InvalidBody => "invalid_body",
@@ -271,13 +282,16 @@ impl ApiError {
     pub fn retry_after_s(&self) -> Option<u64> {
         match self {
             ApiError::RateLimited(standing) => Some(standing.retry_after_s()),
-            ApiError::TokenGuessing { retry_after_s } | ApiError::Throttled { retry_after_s } => {
-                Some((*retry_after_s).max(1))
-            }
+            ApiError::TokenGuessing { retry_after_s }
+            | ApiError::Throttled { retry_after_s }
+            | ApiError::TooManyNewDomains { retry_after_s } => Some((*retry_after_s).max(1)),
             ApiError::ReadOnly => Some(READ_ONLY_RETRY_AFTER_S),
-            ApiError::Store(StoreError::Busy { .. } | StoreError::LockTimeout { .. } | StoreError::ShuttingDown) => {
-                Some(1)
-            }
+            ApiError::Store(
+                StoreError::Busy { .. }
+                | StoreError::LockTimeout { .. }
+                | StoreError::ShuttingDown
+                | StoreError::Exhausted { .. },
+            ) => Some(1),
             ApiError::Snapshot(error) if matches!(**error, SnapshotError::Locked { .. }) => Some(1),
             _ => None,
         }
@@ -306,6 +320,7 @@ impl ApiError {
                 | ApiError::RateLimited(_)
                 | ApiError::TokenGuessing { .. }
                 | ApiError::Throttled { .. }
+                | ApiError::TooManyNewDomains { .. }
         ) {
             ("text/plain; charset=utf-8", detail.into_owned())
         } else if let ApiError::BadInput(_) = self {

@@ -216,8 +216,8 @@ fn admit<'a, F: Fields>(
     let posted = state.gate.posted();
     posted.writable()?;
     body::check_length(asked.fields, body, state.max_body_bytes)?;
-    // compat: the budget is per client and path.
-    let key = (call.client.key(), asked.path);
+    // compat: the budget is per client and endpoint. The old path has its domain in it: all are one.
+    let key = (call.client.key(), asked.route as u8);
     let standing = live.limiter.hit(key, call.started).map_err(ApiError::RateLimited)?;
     state.gate.slow_down(posted, call.started)?;
     Ok((standing, live.terms(call.started)))
@@ -246,7 +246,7 @@ async fn ingest<'a, F: Fields>(
     subject.body_bytes = whole.len() as u64;
     let default_domain = subject.pass.default_domain().cloned();
     let unparsed = Unparsed { route: asked.route, named: format_of(asked.fields), body: whole, domain, default_domain };
-    attended(body, pin!(store(state, unparsed, reservation, terms, subject))).await
+    attended(body, pin!(store(state, unparsed, reservation, (terms, asked.call), subject))).await
 }
 
 /// Parses and appends what has arrived whole.
@@ -254,7 +254,7 @@ async fn store(
     state: &AppState,
     unparsed: Unparsed<'_>,
     reservation: Reservation,
-    terms: &Terms,
+    (terms, call): (&Terms, Call<'_>),
     subject: &mut Subject,
 ) -> Result<(), ApiError> {
     let named_by_payload = unparsed.domain.is_none();
@@ -266,7 +266,11 @@ async fn store(
         terms.check(batch.domain())?;
     }
     state.gate.still_writable()?;
-    Ok(state.store.append_before(batch, reservation, Some(terms.deadline)).await?)
+    let admit = || match state.new_domains.hit(call.client.key(), call.started) {
+        Ok(_) => Ok(()),
+        Err(standing) => Err(ApiError::TooManyNewDomains { retry_after_s: standing.retry_after_s() }),
+    };
+    state.store.append_before(batch, reservation, Some(terms.deadline), admit).await
 }
 
 /// Waits for `work`, and looks after the client meanwhile.

@@ -127,31 +127,6 @@ impl Limiter {
         Ok(Some(tightest))
     }
 
-    /// Remembers `key` for the longest window from `now` on, without counting it.
-    pub fn remember(&self, key: impl Hash, now: Instant) {
-        let now_ms = self.ms(now);
-        let hash = self.hasher.hash_one(key);
-        let ends_ms = now_ms + self.limits.as_slice().iter().map(|l| l.window.as_millis() as u64).max().unwrap_or(0);
-        let mut shard = self.shards[(hash >> 32) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
-        match shard.get_mut(&hash) {
-            Some(windows) => windows[0].ends_ms = ends_ms,
-            None => {
-                provide(&mut shard, now_ms);
-                let mut windows = Windows::default();
-                windows[0].ends_ms = ends_ms;
-                shard.insert(hash, windows);
-            }
-        }
-    }
-
-    /// Whether `key` was counted in a window that has not ended.
-    pub fn knows(&self, key: impl Hash, now: Instant) -> bool {
-        let now_ms = self.ms(now);
-        let hash = self.hasher.hash_one(key);
-        let shard = self.shards[(hash >> 32) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
-        shard.get(&hash).is_some_and(|windows| last_end_ms(windows) > now_ms)
-    }
-
     /// How many keys are remembered.
     pub fn keys(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
@@ -305,10 +280,9 @@ mod tests {
         let end = limiter.started + Duration::from_secs(1);
         let before = end - Duration::from_millis(1);
         assert!(limiter.hit("a", limiter.started).is_ok());
-        assert!(limiter.knows("a", before) && limiter.hit("a", before).is_err());
+        assert!(limiter.hit("a", before).is_err());
         limiter.sweep(before);
         assert_eq!(limiter.keys(), 1);
-        assert!(!limiter.knows("a", end));
         limiter.sweep(end);
         assert_eq!(limiter.keys(), 0);
     }

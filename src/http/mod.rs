@@ -41,7 +41,7 @@ pub use error::ApiError;
 pub use limits::{Limiter, Standing};
 #[cfg(feature = "docs")]
 pub use openapi::openapi;
-pub use server::{BoundListener, ServerOptions, serve};
+pub use server::{BoundListener, REFUSERS_MAX, ServerOptions, serve};
 pub use state::AppState;
 
 /// Every route but the pages.

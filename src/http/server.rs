@@ -5,8 +5,8 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -45,7 +45,9 @@ const ENDING_PAUSE: Duration = Duration::from_millis(1);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 4 << 20;
 /// Connections over the cap that are told so; further ones are just closed.
-const REFUSERS_MAX: usize = 64;
+pub const REFUSERS_MAX: usize = 64;
+/// So often at most the log says that connections cannot be accepted or served.
+const COMPLAINT_EVERY: Duration = Duration::from_secs(10);
 /// Waiting for locks ends so long before the connections are cut, so that the answer gets out.
 const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 
@@ -83,6 +85,7 @@ pub async fn serve(
         refusers: Arc::new(Semaphore::new(REFUSERS_MAX)),
         open: Arc::new(Connections::new()),
         workers: options.workers.into_iter().map(Worker::new).collect(),
+        complaint: Complaint::default(),
     };
     if server.workers.is_empty() {
         server.workers.push(Worker::new(Handle::current()));
@@ -137,6 +140,27 @@ struct Server {
     refusers: Arc<Semaphore>,
     open: Arc<Connections>,
     workers: Vec<Worker>,
+    /// About accept.
+    complaint: Complaint,
+}
+
+/// Tells of something that may happen many times a second: at once, and then every [`COMPLAINT_EVERY`] how
+/// often it was.
+#[derive(Debug, Default)]
+struct Complaint {
+    told_at: Option<Instant>,
+    untold: u64,
+}
+
+impl Complaint {
+    /// It has happened once more; `tell` gets how often since it was last told.
+    fn tell(&mut self, now: Instant, tell: impl FnOnce(u64)) {
+        self.untold += 1;
+        if self.told_at.is_none_or(|told_at| now - told_at >= COMPLAINT_EVERY) {
+            self.told_at = Some(now);
+            tell(std::mem::take(&mut self.untold));
+        }
+    }
 }
 
 /// Where connections are served.
@@ -235,7 +259,9 @@ impl Server {
             Ok(stream) => self.start(stream),
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "accept failed; descriptors or memory are used up");
+                self.complaint.tell(Instant::now(), |failed| {
+                    tracing::error!(%error, failed, "accept failed; descriptors or memory are used up");
+                });
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -291,7 +317,12 @@ async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Gua
     match adopted {
         Ok(Either::Left(stream)) => connection(stream, edge, conn, guard).await,
         Ok(Either::Right(stream)) => connection(stream, edge, conn, guard).await,
-        Err(error) => tracing::error!(%error, "cannot serve a connection; memory or epoll watches are used up"),
+        Err(error) => {
+            static ABOUT_SERVING: Mutex<Complaint> = Mutex::new(Complaint { told_at: None, untold: 0 });
+            ABOUT_SERVING.lock().unwrap_or_else(PoisonError::into_inner).tell(Instant::now(), |failed| {
+                tracing::error!(%error, failed, "cannot serve a connection; memory or epoll watches are used up");
+            });
+        }
     }
 }
 
@@ -399,5 +430,21 @@ async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, _permit: Ow
     );
     if stream.write_all(answer.as_bytes()).await.is_ok() && stream.shutdown().await.is_ok() {
         linger(&mut stream).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, a service without descriptors would fill the log, or not say that it goes on.
+    #[test]
+    fn what_happens_all_the_time_is_told_now_and_then() {
+        let mut complaint = Complaint::default();
+        let (now, mut told) = (Instant::now(), Vec::new());
+        for tick in 0..500 {
+            complaint.tell(now + tick * ACCEPT_PAUSE, |failed| told.push((tick, failed)));
+        }
+        assert_eq!(told, [(0, 1), (200, 200), (400, 200)]);
     }
 }

@@ -13,9 +13,11 @@ use super::auth::Auth;
 use super::config::{Outside, Settings};
 use super::decode::Decoders;
 use super::gate::Gate;
+use super::limits::Limiter;
 use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::rate::RateLimits;
 use crate::storage::Store;
 use crate::token::TokenSet;
 
@@ -28,6 +30,8 @@ pub struct AppState {
     pub(crate) metrics: Metrics,
     pub(crate) auth: Auth,
     pub(crate) gate: Gate,
+    /// Domains that each client has made lately.
+    pub(crate) new_domains: Limiter,
     live: ArcSwap<Live>,
     pub(crate) settings: Settings,
     pub(crate) trusted_proxies: Vec<IpNet>,
@@ -58,6 +62,7 @@ impl AppState {
                 config.auth_rate_limit.clone(),
             ),
             gate: Gate::default(),
+            new_domains: Limiter::new(RateLimits::hourly(config.new_domains_per_hour)),
             live: ArcSwap::from_pointee(Live::new(config)),
             settings: Settings::new(config, Outside::none(config)),
             trusted_proxies: config.trusted_proxies.clone(),
@@ -99,6 +104,7 @@ impl AppState {
         let now = Instant::now();
         self.gate.throttle(now);
         self.live().limiter.sweep(now);
+        self.new_domains.sweep(now);
         self.auth.sweep(now);
     }
 }

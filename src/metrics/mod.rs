@@ -122,6 +122,8 @@ struct Gauges {
     in_flight_bytes_max: Gauge,
     open_domains: Gauge,
     known_domains: Gauge,
+    domains: Gauge,
+    domains_max: Gauge,
     poisoned_domains: Gauge,
     disk_free_bytes: Gauge,
     disk_total_bytes: Gauge,
@@ -170,6 +172,7 @@ pub enum Refusal {
     BodyTimeout,
     ReadOnly,
     Throttled,
+    NewDomains,
 }
 
 impl Refusal {
@@ -186,6 +189,7 @@ impl Refusal {
             Refusal::BodyTimeout => "body_timeout",
             Refusal::ReadOnly => "read_only",
             Refusal::Throttled => "throttled",
+            Refusal::NewDomains => "new_domains",
         }
     }
 }
@@ -340,6 +344,8 @@ impl Metrics {
         gauges.in_flight_bytes_max.set(health.in_flight_bytes_max as f64);
         gauges.open_domains.set(health.open_domains as f64);
         gauges.known_domains.set(health.known_domains as f64);
+        gauges.domains.set(health.domains as f64);
+        gauges.domains_max.set(health.domains_max as f64);
         gauges.poisoned_domains.set(health.poisoned_domains as f64);
         gauges.connections.set(observed.connections as f64);
         gauges.connections_max.set(observed.connections_max as f64);
@@ -485,8 +491,20 @@ struct StoreCells {
     last_success_ms: AtomicU64,
 }
 
-const REFUSED: [&str; 10] =
-    ["busy", "lock_timeout", "shutting_down", "full", "symlink", "io", "poisoned", "sync", "rollback", "panicked"];
+const REFUSED: [&str; 12] = [
+    "busy",
+    "lock_timeout",
+    "shutting_down",
+    "full",
+    "exhausted",
+    "too_many_domains",
+    "symlink",
+    "io",
+    "poisoned",
+    "sync",
+    "rollback",
+    "panicked",
+];
 
 impl StoreMetrics {
     /// Cells of their own, for a store without a page, as in tools and tests.
@@ -638,6 +656,8 @@ impl Gauges {
             in_flight_bytes_max: metrics::gauge!("leitstand_in_flight_bytes_max"),
             open_domains: metrics::gauge!("leitstand_open_domains"),
             known_domains: metrics::gauge!("leitstand_known_domains"),
+            domains: metrics::gauge!("leitstand_domains"),
+            domains_max: metrics::gauge!("leitstand_domains_max"),
             poisoned_domains: metrics::gauge!("leitstand_poisoned_domains"),
             disk_free_bytes: metrics::gauge!("leitstand_disk_free_bytes"),
             disk_total_bytes: metrics::gauge!("leitstand_disk_total_bytes"),
@@ -694,6 +714,8 @@ fn describe() {
     );
     describe_gauge!("leitstand_open_domains", "Domains whose files are open.");
     describe_gauge!("leitstand_known_domains", "Domains written to lately.");
+    describe_gauge!("leitstand_domains", "Domains that have a file.");
+    describe_gauge!("leitstand_domains_max", "Limit of leitstand_domains for new domains.");
     describe_gauge!("leitstand_poisoned_domains", "Domains refused after a failed sync or roll-back; see RUNBOOK.");
     describe_gauge!("leitstand_disk_free_bytes", Unit::Bytes, "Free bytes of the data directory's file system.");
     describe_gauge!("leitstand_disk_total_bytes", Unit::Bytes, "Size of the data directory's file system.");

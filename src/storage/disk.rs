@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::retry_on_intr;
 
+use super::layout::Owner;
 use super::watch::{LockWatch, Wanted};
 use super::whole_sync::WholeSync;
 
@@ -120,6 +121,10 @@ pub trait Disk: Send + Sync + 'static {
     /// one that finds no room can be taken back whole.
     fn room(&self) -> Option<u64> {
         None
+    }
+    /// How many names in the directory are those of data files; `None` where nobody counts them.
+    fn data_files(&self) -> io::Result<Option<usize>> {
+        Ok(None)
     }
     /// May this process create files here? Writes nothing.
     fn writable(&self) -> io::Result<()>;
@@ -460,6 +465,12 @@ impl Disk for RealDisk {
             return None;
         }
         self.space().ok().map(|space| space.free_bytes)
+    }
+
+    fn data_files(&self) -> io::Result<Option<usize>> {
+        let mut count = 0;
+        self.each_name(|name| count += usize::from(name.to_str().is_some_and(|name| Owner::of(name).is_some())))?;
+        Ok(Some(count))
     }
 
     fn writable(&self) -> io::Result<()> {

@@ -33,6 +33,16 @@ pub enum StoreError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// Descriptors or memory are used up; it passes when others are done.
+    #[error("out of descriptors or memory: {op}")]
+    Exhausted {
+        op: &'static str,
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The domain has no file, and there are as many as there may be.
+    #[error("there are {domains_max} domains already")]
+    TooManyDomains { domains_max: usize },
     /// The data file is a symbolic link.
     #[error("data file is a symbolic link")]
     Symlink,
@@ -73,6 +83,8 @@ impl StoreError {
             | StoreError::LockTimeout { .. }
             | StoreError::ShuttingDown
             | StoreError::Full { .. }
+            | StoreError::Exhausted { .. }
+            | StoreError::TooManyDomains { .. }
             | StoreError::Symlink
             | StoreError::Io { .. }
             | StoreError::Poisoned { .. } => Written::No,
@@ -87,6 +99,8 @@ impl StoreError {
             StoreError::LockTimeout { .. } => "lock_timeout",
             StoreError::ShuttingDown => "shutting_down",
             StoreError::Full { .. } => "full",
+            StoreError::Exhausted { .. } => "exhausted",
+            StoreError::TooManyDomains { .. } => "too_many_domains",
             StoreError::Symlink => "symlink",
             StoreError::Io { .. } => "io",
             StoreError::Poisoned { .. } => "poisoned",
@@ -96,10 +110,17 @@ impl StoreError {
         }
     }
 
-    /// The failed operation and its cause as [`StoreError::Full`] or [`StoreError::Io`].
+    /// The failed operation and its cause as [`StoreError::Full`], [`StoreError::Exhausted`] or
+    /// [`StoreError::Io`].
     pub(crate) fn io(op: &'static str, source: io::Error) -> StoreError {
         let source = Arc::new(source);
-        if is_full(&source) { StoreError::Full { op, source } } else { StoreError::Io { op, source } }
+        if is_full(&source) {
+            StoreError::Full { op, source }
+        } else if is_exhausted(&source) {
+            StoreError::Exhausted { op, source }
+        } else {
+            StoreError::Io { op, source }
+        }
     }
 
     pub(crate) fn sync(op: &'static str, source: io::Error) -> StoreError {
@@ -130,6 +151,14 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// Does this error mean that the process or the system has too much open, or no memory left? See open(2).
+fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let used_up = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::NOLCK];
+    error.kind() == io::ErrorKind::OutOfMemory
+        || error.raw_os_error().is_some_and(|code| used_up.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 /// An error and its causes in one line, for the log.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -145,6 +174,26 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Broken, clients would be told of a broken disk when only descriptors were short for a moment.
+    #[test]
+    fn what_is_used_up_is_told_from_what_is_broken() {
+        use rustix::io::Errno;
+        for (errno, label) in [
+            (Errno::MFILE, "exhausted"),
+            (Errno::NFILE, "exhausted"),
+            (Errno::NOMEM, "exhausted"),
+            (Errno::NOLCK, "exhausted"),
+            (Errno::NOSPC, "full"),
+            (Errno::DQUOT, "full"),
+            (Errno::IO, "io"),
+            (Errno::ACCESS, "io"),
+        ] {
+            let error = StoreError::io("open data file", errno.into());
+            assert_eq!((error.label(), error.written()), (label, Written::No), "{errno:?}");
+        }
+        assert_eq!(StoreError::io("allocate", io::ErrorKind::OutOfMemory.into()).label(), "exhausted");
+    }
 
     /// Broken, the log would not say what the operating system said.
     #[test]

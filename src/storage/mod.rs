@@ -5,6 +5,7 @@
 
 mod budget;
 mod disk;
+mod domains;
 mod error;
 mod gather;
 mod inbox;
@@ -32,6 +33,7 @@ mod sync {
 }
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::io;
 use std::path::PathBuf;
@@ -50,6 +52,7 @@ pub use layout::{FileNames, NAME_BYTES_MAX, TOKEN_STORE, TOKEN_STORE_DIR, TORN_D
 pub use watch::Wanted;
 
 use budget::Budget;
+use domains::Domains;
 use gather::Gather;
 use log::{Log, OpenCount};
 use pieces::{Neighbours, PIECE_BYTES};
@@ -77,6 +80,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(60);
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
 /// How old a reading of the free space may be.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(250);
+/// How often a full data directory is listed, to see whether somebody has made room.
+const COUNT_DOMAINS_EVERY: Duration = Duration::from_secs(60);
 /// Smallest byte budget.
 const IN_FLIGHT_BYTES_MIN: usize = 1 << 20;
 
@@ -117,6 +122,8 @@ pub struct StoreOptions {
     pub piece_bytes_max: usize,
     /// Most domains whose files stay open between groups; each takes two descriptors.
     pub open_domains_max: usize,
+    /// Most domains that have a file. Those that have one go on above it.
+    pub domains_max: usize,
     /// Where turns run that sync or wait; it must outlive the store. `None`: the runtime of whoever
     /// starts them.
     pub runtime: Option<Handle>,
@@ -131,6 +138,7 @@ impl Default for StoreOptions {
             reserve_bytes: None,
             piece_bytes_max: PIECE_BYTES,
             open_domains_max: 256,
+            domains_max: 100_000,
             runtime: None,
         }
     }
@@ -155,6 +163,9 @@ pub struct StoreHealth {
     pub in_flight_bytes_max: usize,
     pub open_domains: usize,
     pub known_domains: usize,
+    /// Those that have a file, as far as this process knows.
+    pub domains: usize,
+    pub domains_max: usize,
 }
 
 /// The handle everybody uses. Cheap to clone.
@@ -175,6 +186,7 @@ struct Inner<D: Disk> {
     budget: Budget,
     gather: Arc<Gather<D>>,
     lines: stats::LineIndex,
+    domains: Domains,
     shards: Vec<Mutex<Writers<D>>>,
     hasher: RandomState,
 }
@@ -205,6 +217,8 @@ impl<D: Disk> Store<D> {
     pub fn new(disk: D, mut options: StoreOptions, metrics: StoreMetrics) -> Store<D> {
         options.in_flight_bytes_max = options.in_flight_bytes_max.max(IN_FLIGHT_BYTES_MIN);
         let budget = Budget::new(options.in_flight_bytes_max, metrics.clone());
+        let domains = Domains::new(options.domains_max);
+        domains.count_anew(&disk);
         let shared = Arc::new(Shared {
             disk,
             options,
@@ -228,6 +242,7 @@ impl<D: Disk> Store<D> {
                 budget,
                 gather: Arc::new(Gather::new()),
                 lines: stats::LineIndex::default(),
+                domains,
                 shards,
                 hasher: RandomState::default(),
             }),
@@ -259,35 +274,39 @@ impl<D: Disk> Store<D> {
     /// Dropping the future cancels nothing: the writer owns the bytes and the reservation. Only
     /// the answer is lost.
     pub async fn append(&self, batch: Batch, reservation: Reservation) -> Result<(), StoreError> {
-        self.append_before(batch, reservation, None).await
+        self.append_before(batch, reservation, None, || Ok(())).await
     }
 
     /// As [`Store::append`], but waits for a foreign lock at most until `deadline`. Once the lock is
     /// taken there is no deadline: what is being written is written to its end, and answered then.
+    /// `admit` is asked before the first event of a domain that has no file.
     ///
     /// # Errors
-    /// As [`Store::append`].
-    pub async fn append_before(
+    /// As [`Store::append`], and what `admit` says; then nothing was written.
+    pub async fn append_before<E: From<StoreError>>(
         &self,
         batch: Batch,
         mut reservation: Reservation,
         deadline: Option<Instant>,
-    ) -> Result<(), StoreError> {
+        admit: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let queued_at = Instant::now();
         let lock_deadline = queued_at + self.inner.shared.options.lock_timeout;
         let lock_deadline = deadline.map_or(lock_deadline, |deadline| deadline.min(lock_deadline));
         let (domain, lines, events) = batch.into_parts();
         reservation.grow_to(lines.capacity())?;
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
+        let writer = self.writer_for(&domain, admit)?;
         let (ack, done) = oneshot::channel();
         self.inner.shared.metrics.submitted();
         let home = Handle::current();
         let job = Job { lines, events, queued_at, lock_deadline, ack, home, _reservation: reservation };
-        self.inner.gather.add(self.writer(&domain), job);
-        done.await.unwrap_or_else(|_| {
+        self.inner.gather.add(writer, job);
+        let answer = done.await.unwrap_or_else(|_| {
             self.inner.shared.metrics.answered();
             Err(StoreError::Panicked)
-        })
+        });
+        Ok(answer?)
     }
 
     /// How the store is doing. Blocks for a few system calls.
@@ -306,6 +325,8 @@ impl<D: Disk> Store<D> {
             in_flight_bytes_max: self.inner.budget.bytes_max(),
             open_domains: shared.open_domains(),
             known_domains: self.inner.shards.iter().map(|shard| lock(shard).len()).sum(),
+            domains: self.inner.domains.count(),
+            domains_max: self.inner.domains.max(),
         }
     }
 
@@ -333,9 +354,10 @@ impl<D: Disk> Store<D> {
     }
 
     /// Runs for as long as the store lives: syncs for [`Fsync::EverySecond`], closes idle files,
-    /// forgets idle writers.
+    /// forgets idle writers, and looks whether there is room for more domains again.
     pub async fn maintain(&self) {
         let mut swept = Instant::now();
+        let mut counted = Instant::now();
         let mut ticks = tokio::time::interval(FLUSH_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -350,6 +372,11 @@ impl<D: Disk> Store<D> {
             if swept.elapsed() >= SWEEP_EVERY {
                 swept = Instant::now();
                 self.sweep();
+            }
+            if self.inner.domains.is_full() && counted.elapsed() >= COUNT_DOMAINS_EVERY {
+                counted = Instant::now();
+                let store = self.clone();
+                tokio::task::spawn_blocking(move || store.inner.domains.count_anew(&store.inner.shared.disk));
             }
         }
     }
@@ -384,15 +411,36 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn writer(&self, domain: &Domain) -> Arc<DomainWriter<D>> {
+    /// The writer of a domain. Of one that has neither a writer nor a file, `admit` is asked, and then there
+    /// must be a place for it.
+    fn writer_for<E: From<StoreError>>(
+        &self,
+        domain: &Domain,
+        admit: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Arc<DomainWriter<D>>, E> {
         let shard = &self.inner.shards[self.inner.hasher.hash_one(domain) as usize % SHARDS];
-        let mut writers = lock(shard);
-        if let Some(writer) = writers.get(domain) {
-            return writer.clone();
+        if let Some(writer) = lock(shard).get(domain) {
+            return Ok(writer.clone());
         }
-        let writer = Arc::new(DomainWriter::new(self.inner.shared.clone(), domain.clone()));
-        writers.insert(domain.clone(), writer.clone());
-        writer
+        // What cannot be looked at is not new; whoever opens it says what is wrong.
+        let is_new = matches!(self.inner.shared.disk.stat(&FileNames::of(domain).data), Ok(None));
+        if is_new {
+            admit()?;
+            self.inner.domains.take().inspect_err(|e| self.inner.shared.metrics.refused(e))?;
+        }
+        match lock(shard).entry(domain.clone()) {
+            Entry::Occupied(writer) => {
+                // Another request for it came in between.
+                if is_new {
+                    self.inner.domains.give_back();
+                }
+                Ok(writer.get().clone())
+            }
+            Entry::Vacant(place) => {
+                let writer = DomainWriter::new(self.inner.shared.clone(), domain.clone());
+                Ok(place.insert(Arc::new(writer)).clone())
+            }
+        }
     }
 }
 
@@ -534,7 +582,7 @@ mod tests {
         let rests = async {
             let (store, domain) = (store(dir.path()), Domain::parse("a").unwrap());
             append(&store, &domain).await;
-            let writer = store.writer(&domain);
+            let writer = store.writer_for(&domain, || Ok::<_, StoreError>(())).unwrap();
             assert!(writer.is_dirty() && !writer.rest(Duration::ZERO), "not synced");
             store.flush().await;
             // The turn that synced may still be at the desk.

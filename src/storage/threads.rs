@@ -23,6 +23,9 @@ const LINGER: Duration = Duration::from_micros(50);
 /// first: so few threads do all the work, and the others' memory is given back.
 const SLEEP: Duration = Duration::from_millis(100);
 
+/// Pause before it looks again whether files were closed, while too many are open.
+const FILES_PAUSE: Duration = Duration::from_micros(200);
+
 /// A writer that is to take turns on a thread that may block.
 pub(crate) struct Turns<D: Disk> {
     pub(super) writer: Arc<DomainWriter<D>>,
@@ -54,6 +57,11 @@ impl<D: Disk> DiskThread<D> {
                 let answered = self.shared.sync(round);
                 // They are on their way to clients who may have more, which then goes with the next sync.
                 after_answers.give_way(answered);
+                continue;
+            }
+            if self.shared.rounds.any_waiting() && !self.shared.may_keep_open() {
+                // The round under way closes files when it is over; more would be open until then.
+                std::thread::sleep(FILES_PAUSE);
                 continue;
             }
             let Some(Turns { writer, desk }) = left.take().or_else(|| self.next()) else { break };
@@ -180,6 +188,11 @@ impl<D: Disk> Shared<D> {
         let together = self.disk.syncs_together();
         if together && !self.rounds.are_together() {
             for Turns { writer, desk } in self.ready.all(Instant::now()) {
+                // What is afloat keeps its files open: the rest goes with the next round.
+                if !self.may_keep_open() {
+                    writer.spawn(desk);
+                    continue;
+                }
                 if let Some(desk) = writer.run(desk, false) {
                     writer.spawn(desk);
                 }

@@ -6,7 +6,7 @@ mod store;
 
 pub use file::{Found, Stamp, TokenFile};
 pub use set::{Digest, EXPIRES_SOON_S, Grant, Known, LastDigest, Pattern, TokenSet, Transport};
-pub use store::{Change, Previous, StoreFault, StoredToken, TOKENS_MAX, TokenStore, grant};
+pub use store::{Change, Previous, STORE_BYTES_MAX, StoreFault, StoredToken, TOKENS_MAX, TokenStore, grant};
 
 use std::fmt;
 

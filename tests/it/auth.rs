@@ -119,15 +119,18 @@ fn only_the_x_auth_header_counts() {
     server.send(&bare.clone().header("x-AUTH", format!("  {TOKEN}\t"))).assert_accepted();
 }
 
-/// Broken, guessing tokens would cost no time, or would lock out those who have a right one.
+/// Broken, guessing tokens would cost no time, also beside somebody who uses the right one; or an open
+/// connection of his would be cut off from the service by it.
 #[test]
-fn wrong_tokens_are_limited_and_a_known_token_goes_on() {
+fn wrong_tokens_are_limited_and_an_open_connection_goes_on() {
     let server = TestServer::builder()
         .env("LEITSTAND_TOKEN", "golden-token,second")
         .env("LEITSTAND_AUTH_RATE_LIMIT", "3/minute")
         .start();
-    let wrong = Request::post("guess", "{}").header("X-Auth", "guess");
-    server.post("guess", "{}").assert_accepted();
+    let good = Request::post("guess", "{}");
+    let wrong = good.clone().header("X-Auth", "guess");
+    let mut open = server.connect();
+    open.roundtrip(&good).assert_accepted();
     for _ in 0..3 {
         server.send(&wrong).assert_error(401, "unauthorized");
     }
@@ -135,19 +138,29 @@ fn wrong_tokens_are_limited_and_a_known_token_goes_on() {
         wrong.clone(),
         wrong.clone().without("X-Auth"),
         Request::get("/health").header("X-Auth", "guess"),
-        // Not established: whether it is right does not show.
+        // Whether it is right does not show: not for one that nobody uses, and not for one in use.
         wrong.clone().header("X-Auth", "second"),
+        good.clone(),
+        Request::get("/health"),
+        Request::get("/stats").header("X-Auth", ADMIN_TOKEN),
     ] {
         let answer = server.send(&request);
         answer.assert_text(429, "too many requests");
         assert!((1..=60).contains(&answer.number("retry-after")), "{answer:?}");
     }
-    server.post("guess", "{}").assert_accepted();
-    assert_eq!(server.get("/health").status, 200);
-    // Another client, as the trusted proxy says, has its own count.
-    let elsewhere = wrong.header("X-Forwarded-For", "198.51.100.7");
-    server.send(&elsewhere).assert_error(401, "unauthorized");
-    assert_eq!(server.lines("guess").len(), 2);
+    // The connection that has shown it goes on with it, on the plain way and on the other, and with no other.
+    open.roundtrip(&good).assert_accepted();
+    open.roundtrip(&Request::get("/health").header("X-Auth", "second")).assert_text(429, "too many requests");
+    assert_eq!(open.roundtrip(&Request::get("/health")).status, 200);
+    // Another client, as the trusted proxy says, has its own count, and nothing of a connection.
+    let proxied = |token: &str| good.clone().header("X-Auth", token).header("X-Forwarded-For", "198.51.100.7");
+    let mut proxy = server.connect();
+    proxy.roundtrip(&proxied("golden-token")).assert_accepted();
+    for _ in 0..3 {
+        server.send(&proxied("guess")).assert_error(401, "unauthorized");
+    }
+    proxy.roundtrip(&proxied("golden-token")).assert_text(429, "too many requests");
+    assert_eq!(server.lines("guess").len(), 3);
 }
 
 /// Broken, a probe without the token would see the service down, or a stranger its version.

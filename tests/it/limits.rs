@@ -36,6 +36,62 @@ fn a_used_up_limit_is_429_for_that_path_only() {
     }
 }
 
+/// Broken, a client would have a budget for each name, or spelling of a name, that it makes up.
+#[test]
+fn one_client_has_one_budget_for_all_domains_of_the_old_path() {
+    let server = TestServer::builder().env("LEITSTAND_RATE_LIMIT", "3/hour").start();
+    let paths = ["/ingest/a", "/ingest/b", "/ingest/A", "/ingest/a/", "/ingest/a%20", "/ingest/%09a", "/ingest/c"];
+    let statuses = paths.map(|path| server.send(&Request::post_to(path, "{}")).status);
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429, 429]);
+    // Not plain, so that another reader has it.
+    assert_eq!(server.send(&Request::post_to("/ingest/d", "").chunked("{}", 1)).status, 429);
+    server.post("a", "{}").assert_accepted();
+    let elsewhere = Request::post_to("/ingest/e", "{}").header("X-Forwarded-For", "198.51.100.1");
+    assert_eq!(server.send(&elsewhere).status, 200);
+    let files = server.data_names().into_iter().filter(|name| name.ends_with(".jsonl")).collect::<Vec<_>>();
+    assert_eq!(files, ["a.jsonl", "b.jsonl", "e.jsonl"]);
+}
+
+/// Broken, one client could fill the directory with domains; or a full one would refuse events of domains
+/// that are there, or take a refused one for a domain.
+#[test]
+fn new_domains_are_limited_for_each_client_and_for_all() {
+    let builder = TestServer::builder().data_file("old.jsonl", "{}\n").data_file("no domain.jsonl", "");
+    let server = builder.env("LEITSTAND_MAX_DOMAINS", "6").env("LEITSTAND_NEW_DOMAINS_PER_HOUR", "3").start();
+    let post = |domain: &str, client: &str| {
+        let request = Request::post(domain, "{}").header("X-Forwarded-For", client);
+        server.send(&request.header("Accept", "application/problem+json"))
+    };
+    let (one, two) = ("198.51.100.1", "198.51.100.2");
+    for domain in ["a", "b", "old", "A", "c", "a"] {
+        post(domain, one).assert_accepted();
+    }
+    let refused = post("d", one);
+    assert_eq!((refused.status, &refused.json()["code"]), (429, &"too_many_new_domains".into()), "{refused:?}");
+    assert_eq!((&refused.json()["detail"], &refused.json()["written"]), (&"too many requests".into(), &"no".into()));
+    assert!((1..=3600).contains(&refused.number("retry-after")), "{refused:?}");
+    post("c", one).assert_accepted();
+    // What makes no file counts nothing.
+    for (domain, body, status) in [("x", "[]", 202), ("x", "nope", 400), ("-x", "{}", 400)] {
+        assert_eq!(server.send(&Request::post(domain, body).header("X-Forwarded-For", two)).status, status);
+    }
+    for domain in ["d", "e"] {
+        post(domain, two).assert_accepted();
+    }
+    let full = post("f", two);
+    assert_eq!((full.status, &full.json()["code"]), (507, &"too_many_domains".into()), "{full:?}");
+    assert_eq!((&full.json()["detail"], &full.json()["written"]), (&"insufficient storage".into(), &"no".into()));
+    for domain in ["old", "a", "e"] {
+        post(domain, two).assert_accepted();
+    }
+    assert_eq!(server.metric("leitstand_domains", ""), 6.0);
+    assert_eq!(server.metric("leitstand_domains_max", ""), 6.0);
+    assert_eq!(server.metric("leitstand_refused_total", "new_domains"), 1.0);
+    assert_eq!(server.metric("leitstand_append_failures_total", "too_many_domains"), 1.0);
+    let names = server.data_names();
+    assert!(!names.iter().any(|name| name.starts_with('f') || name.starts_with('x')), "{names:?}");
+}
+
 /// Broken, a client that waits as told would be refused again.
 #[test]
 fn retry_after_is_long_enough() {

@@ -713,3 +713,24 @@ fn the_store_may_be_elsewhere() {
     let here = done(server.dir(), &["list", "--json", "--data-dir", "data"]);
     assert!(here.contains("\"tokens\": []"), "{here}");
 }
+
+/// Broken, a file that grew without end would take all memory at every start and reload, or one that is no
+/// file would keep the start waiting for ever.
+#[test]
+fn a_store_that_is_too_large_stops_the_start() {
+    let dir = temp_dir();
+    let dir = dir.path();
+    done(dir, &["add", "kept"]);
+    let check = |want: &str| {
+        let finished = run(command(dir, &["config", "check"]).env("LEITSTAND_TOKEN", "t"));
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        let text = finished.stderr + &finished.stdout;
+        assert!(text.contains("LEITSTAND_TOKEN_STORE is ") && text.contains(want), "{text}");
+    };
+    // 1 TiB, of which nothing is on the disk.
+    fs::File::create(store(dir)).unwrap().set_len(1 << 40).unwrap();
+    check("larger than 16 MiB");
+    fs::remove_file(store(dir)).unwrap();
+    fs::create_dir(store(dir)).unwrap();
+    check("not a regular file");
+}

@@ -10,7 +10,7 @@ if "--long" in sys.argv[1:]: os.environ["LONG"] = "1"   # before anybody reads i
 import common  # noqa: E402
 
 CHECKS = ["order", "faults", "failed_sync", "full_disk", "descriptors", "confined", "filelock_beside", "original_beside", "held_locks", "repair",
-          "snapshots", "reflinks", "crash", "drill", "terminal", "bombs", "slow_clients", "stop", "idle", "framing", "limits", "canaries",
+          "snapshots", "reflinks", "crash", "drill", "terminal", "bombs", "slow_clients", "stop", "idle", "framing", "limits", "memory", "canaries",
           "openapi_contract", "reload", "runbook", "image"]
 
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BufMut as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
-use super::super::body::Source;
+use super::super::body::{Source, grow};
 use super::super::conn::ConnState;
 use super::super::error::ApiError;
 
@@ -90,7 +90,7 @@ impl<'a, S: AsyncRead + Unpin> Source<'a> for PlainBody<'a, S> {
         Poll::Ready(Ok(Some(lent)))
     }
 
-    /// The length was checked before, so `all` grows once, to what is needed.
+    /// The length was checked before.
     fn poll_fill(&mut self, cx: &mut Context<'_>, all: &mut Vec<u8>, _: usize) -> Poll<Result<bool, ApiError>> {
         if all.capacity() == 0 {
             // Not before there is something to put there: a client may announce much and send nothing.
@@ -99,13 +99,16 @@ impl<'a, S: AsyncRead + Unpin> Source<'a> for PlainBody<'a, S> {
                     return Poll::Ready(Err(self.cut()));
                 }
             }
-            all.reserve_exact(self.left);
+            grow(all, self.here.len() + self.filled, self.left)?;
             all.extend_from_slice(self.here);
             all.extend_from_slice(&self.spare[..self.filled]);
             self.left -= all.len();
             self.here = &[];
             self.filled = 0;
             return Poll::Ready(Ok(true));
+        }
+        if all.len() == all.capacity() {
+            grow(all, all.len() + 1, all.len() + self.left)?;
         }
         let mut room = all.limit(self.left);
         match ready!(pin!(self.stream.read_buf(&mut room)).poll(cx)) {

@@ -1,0 +1,114 @@
+"""Connections that announce much, or send long heads and no end: what they cost is bounded, and others are served."""
+import selectors, socket, subprocess, sys, time
+from common import LONG, Server, Skip, TOKEN, memory_kib, need, part
+from harness import post, request
+
+HEADS = 10_000 if LONG else 4_000
+HEAD_BYTES = 31_000
+# A silent connection costs something too; the short form opens fewer.
+RSS_MIB_MAX = 300 if LONG else 150
+BODIES, BODY_BYTES = 2_500, 9_000
+ADDRESS_SPACE = 3 << 30
+CONNECTED_FROM = [f"127.0.0.{n}" for n in range(1, 21)]
+
+
+def run():
+    """Broken, a stranger without a token ends the service for everybody by what it keeps for him."""
+    part("bodies", bodies)
+
+
+def heads(kind):
+    """Unfinished heads: of a request that is plain so far, of another, and behind a whole request."""
+    with Server({"LOG_LEVEL": "ERROR"}) as server:
+        assert server.up, server.log_text()
+        if "open files" in server.log_text(): raise Skip("the limit of open files is too low")
+        before = memory_kib(server.p.pid, "VmRSS")
+        with Crowd(server.port, HEADS, kind) as crowd:
+            deadline, asked, slowest = time.monotonic() + (8 if LONG else 5), 0, 0.0
+            while time.monotonic() < deadline:
+                began = time.monotonic()
+                # One small head, and one that is longer than most and comes at once.
+                assert post(server.port, "probe", {"n": asked})[0] == 202
+                assert request(server.port, "GET", "/health/ready", wait=0.0)[0] == 200
+                slowest = max(slowest, time.monotonic() - began); asked += 1
+                time.sleep(0.2)
+            rss = memory_kib(server.p.pid, "VmHWM")
+            report = crowd.end()
+        page = request(server.port, "GET", "/metrics")[2].decode()
+    print(f"memory: {HEADS} unfinished heads of {HEAD_BYTES} bytes, {kind}: peak RSS {rss / 1024:.0f} MiB, from {before / 1024:.0f}; "
+          f"{asked} probes, slowest {slowest * 1000:.0f} ms; {report}")
+    assert rss / 1024 <= RSS_MIB_MAX, f"{rss / 1024:.0f} MiB"
+    assert slowest < 3, slowest
+    assert float(page.split('\nleitstand_refused_total{reason="head_budget"} ')[1].split()[0]) > 0, "the budget was never reached"
+
+
+def bodies():
+    """Bodies of 1 MiB, announced and begun, where there is not so much address space."""
+    need("prlimit")
+    with Server({"LOG_LEVEL": "ERROR"}, wrap=("prlimit", f"--as={ADDRESS_SPACE}")) as server:
+        assert server.up, server.log_text()
+        with Crowd(server.port, BODIES, "body") as crowd:
+            for n in range(10):
+                assert server.p.poll() is None, server.log_text()[-2000:]
+                assert post(server.port, "probe", {"n": n})[0] == 202
+                time.sleep(0.2)
+            rss = memory_kib(server.p.pid, "VmHWM")
+            crowd.end()
+        assert post(server.port, "probe", {"n": -1})[0] == 202
+    print(f"memory: {BODIES} bodies of 1 MiB announced and {BODY_BYTES} bytes sent in {ADDRESS_SPACE >> 30} GiB of address space: peak RSS {rss / 1024:.0f} MiB")
+
+
+class Crowd:
+    """A process of its own that opens connections and keeps them until told."""
+
+    def __init__(self, port, connections, kind):
+        self.p = subprocess.Popen([sys.executable, __file__, str(port), str(connections), kind],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.p.stdout.readline().strip() == "ready"
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_):
+        if self.p.poll() is None: self.p.kill()
+        self.p.wait()
+
+    def end(self):
+        self.p.stdin.write("end\n"); self.p.stdin.flush()
+        return self.p.stdout.readline().strip()
+
+
+def drive(port, connections, kind):
+    token = f"X-Auth: {TOKEN}\r\n"
+    head = {"POST": f"POST /v1/ingest?domain=a HTTP/1.1\r\nHost: h\r\n", "GET": "GET /health/live HTTP/1.1\r\nHost: h\r\n",
+            "second": "GET /health/live HTTP/1.1\r\nHost: h\r\n",
+            "body": f"POST /v1/ingest?domain=a HTTP/1.1\r\nHost: h\r\n{token}Content-Length: {1 << 20}\r\n\r\n"}[kind].encode()
+    rest = b"[" + b" " * BODY_BYTES if kind == "body" else b"X-A: " + b"a" * (HEAD_BYTES - len(head))
+    open_now, refused = [], 0
+    for n in range(connections):
+        s = socket.socket()
+        s.bind((CONNECTED_FROM[n % len(CONNECTED_FROM)], 0))
+        s.settimeout(10)
+        try:
+            s.connect(("127.0.0.1", port))
+            if kind == "second":
+                s.sendall(head + b"\r\n")
+                if b" 200 " not in s.recv(4096): refused += 1; continue
+            # Not in one piece, as from far away.
+            s.sendall(head); s.sendall(rest[:1000]); s.sendall(rest[1000:])
+        except OSError: refused += 1; s.close(); continue
+        s.setblocking(False)
+        open_now.append(s)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    closed = 0
+    for s in open_now:
+        try:
+            data = s.recv(4096)
+            closed += 1
+        except BlockingIOError: pass
+        except OSError: closed += 1
+    print(f"{len(open_now)} opened, {closed} of them answered or closed, {refused} refused", flush=True)
+
+
+if __name__ == "__main__":
+    drive(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
