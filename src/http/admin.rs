@@ -203,7 +203,7 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
 /// # Errors
 /// [`ApiError::BadInput`] for anything else, and what a body can be refused for.
 async fn object(state: &AppState, request: Request, allowed: &[&str]) -> Result<Map<String, Value>, ApiError> {
-    let bytes = read_small(state, request, BODY_BYTES_MAX).await?;
+    let (bytes, _held) = read_small(state, request, BODY_BYTES_MAX).await?;
     let Ok(Value::Object(keys)) = serde_json::from_slice(&bytes) else {
         return Err(bad(&format!("the body must be a JSON object with {}", allowed.join(", "))));
     };

@@ -10,6 +10,7 @@ use axum::extract::Request;
 use bytes::Bytes;
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::conn::ConnState;
 use super::edge::Caller;
@@ -168,11 +169,24 @@ impl Deref for Whole<'_> {
 
 impl Whole<'_> {
     /// For who needs it longer than its connection lends it.
-    pub(crate) fn into_bytes(self) -> Bytes {
+    fn into_bytes(self) -> Bytes {
         match self {
             Whole::Lent(bytes) => Bytes::copy_from_slice(bytes),
             Whole::Owned(bytes) => bytes,
         }
+    }
+}
+
+/// A body and its share of the byte budget: one value, so that whoever has the bytes has the share too.
+pub(crate) struct Held<'a> {
+    pub body: Whole<'a>,
+    pub reservation: Reservation,
+}
+
+impl Held<'_> {
+    /// For who needs it longer than its connection lends it.
+    pub(crate) fn into_owned(self) -> Held<'static> {
+        Held { body: Whole::Owned(self.body.into_bytes()), reservation: self.reservation }
     }
 }
 
@@ -199,7 +213,7 @@ pub(crate) fn check_length<'a>(
     }
 }
 
-/// Reads a body to its end, which must come before `deadline`, and takes its coding off.
+/// Reads a body of at most `limit_bytes` to its end, which must come before `deadline`, and takes its coding off.
 ///
 /// # Errors
 /// [`ApiError::TooLarge`] above the limit (which counts bytes as sent, and decompressed),
@@ -212,49 +226,43 @@ pub(crate) async fn read<'a>(
     body: &mut impl Source<'a>,
     coding: Coding,
     deadline: Instant,
-    reservation: &mut Reservation,
-) -> Result<Whole<'a>, ApiError> {
-    let whole = in_time(deadline, pin!(collect(state, body, coding, reservation))).await?;
+    limit_bytes: usize,
+    reservation: Reservation,
+) -> Result<Held<'a>, ApiError> {
+    let held = in_time(deadline, pin!(collect(state, body, coding, limit_bytes, reservation))).await?;
     conn.body_read();
     match coding {
-        Coding::Identity => Ok(whole),
-        Coding::Gzip | Coding::Zstd => {
-            Ok(Whole::Owned(Box::pin(decompress(state, whole.into_bytes(), coding, reservation)).await?))
-        }
+        Coding::Identity => Ok(held),
+        Coding::Gzip | Coding::Zstd => Box::pin(state.decoders.decode(coding, held.into_owned(), limit_bytes)).await,
     }
 }
 
-async fn decompress(
-    state: &AppState,
-    bytes: Bytes,
-    coding: Coding,
-    reservation: &mut Reservation,
-) -> Result<Bytes, ApiError> {
-    let limit_bytes = state.max_body_bytes;
-    // What the decoder may produce, held before it does.
-    reservation.grow_to(bytes.len() + limit_bytes)?;
-    state.decoders.decode(coding, bytes, limit_bytes).await
-}
-
-/// Reads the small body of an admin request, of at most `limit_bytes`.
+/// Reads the small body of an admin request, of at most `limit_bytes`. Only so many are in memory at once; the
+/// permit is one of them, and goes where the body goes. They are not of the byte budget: an operator is not kept out
+/// by events.
 ///
 /// # Errors
 /// As [`check_length`] and [`read`].
-pub(crate) async fn read_small(state: &AppState, request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
+pub(crate) async fn read_small(
+    state: &AppState,
+    request: Request,
+    limit_bytes: usize,
+) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
     let (parts, body) = request.into_parts();
     check_length(&parts.headers, &body, limit_bytes)?;
     let caller = Caller::of(&parts.extensions);
     let deadline = state.live().terms(caller.started).body_deadline;
     let collect = async {
+        let held = state.admin_bodies.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
         match Limited::new(body, limit_bytes).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
+            Ok(collected) => Ok((collected.to_bytes(), held)),
             Err(e) if e.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit_bytes }),
             Err(_) => Err(ApiError::BodyCut),
         }
     };
-    let bytes = in_time(deadline, pin!(collect)).await?;
+    let bytes_and_turn = in_time(deadline, pin!(collect)).await?;
     caller.conn.body_read();
-    Ok(bytes)
+    Ok(bytes_and_turn)
 }
 
 /// Bodies that have arrived with their head need no timer.
@@ -275,12 +283,12 @@ async fn collect<'a>(
     state: &AppState,
     body: &mut impl Source<'a>,
     coding: Coding,
-    reservation: &mut Reservation,
-) -> Result<Whole<'a>, ApiError> {
-    let limit_bytes = state.max_body_bytes;
+    limit_bytes: usize,
+    mut reservation: Reservation,
+) -> Result<Held<'a>, ApiError> {
     if let Some(lent) = std::future::poll_fn(|cx| body.poll_lent(cx)).await? {
         reservation.grow_to(lent.len())?;
-        return Ok(Whole::Lent(lent));
+        return Ok(Held { body: Whole::Lent(lent), reservation });
     }
     let mut probe_at = if coding == Coding::Identity { usize::MAX } else { PROBE_BYTES };
     let mut all = Vec::new();
@@ -288,11 +296,10 @@ async fn collect<'a>(
         reservation.grow_to(all.len())?;
         if all.len() >= probe_at && !body.is_end() {
             probe_at = 4 * all.len();
-            let beginning = Bytes::copy_from_slice(&all);
-            Box::pin(state.decoders.probe(coding, beginning, limit_bytes)).await?;
+            (all, reservation) = Box::pin(state.decoders.probe(coding, all, limit_bytes, reservation)).await?;
         }
     }
-    Ok(Whole::Owned(all.into()))
+    Ok(Held { body: Whole::Owned(all.into()), reservation })
 }
 
 #[cfg(test)]

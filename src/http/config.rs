@@ -141,13 +141,14 @@ pub(crate) async fn change(State(state): State<Arc<AppState>>, request: Request)
     if !is_json(request.headers()) {
         return Err(ApiError::ContentType);
     }
-    let body = read_small(&state, request, PATCH_BYTES_MAX).await?;
+    let (body, held) = read_small(&state, request, PATCH_BYTES_MAX).await?;
     let document = match serde_json::from_slice(&body) {
         Ok(Value::Object(document)) => document,
         Ok(_) => return Err(bad("the patch must be a JSON object")),
         Err(_) => return Err(bad("the patch is no JSON")),
     };
     answer(state, move |state| {
+        let _held = held;
         state.patch(document, persist, &actor)?;
         Ok(state.settings.document())
     })
@@ -159,7 +160,8 @@ async fn answer(
     state: Arc<AppState>,
     work: impl FnOnce(&AppState) -> Result<ConfigDocument, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let document = tokio::task::spawn_blocking(move || work(&state)).await.map_err(|_| ApiError::Panicked)??;
+    let worked = state.clone();
+    let document = state.settings_looks.run(move || work(&worked)).await??;
     Ok(json(StatusCode::OK, &document))
 }
 

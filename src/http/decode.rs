@@ -10,23 +10,26 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
-use super::body::Coding;
+use super::blocking::Turns;
+use super::body::{Coding, Held, Whole};
 use super::error::ApiError;
+use crate::storage::Reservation;
 
 /// Most bodies being decoded at once; bounds the memory for zstd windows (8 MiB each, but never
 /// more than what is decoded).
 const DECODERS_MAX: usize = 4;
 /// Largest window a zstd frame may ask for: 8 MiB, what RFC 8878 asks decoders to support.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Largest zstd context that is kept for the next body.
+const KEPT_BYTES_MAX: usize = 2 << 20;
 /// Bodies up to this size are decoded once.
 const SCRATCH_BYTES: usize = 256 << 10;
 
 /// All decoders of the process.
 pub(crate) struct Decoders {
-    permits: Arc<Semaphore>,
+    turns: Turns,
     idle: Arc<Mutex<Vec<Decoder>>>,
 }
 
@@ -38,50 +41,89 @@ struct Decoder {
 
 impl Decoders {
     pub(crate) fn new() -> Decoders {
-        Decoders { permits: Arc::new(Semaphore::new(DECODERS_MAX)), idle: Arc::default() }
+        Decoders { turns: Turns::new(DECODERS_MAX), idle: Arc::default() }
     }
 
-    /// Decodes a whole body.
+    /// Decodes a whole body. What comes out is reserved before it is allocated, and what was sent is given back.
     ///
     /// # Errors
     /// [`ApiError::TooLarge`] when more than `limit_bytes` come out, [`ApiError::InvalidEncoding`]
-    /// when the bytes are not what `coding` says.
-    pub(crate) async fn decode(&self, coding: Coding, bytes: Bytes, limit_bytes: usize) -> Result<Bytes, ApiError> {
-        self.run(bytes, move |decoder, bytes| decoder.decode(coding, bytes, limit_bytes)).await
+    /// when the bytes are not what `coding` says, [`ApiError::Store`] when too much is in memory.
+    ///
+    /// # Cancel safety
+    /// As [`Turns::run`]: dropped while it runs, it ends by itself, and holds its share until then.
+    pub(crate) async fn decode(
+        &self,
+        coding: Coding,
+        held: Held<'static>,
+        limit_bytes: usize,
+    ) -> Result<Held<'static>, ApiError> {
+        let Held { body: sent, mut reservation } = held;
+        let work = move |decoder: &mut Decoder| {
+            let decoded = decoder.decode(coding, &sent, limit_bytes, &mut reservation);
+            (decoded, sent, reservation)
+        };
+        let (decoded, sent, mut reservation) = self.run(work).await?;
+        // The bytes come back, so that they are freed on the thread that allocated them: the
+        // allocator cannot use them again at once otherwise.
+        drop(sent);
+        let decoded = decoded?;
+        reservation.shrink_to(decoded.len());
+        Ok(Held { body: Whole::Owned(decoded), reservation })
     }
 
-    /// Looks at the beginning of a body, so that a bomb is refused before the rest of it is held.
+    /// Looks at the beginning of a body, so that a bomb is refused before the rest of it is held. Gives back
+    /// what it got.
     ///
     /// # Errors
     /// As [`Decoders::decode`]; that it ends early is no error.
-    pub(crate) async fn probe(&self, coding: Coding, bytes: Bytes, limit_bytes: usize) -> Result<(), ApiError> {
-        self.run(bytes, move |decoder, bytes| match decoder.measure(coding, bytes, limit_bytes) {
+    ///
+    /// # Cancel safety
+    /// As [`Decoders::decode`].
+    pub(crate) async fn probe(
+        &self,
+        coding: Coding,
+        beginning: Vec<u8>,
+        limit_bytes: usize,
+        mut reservation: Reservation,
+    ) -> Result<(Vec<u8>, Reservation), ApiError> {
+        let work = move |decoder: &mut Decoder| {
+            let window = reservation.grow_to(beginning.len() + window_bytes(coding, limit_bytes));
+            let measured = window.map(|()| decoder.measure(coding, &beginning, limit_bytes));
+            reservation.shrink_to(beginning.len());
+            (measured, beginning, reservation)
+        };
+        let (measured, beginning, reservation) = self.run(work).await?;
+        match measured? {
             Ok(len) if len > limit_bytes => Err(ApiError::TooLarge { limit_bytes }),
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(ApiError::InvalidEncoding),
-            Ok(_) | Err(_) => Ok(()),
-        })
-        .await
+            Ok(_) | Err(_) => Ok((beginning, reservation)),
+        }
     }
 
-    /// Works off the async workers. Dropped while it runs, it ends by itself and counts until then.
+    /// Works off the async workers.
     async fn run<T: Send + 'static>(
         &self,
-        bytes: Bytes,
-        work: impl FnOnce(&mut Decoder, &[u8]) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&mut Decoder) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let permit = self.permits.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
         let idle = self.idle.clone();
-        let worked = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut decoder = kept.unwrap_or_else(Decoder::new);
-            let result = work(&mut decoder, &bytes);
+            let result = work(&mut decoder);
+            decoder.rest();
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
-            drop(permit);
-            (result, bytes)
-        });
-        // The bytes come back, so that they are freed on the thread that allocated them: the
-        // allocator cannot use them again at once otherwise.
-        worked.await.map_or(Err(ApiError::Panicked), |(result, _bytes)| result)
+            result
+        };
+        self.turns.run(work).await
+    }
+}
+
+/// What a decoder itself may hold for a body.
+fn window_bytes(coding: Coding, limit_bytes: usize) -> usize {
+    match coding {
+        Coding::Zstd => limit_bytes.min(1 << ZSTD_WINDOW_LOG_MAX),
+        Coding::Gzip | Coding::Identity => 0,
     }
 }
 
@@ -90,12 +132,28 @@ impl Decoder {
         Decoder { scratch: Vec::new(), zstd: DCtx::create() }
     }
 
-    fn decode(&mut self, coding: Coding, bytes: &[u8], limit_bytes: usize) -> Result<Bytes, ApiError> {
+    /// Forgets a large window; it was counted for one body only.
+    fn rest(&mut self) {
+        if self.zstd.sizeof() > KEPT_BYTES_MAX {
+            self.zstd = DCtx::create();
+        }
+    }
+
+    fn decode(
+        &mut self,
+        coding: Coding,
+        bytes: &[u8],
+        limit_bytes: usize,
+        reservation: &mut Reservation,
+    ) -> Result<Bytes, ApiError> {
         let invalid = |_| ApiError::InvalidEncoding;
+        let held_bytes = bytes.len() + window_bytes(coding, limit_bytes);
+        reservation.grow_to(held_bytes)?;
         let len = self.measure(coding, bytes, limit_bytes).map_err(invalid)?;
         if len > limit_bytes {
             return Err(ApiError::TooLarge { limit_bytes });
         }
+        reservation.grow_to(held_bytes + len)?;
         if len == self.scratch.len() {
             return Ok(Bytes::copy_from_slice(&self.scratch));
         }
@@ -148,8 +206,12 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn reservation() -> Reservation {
+        Reservation::alone(1 << 30)
+    }
+
     fn decode(coding: Coding, bytes: &[u8], limit_bytes: usize) -> Result<Bytes, ApiError> {
-        Decoder::new().decode(coding, bytes, limit_bytes)
+        Decoder::new().decode(coding, bytes, limit_bytes, &mut reservation())
     }
 
     #[test]
@@ -189,7 +251,7 @@ mod tests {
                 (Coding::Zstd, frames),
                 (Coding::Identity, content.clone()),
             ] {
-                match decoder.decode(coding, &body, limit_bytes) {
+                match decoder.decode(coding, &body, limit_bytes, &mut reservation()) {
                     Ok(decoded) => assert!(len <= limit_bytes && decoded == content, "{coding:?} {len}"),
                     Err(error) => {
                         assert!(matches!(error, ApiError::TooLarge { .. }) && len > limit_bytes, "{coding:?} {len}");
@@ -207,7 +269,7 @@ mod tests {
         let content: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         let decoders = Decoders::new();
         let probe = |coding, bytes: &[u8], limit_bytes| {
-            runtime.block_on(decoders.probe(coding, Bytes::copy_from_slice(bytes), limit_bytes))
+            runtime.block_on(decoders.probe(coding, bytes.to_vec(), limit_bytes, reservation()))
         };
         for (coding, body) in
             [(Coding::Gzip, gzip(&content)), (Coding::Zstd, zstd::encode_all(&content[..], 3).unwrap())]

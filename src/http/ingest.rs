@@ -11,7 +11,8 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use http::{HeaderMap, StatusCode};
 
 use super::auth::Pass;
-use super::body::{self, Coding, Source, Whole, format_of};
+use super::blocking::Turns;
+use super::body::{self, Coding, Held, Source, format_of};
 use super::edge::{Call, Caller};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -241,24 +242,24 @@ async fn ingest<'a, F: Fields>(
         terms.check(domain)?;
     }
     let coding = Coding::of(asked.fields)?;
-    let mut reservation = state.store.reserve(expected_bytes(body))?;
-    let whole = body::read(state, asked.call.conn, body, coding, terms.body_deadline, &mut reservation).await?;
-    subject.body_bytes = whole.len() as u64;
+    let reservation = state.store.reserve(expected_bytes(body))?;
+    let limit_bytes = state.max_body_bytes;
+    let held = body::read(state, asked.call.conn, body, coding, terms.body_deadline, limit_bytes, reservation).await?;
+    subject.body_bytes = held.body.len() as u64;
     let default_domain = subject.pass.default_domain().cloned();
-    let unparsed = Unparsed { route: asked.route, named: format_of(asked.fields), body: whole, domain, default_domain };
-    attended(body, pin!(store(state, unparsed, reservation, (terms, asked.call), subject))).await
+    let unparsed = Unparsed { route: asked.route, named: format_of(asked.fields), held, domain, default_domain };
+    attended(body, pin!(store(state, unparsed, (terms, asked.call), subject))).await
 }
 
 /// Parses and appends what has arrived whole.
 async fn store(
     state: &AppState,
     unparsed: Unparsed<'_>,
-    reservation: Reservation,
     (terms, call): (&Terms, Call<'_>),
     subject: &mut Subject,
 ) -> Result<(), ApiError> {
     let named_by_payload = unparsed.domain.is_none();
-    let Some(batch) = unparsed.parse(state).await? else { return Ok(()) };
+    let Some((batch, reservation)) = unparsed.parse(&state.parsing).await? else { return Ok(()) };
     subject.domain = Some(batch.domain().clone());
     subject.events = batch.events();
     if named_by_payload {
@@ -299,7 +300,7 @@ struct Unparsed<'a> {
     route: Route,
     /// What the content type says.
     named: Option<Format>,
-    body: Whole<'a>,
+    held: Held<'a>,
     /// The domain of the query or the path.
     domain: Option<Domain>,
     /// The domain that the token gives to events whose request names none.
@@ -308,26 +309,25 @@ struct Unparsed<'a> {
 
 impl Unparsed<'_> {
     /// On this thread if it is small, else on one that may be held up.
-    async fn parse(self, state: &AppState) -> Result<Option<Batch>, ApiError> {
-        if self.body.len() <= PARSE_INLINE_BYTES_MAX {
+    async fn parse(self, parsing: &Turns) -> Result<Option<(Batch, Reservation)>, ApiError> {
+        if self.held.body.len() <= PARSE_INLINE_BYTES_MAX {
             return self.parse_now();
         }
-        Box::pin(self.parse_elsewhere(state)).await
+        Box::pin(self.parse_elsewhere(parsing)).await
     }
 
-    async fn parse_elsewhere(self, state: &AppState) -> Result<Option<Batch>, ApiError> {
-        let _permit = state.parsers.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
-        let unparsed = Unparsed { body: Whole::Owned(self.body.into_bytes()), ..self };
-        let parsed = tokio::task::spawn_blocking(move || unparsed.parse_now()).await;
-        parsed.unwrap_or(Err(ApiError::Panicked))
+    /// The thread has all of it, so what a client leaves behind that hangs up meanwhile stays counted.
+    async fn parse_elsewhere(self, parsing: &Turns) -> Result<Option<(Batch, Reservation)>, ApiError> {
+        let unparsed = Unparsed { held: self.held.into_owned(), ..self };
+        parsing.run(move || unparsed.parse_now()).await?
     }
 
     /// UTF-8 first, then the content type, then the events.
     ///
     /// compat: on the old path a document that is no UTF-8 is invalid JSON, and any type but the line
     /// formats is a document.
-    fn parse_now(self) -> Result<Option<Batch>, ApiError> {
-        let Unparsed { route, named, body, domain, default_domain } = self;
+    fn parse_now(self) -> Result<Option<(Batch, Reservation)>, ApiError> {
+        let Unparsed { route, named, held: Held { body, reservation }, domain, default_domain } = self;
         let Ok(text) = std::str::from_utf8(&body) else {
             let as_json = route == Route::Old && named != Some(Format::Lines);
             let invalid_json = EventError { reason: Reason::InvalidJson, line: None };
@@ -337,13 +337,14 @@ impl Unparsed<'_> {
             Route::V1 => named.ok_or(ApiError::ContentType)?,
             Route::Old => named.unwrap_or(Format::Document),
         };
-        match (Batch::parse(text, format, domain), default_domain) {
+        let batch = match (Batch::parse(text, format, domain), default_domain) {
             // Read once more, which only such requests of such tokens pay for.
             (Err(EventError { reason: Reason::DomainMissing, .. }), Some(default)) => {
-                Ok(Batch::parse(text, format, Some(default))?)
+                Batch::parse(text, format, Some(default))?
             }
-            (parsed, _) => Ok(parsed?),
-        }
+            (parsed, _) => parsed?,
+        };
+        Ok(batch.map(|batch| (batch, reservation)))
     }
 }
 
@@ -372,4 +373,70 @@ fn domain_of_path(path: &str) -> Result<Domain, ApiError> {
     let segment = path.strip_prefix(OLD_PREFIX).unwrap_or_default();
     let text: Cow<'_, str> = percent_encoding::percent_decode_str(segment).decode_utf8_lossy();
     Domain::parse(&text).map_err(|_| ApiError::InvalidDomain)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    use super::super::body::Whole;
+    use super::*;
+    use crate::metrics::StoreMetrics;
+    use crate::storage::{Store, StoreOptions};
+
+    const BODY_BYTES: usize = 512 << 10;
+
+    fn unparsed(store: &Store, text: &str, named: Format, domain: Option<&str>) -> Unparsed<'static> {
+        let body: Vec<u8> = text.bytes().cycle().take(BODY_BYTES / text.len() * text.len()).collect();
+        let body = if named == Format::Document { [b"[", &body[..], b"{}]"].concat() } else { body };
+        let mut reservation = store.reserve(1).unwrap();
+        reservation.grow_to(body.len()).unwrap();
+        let (domain, default_domain) =
+            (domain.map(|name| Domain::parse(name).unwrap()), Some(Domain::parse("default").unwrap()));
+        let held = Held { body: Whole::Owned(body.into()), reservation };
+        Unparsed { route: Route::V1, named: Some(named), held, domain, default_domain }
+    }
+
+    /// Broken, hundreds of clients that hang up after sending make the service parse everything they sent at once,
+    /// and nothing of it is counted.
+    #[test]
+    fn a_parse_is_counted_and_bounded_when_its_client_hangs_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { in_flight_bytes_max: 1 << 30, ..StoreOptions::default() };
+        let store = Store::open(dir.path(), options, StoreMetrics::new()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let in_flight = || store.health().in_flight_bytes;
+        runtime.block_on(async {
+            for (text, named, domain) in [
+                ("{\"a\":1},", Format::Document, Some("named")),
+                ("{\"a\":1}\n", Format::Lines, Some("named")),
+                // Read twice.
+                ("{\"a\":1}\n", Format::Lines, None),
+            ] {
+                let parsing = Turns::new(2);
+                for n in 1..=6 {
+                    let mut parse = Box::pin(unparsed(&store, text, named, domain).parse(&parsing));
+                    assert!(parse.as_mut().now_or_never().is_none(), "it takes its time");
+                    if n <= 2 {
+                        // Time to begin.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    drop(parse);
+                    let running = 2 - parsing.free();
+                    assert_eq!(running, n.min(2), "who hangs up gives no turn free");
+                    assert!(in_flight() >= running * (BODY_BYTES - 16), "{n}: {}", in_flight());
+                    assert!(in_flight() < (running + 1) * 8 * BODY_BYTES, "{n}: {}", in_flight());
+                }
+                let ends = async {
+                    while in_flight() > 0 {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(60), ends).await.expect("all of it is given back");
+                assert_eq!(parsing.free(), 2);
+            }
+        });
+    }
 }

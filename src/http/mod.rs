@@ -5,6 +5,7 @@
 
 mod admin;
 mod auth;
+mod blocking;
 mod body;
 mod client;
 mod config;

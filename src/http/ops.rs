@@ -160,7 +160,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Respon
 /// A slow disk must not hold up the async workers.
 pub(crate) async fn store_health(state: &AppState) -> Result<StoreHealth, ApiError> {
     let store = state.store.clone();
-    tokio::task::spawn_blocking(move || store.health()).await.map_err(|_| ApiError::Panicked)
+    state.health_looks.run(move || store.health()).await
 }
 
 pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {

@@ -115,10 +115,10 @@ async fn wanted(state: &AppState, request: Request) -> Result<SnapshotWanted, Ap
     }
     let coding = Coding::of(&parts.headers)?;
     let caller = Caller::of(&parts.extensions).clone();
-    let mut reservation = state.store.reserve(BODY_BYTES_MAX)?;
+    let reservation = state.store.reserve(BODY_BYTES_MAX)?;
     let deadline = state.live().terms(caller.started).body_deadline;
-    let bytes = body::read(state, &caller.conn, &mut body, coding, deadline, &mut reservation).await?;
-    serde_json::from_slice(&bytes).map_err(|_| ApiError::InvalidBody)
+    let read = body::read(state, &caller.conn, &mut body, coding, deadline, BODY_BYTES_MAX, reservation);
+    serde_json::from_slice(&read.await?.body).map_err(|_| ApiError::InvalidBody)
 }
 
 /// Works in a thread of its own: it takes minutes, and goes on when the client goes away.

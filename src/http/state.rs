@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::auth::Auth;
+use super::blocking::Turns;
 use super::config::{Outside, Settings};
 use super::decode::Decoders;
 use super::gate::Gate;
@@ -23,6 +24,11 @@ use crate::token::TokenSet;
 
 /// Most large bodies being parsed at once.
 const PARSERS_MAX: usize = 4;
+/// Most looks at the store's health, and most at the settings and their files, at once.
+const HEALTH_LOOKS_MAX: usize = 4;
+const SETTINGS_LOOKS_MAX: usize = 4;
+/// Most bodies of admin requests in memory.
+const ADMIN_BODIES_MAX: usize = 16;
 
 /// Shared by all connections; handlers hold it as `Arc<AppState>`.
 pub struct AppState {
@@ -38,9 +44,12 @@ pub struct AppState {
     pub(crate) max_body_bytes: usize,
     pub(crate) version: String,
     pub(crate) decoders: Decoders,
-    pub(crate) parsers: Arc<Semaphore>,
-    /// Who holds it counts lines.
-    pub(crate) counting: Semaphore,
+    pub(crate) parsing: Turns,
+    pub(crate) health_looks: Turns,
+    pub(crate) settings_looks: Turns,
+    pub(crate) counting: Turns,
+    /// Who holds one of them has the body of an admin request in memory.
+    pub(crate) admin_bodies: Arc<Semaphore>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) connections_max: usize,
     /// Below which snapshots may be made.
@@ -69,8 +78,11 @@ impl AppState {
             max_body_bytes: config.max_body_bytes,
             version: config.version.clone(),
             decoders: Decoders::new(),
-            parsers: Arc::new(Semaphore::new(PARSERS_MAX)),
-            counting: Semaphore::new(1),
+            parsing: Turns::new(PARSERS_MAX),
+            health_looks: Turns::new(HEALTH_LOOKS_MAX),
+            settings_looks: Turns::new(SETTINGS_LOOKS_MAX),
+            counting: Turns::new(1),
+            admin_bodies: Arc::new(Semaphore::new(ADMIN_BODIES_MAX)),
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
             snapshot_dir: config.snapshot_dir.clone(),

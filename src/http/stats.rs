@@ -235,9 +235,8 @@ fn bad(text: &str) -> ApiError {
 
 /// One look at a time, so that many who ask together cost no more than one.
 async fn count(state: &AppState, query: StatsQuery) -> Result<StatsReport, ApiError> {
-    let _turn = state.counting.acquire().await.map_err(|_| ApiError::Panicked)?;
     let store = state.store.clone();
-    let report = tokio::task::spawn_blocking(move || store.stats(&query)).await.map_err(|_| ApiError::Panicked)?;
+    let report = state.counting.run(move || store.stats(&query)).await?;
     // The directory is gone: what else is known is told all the same, and ready says so.
     Ok(report.unwrap_or_default())
 }

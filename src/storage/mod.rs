@@ -18,6 +18,7 @@ mod pieces;
 mod ready;
 pub mod repair;
 mod rounds;
+mod share;
 pub mod snapshot;
 pub mod stats;
 mod tail;
@@ -27,8 +28,9 @@ mod watch;
 mod whole_sync;
 mod writer;
 
-/// What `inbox`, `ready` and `rounds` build on; a test puts a model checker in its place.
+/// What `inbox`, `ready`, `rounds` and `share` build on; a test puts a model checker in its place.
 mod sync {
+    pub(crate) use std::sync::atomic::{AtomicUsize, Ordering};
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 /// What the product's file finds instead of the standard library's mutex.
 mod sync {
+    pub use loom::sync::atomic::{AtomicUsize, Ordering};
     pub use loom::sync::{Condvar, Mutex, MutexGuard};
 }
 #[path = "../../src/storage/inbox.rs"]
@@ -18,12 +19,16 @@ mod ready;
 #[path = "../../src/storage/rounds.rs"]
 #[allow(dead_code, reason = "the checks do not need every function")]
 mod rounds;
+#[path = "../../src/storage/share.rs"]
+#[allow(dead_code, reason = "the checks do not need every function")]
+mod share;
 
 use inbox::Inbox;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use ready::{Call, Ready, SIDE_BY_SIDE};
 use rounds::Rounds;
+use share::Used;
 
 /// What a writer has at hand: jobs taken, jobs done, syncs done.
 #[derive(Default)]
@@ -324,4 +329,33 @@ fn work_is_done_by_a_thread_that_looks_around_or_by_a_new_one() {
         assert_eq!(done, [1, 2]);
         assert_eq!(ready.call(Instant::now(), SIDE_BY_SIDE), Call::Nobody, "nothing is left");
     });
+}
+
+/// Broken, requests that fit one by one are all refused when they come at the same moment, or more is taken than there is.
+#[test]
+fn of_several_that_want_a_share_at_least_one_gets_it() {
+    for shares in [&[40, 40][..], &[64, 64], &[64, 1, 64]] {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let (used, held) = (Arc::new(Used::of(64)), Arc::new(Mutex::new(0)));
+            let want = |share: usize| {
+                let (used, held) = (used.clone(), held.clone());
+                move || {
+                    let got = used.take(share);
+                    if got {
+                        let mut held = held.lock().unwrap();
+                        *held += share;
+                        assert!(*held <= 64);
+                    }
+                    got
+                }
+            };
+            let others: Vec<_> = shares[1..].iter().map(|share| thread::spawn(want(*share))).collect();
+            let first = want(shares[0])();
+            let got = others.into_iter().fold(first, |got, other| other.join().unwrap() | got);
+            assert!(got, "all of {shares:?} were refused");
+            assert_eq!(used.now(sync::Ordering::SeqCst), *held.lock().unwrap());
+        });
+    }
 }

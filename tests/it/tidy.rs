@@ -14,7 +14,7 @@ struct Rule {
     comments_may: bool,
 }
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule {
         name: "HTTP stays in src/http/",
         words: &["axum", "hyper", "StatusCode"],
@@ -25,6 +25,12 @@ const RULES: [Rule; 7] = [
         name: "files are opened in src/storage/, src/token/file.rs and src/cli/ only",
         words: &["std::fs", "rustix::fs"],
         allowed: &["storage/", "token/file.rs", "cli/"],
+        comments_may: true,
+    },
+    Rule {
+        name: "work of requests goes to threads in src/http/blocking.rs only, where it keeps its turn",
+        words: &["spawn_blocking"],
+        allowed: &["http/blocking.rs", "storage/", "cli/"],
         comments_may: true,
     },
     Rule {
