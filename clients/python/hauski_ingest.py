@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
+import concurrent.futures
 import contextlib
 import errno
 import functools
+import gzip as gzip_format
+import ipaddress
 import itertools
 import json
 import logging
@@ -24,12 +28,15 @@ import math
 import os
 import random
 import re
+import select
 import socket
 import ssl
 import stat
 import sys
 import threading
 import time
+import urllib.request
+import weakref
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -65,12 +72,17 @@ __version__ = "0.1.0"
 
 MAX_EVENT_BYTES = 1_000_000
 MAX_REQUEST_BYTES = 512 * 1024
-MAX_REQUEST_EVENTS = 1_000
+MAX_REQUEST_EVENTS = 10_000
 MAX_PAUSE_S = 30.0
 MAX_RETRY_AFTER_S = 60
 # An answer is "ok" or a short error; more of it is not read.
 MAX_ANSWER_BYTES = 64 * 1024
+MAX_TOKEN_FILE_BYTES = 64 * 1024
+# Below this, compressing a body costs more than it saves.
+MIN_GZIP_BYTES = 1024
 LEFT_OVER_AFTER_S = 3600.0
+# A process that was stopped in the middle must not stop the others.
+NAME_LOCK_WAIT_S = 1.0
 # Between two looks at a spool that other processes write to as well, its size is counted along.
 SIZE_LOOK_EVERY_S = 1.0
 
@@ -82,6 +94,7 @@ Delivered = Literal["ok", "spooled"]
 Event = Mapping[str, Any]
 Transport = httpx.BaseTransport | httpx.AsyncBaseTransport
 Spool = str | os.PathLike[str]
+Verify = bool | str | os.PathLike[str] | ssl.SSLContext
 
 
 class Options(TypedDict, total=False):
@@ -95,6 +108,10 @@ class Options(TypedDict, total=False):
     transport: Transport | None
     spool: Spool | None
     spool_max_bytes: int | None
+    token_file: Spool | None
+    gzip: bool | None
+    proxy: str | None
+    verify: Verify | None
 
 
 class IngestError(RuntimeError):
@@ -132,10 +149,73 @@ class IngestError(RuntimeError):
         self.unsent = unsent
         self.unsent_events: list[Any] = []
         self._retry_after_s: int | None = None
+        # No other domain would fare better: nobody is there, or the token is wrong.
+        self._concerns_all = False
 
 
 class SettingsError(IngestError):
     """A parameter or a variable cannot be used; nothing was sent."""
+
+
+def _said(error: BaseException) -> str:
+    """What a message says about an error of another library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+# -------------------------------------------------------------------------------------------------- forks and the end
+#
+# A child gets copies of the locks as they were, perhaps held by a thread that it does not have, and of the connections,
+# which are the parent's. So it makes locks anew, and never touches a connection of the parent, not even to close it:
+# an event loop of the child would take it out of the parent's.
+
+_clients: weakref.WeakSet[_Base] = weakref.WeakSet()
+_of_the_parent: list[object] = []
+# Descriptors with a flock: a child that kept them would hold the lock as long as it lives.
+_locked: set[int] = set()
+
+
+def _flock(fd: int, how: int) -> None:
+    fcntl.flock(fd, how)
+    _locked.add(fd)
+
+
+def _unlock(fd: int) -> None:
+    """Lets go and closes. Closing alone would leave the lock with a child that was forked meanwhile."""
+    _locked.discard(fd)
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+_executor: concurrent.futures.ThreadPoolExecutor | None = None
+
+
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    """Threads of this module. An event loop whose own executor gets no thread cannot even be ended in order."""
+    global _executor
+    if _executor is None:
+        _executor = concurrent.futures.ThreadPoolExecutor(8, "hauski-ingest")
+    return _executor
+
+
+def _after_fork() -> None:
+    global _names, _executor
+    _names, _executor = threading.Lock(), None
+    for fd in _locked:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _locked.clear()
+    for directory in _spool_dirs.values():
+        directory._lock = threading.Lock()
+    for client in list(_clients):
+        client._forget_the_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -165,10 +245,9 @@ class _Settings:
     backoff_s: float
     spool: str | None
     spool_max_bytes: int
-
-    @property
-    def shown_url(self) -> str:
-        return re.sub(r"//[^/]*@", "//", self.url)
+    gzip: bool
+    proxy: str | None = field(repr=False)
+    verify: Verify | None = field(repr=False)
 
 
 def _variable(name: str, parameter: object, what: str) -> tuple[str | None, str]:
@@ -204,14 +283,61 @@ def _whole(name: str, parameter: int | None, what: str, default: int, most: int)
     return int(text)
 
 
-def _token(parameter: str | None) -> _Token:
-    text, source = _variable("TOKEN", parameter or None, "token")
+def _switch(name: str, parameter: bool | None, what: str) -> bool:
+    text, source = _variable(name, parameter, what)
+    value = {"1": True, "on": True, "true": True, "yes": True, "0": False, "off": False, "false": False, "no": False}
     if text is None:
-        raise SettingsError("LEITSTAND_TOKEN not set: set it to the token of the server, or pass token=")
+        return False
+    if text.strip().lower() not in value:
+        raise SettingsError(f"{source} must be on or off, not {text!r}")
+    return value[text.strip().lower()]
+
+
+def _token(parameter: str | None, file: Spool | None) -> _Token:
+    text: str | None = None
+    source = "token"
+    if parameter or file is None:
+        text, source = _variable("TOKEN", parameter or None, "token")
+    if text is None:
+        path, source = _variable("TOKEN_FILE", None if file is None else os.fsdecode(file), "token_file")
+        if not path:
+            raise SettingsError(
+                "LEITSTAND_TOKEN not set: set it (or LEITSTAND_TOKEN_FILE) to the token of the server, or pass token="
+            )
+        text = _token_in_file(path, source)
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", text):
         text = ""  # Tracebacks may show local variables.
         raise SettingsError(f"{source} must be printable ASCII without a space at its ends, or no header can carry it")
     return _Token(text)
+
+
+def _token_in_file(path: str, source: str) -> str:
+    """The one line of a file that is no comment. A pipe is read with a time limit."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            data, until = b"", time.monotonic() + 5
+            pipe = not stat.S_ISREG(os.fstat(fd).st_mode)
+            while len(data) <= MAX_TOKEN_FILE_BYTES:
+                if pipe and not select.select([fd], [], [], max(0.0, until - time.monotonic()))[0]:
+                    raise SettingsError(f"{source}={path}: nothing came out of that pipe")
+                part = os.read(fd, 65536)
+                if not part:
+                    break
+                data += part
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{source}={path}: {_said(error)}") from error
+    if len(data) > MAX_TOKEN_FILE_BYTES:
+        raise SettingsError(f"{source}={path} is larger than a file with a token")
+    lines = [line.strip() for line in data.decode("latin-1").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if len(lines) != 1:
+        count = len(lines)
+        data, lines = b"", []
+        raise SettingsError(f"{source}={path} must hold one line with a token, and has {count}")
+    return lines[0]
 
 
 def _settings(
@@ -222,26 +348,150 @@ def _settings(
     backoff: float | None = None,
     spool: Spool | None = None,
     spool_max_bytes: int | None = None,
+    token_file: Spool | None = None,
+    gzip: bool | None = None,
+    proxy: str | None = None,
+    verify: Verify | None = None,
 ) -> _Settings:
     base, source = _variable("URL", url or None, "url")
     base = (base or "http://localhost:8788").rstrip("/")
     try:
         parts = httpx.URL(base)
         right = parts.scheme in ("http", "https") and bool(parts.host) and "?" not in base and "#" not in base
-    except (httpx.InvalidURL, ValueError):
+    except Exception:
         right = False
     if not right:
         raise SettingsError(f"{source} must be an http or https address without a query, such as http://localhost:8788")
-    directory, _ = _variable("SPOOL", None if spool is None else os.fspath(spool), "spool")
+    directory, source = _variable("SPOOL", None if spool is None else os.fsdecode(spool), "spool")
+    try:
+        directory = os.path.abspath(directory) if directory else None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{source} is a relative path, and there is no working directory: {_said(error)}") from error
+    if directory and "\0" in directory:
+        raise SettingsError(f"{source} must be the path of a directory")
     return _Settings(
-        url=base,
-        token=_token(token),
+        # Somebody's password there was never sent, and httpx would log it.
+        url=re.sub(r"//[^/]*@", "//", base),
+        token=_token(token, token_file),
         timeout_s=_seconds("TIMEOUT", timeout, "timeout", 5.0, above_zero=True),
         retries=_whole("RETRIES", retries, "retries", 3, 1_000_000),
         backoff_s=_seconds("BACKOFF", backoff, "backoff", 0.5, above_zero=False),
-        spool=os.path.abspath(directory) if directory else None,
+        spool=directory,
         spool_max_bytes=_whole("SPOOL_MAX_BYTES", spool_max_bytes, "spool_max_bytes", 268_435_456, 10**18),
+        gzip=_switch("GZIP", gzip, "gzip"),
+        proxy=proxy,
+        verify=verify,
     )
+
+
+# ------------------------------------------------------------------------------------------- proxies and certificates
+
+
+def _goes_past(host: str, port: int | None, exceptions: str) -> bool:
+    """Whether NO_PROXY names the host: a name with all below it, an address, a network, with or without a port."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        address = None
+    for entry in exceptions.lower().split(","):
+        entry = entry.strip().split("://")[-1].rstrip("/") if "://" in entry else entry.strip()
+        if entry == "*":
+            return True
+        if found := re.fullmatch(r"(?:\[([^]]*)]|([^:]*))(?::([0-9]+))?", entry):
+            if found.group(3) is not None and int(found.group(3)) != port:
+                continue
+            entry = found.group(1) or found.group(2) or ""
+        if not entry:
+            continue
+        try:
+            if address is not None and address in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            pass
+        name = entry.removeprefix("*").strip(".")
+        if name and (host == name or host.endswith("." + name)):
+            return True
+    return False
+
+
+def _proxy_of(settings: _Settings) -> tuple[str | None, str]:
+    """The proxy on the way to the server, and the name of the setting it is from."""
+    if settings.proxy is not None:
+        return settings.proxy or None, "proxy"
+    url = httpx.URL(settings.url)
+    found = urllib.request.getproxies()
+    scheme = url.scheme if found.get(url.scheme) else "all"
+    proxy = found.get(scheme)
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    if not proxy or _goes_past(url.host.lower(), port, found.get("no", "")):
+        return None, ""
+    return proxy if "://" in proxy else "http://" + proxy, f"{scheme.upper()}_PROXY"
+
+
+_contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
+
+
+def _tls(verify: Verify | None) -> ssl.SSLContext:
+    """Reading the certificates takes longer than a request, so it is done once."""
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    variables = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    key = (repr(verify), *(os.environ.get(name, "") for name in variables))
+    if key in _contexts:
+        return _contexts[key]
+    source = "verify"
+    try:
+        if verify is False:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        else:
+            path = os.fspath(verify) if verify is not None and verify is not True else ""
+            if not path:
+                source = next((name for name in variables if os.environ.get(name)), "the certificates")
+                path = os.environ.get(source, "")
+            if not path:
+                context = httpx.create_ssl_context(trust_env=False)
+            elif os.path.isdir(path):
+                context = ssl.create_default_context(capath=path)
+            else:
+                context = ssl.create_default_context(cafile=path)
+    except Exception as error:
+        raise SettingsError(f"{source}: the certificates cannot be read: {_said(error)}", retryable=True) from error
+    _contexts[key] = context
+    return context
+
+
+def _network(settings: _Settings) -> dict[str, Any]:
+    """What httpx.Client is made with; a SettingsError if the environment is wrong."""
+    proxy, source = _proxy_of(settings)
+    options: dict[str, Any] = {"trust_env": False, "timeout": settings.timeout_s}
+    if settings.url.startswith("https:"):
+        options["verify"] = _tls(settings.verify)
+    else:
+        # Nothing is verified on the way to an http address, so no certificates are read.
+        if ("",) not in _contexts:
+            _contexts[("",)] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        options["verify"] = _contexts[("",)]
+    if proxy is not None:
+        try:
+            tls = _tls(settings.verify) if proxy.lower().startswith("https:") else None
+            options["proxy"] = httpx.Proxy(proxy, ssl_context=tls)
+        except SettingsError:
+            raise
+        except Exception:
+            # The error may quote the address, and that a password.
+            raise SettingsError(f"{source} is not the address of a proxy that can be used", retryable=True) from None
+    return options
+
+
+def _no_client(error: Exception, settings: _Settings) -> SettingsError:
+    """Why httpx makes no client."""
+    if isinstance(error, SettingsError):
+        return error
+    proxy, source = _proxy_of(settings)
+    if isinstance(error, ImportError) and proxy and proxy.lower().startswith("socks"):
+        return SettingsError(f"{source} is a SOCKS proxy: pip install 'httpx[socks]'", retryable=True)
+    return SettingsError(f"no connection can be made: {type(error).__name__}: {_said(error)}", retryable=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ events
@@ -262,8 +512,9 @@ def _encode(event: object) -> bytes:
     try:
         plain = event if isinstance(event, dict) else dict(event)
         return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise IngestError(f"payload cannot be written as JSON: {error}") from error
+    except Exception as error:
+        # Also what a mapping of the caller raises.
+        raise IngestError(f"payload cannot be written as JSON: {_said(error)}") from error
 
 
 def _check_size(line: bytes) -> None:
@@ -360,6 +611,7 @@ class _Send:
     content_type: str
     body: bytes = field(repr=False)
     events: int
+    old_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -409,6 +661,7 @@ class _Outcome:
             written=written,
             retryable=self.retryable,
         )
+        error._concerns_all = self.status is None or self.status == 401
         error.__cause__ = self.cause
         return error
 
@@ -422,10 +675,29 @@ _HINTS = {
 
 
 def _detail(text: str) -> object:
+    """What a refusal says, as the old module showed it."""
+    answer = _object(text)
+    if isinstance(answer.get("detail"), str) and "code" in answer:
+        return {"detail": answer["detail"][:500]}
     try:
         return json.loads(text[:500])
-    except ValueError:
+    except (ValueError, RecursionError):
         return text[:500]
+
+
+def _object(text: str) -> dict[str, Any]:
+    """An answer that is a JSON object; any other is an empty one."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _says_no(text: str) -> bool:
+    """Whether the server itself says that nothing was written. A proxy's page does not know."""
+    answer = _object(text)
+    return isinstance(answer.get("code"), str) and answer.get("written") == "no"
 
 
 def _judge(status: int, headers: httpx.Headers, data: bytes) -> _Outcome:
@@ -434,7 +706,7 @@ def _judge(status: int, headers: httpx.Headers, data: bytes) -> _Outcome:
     seconds = int(retry_after) if re.fullmatch(r"[0-9]{1,9}", retry_after) else None
     good = status in (200, 202) and data.strip() == b"ok" and len(data) <= MAX_ANSWER_BYTES
     retryable = status in (408, 429) or status >= 500
-    nothing_written = status in (503, 507) or 400 <= status < 500
+    nothing_written = 400 <= status < 500 or (status in (503, 507) and _says_no(text))
     return _Outcome(
         good=good,
         status=status,
@@ -454,12 +726,27 @@ def _no_answer(timeout_s: float, url: str, error: BaseException | None = None) -
     return _Outcome(text=f"no answer from {url} within {timeout_s:g} s", cause=error)
 
 
-def _failed(error: Exception, settings: _Settings) -> _Outcome:
-    """What an exception of httpx says about an attempt."""
-    url = settings.shown_url
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)):
+class _Progress:
+    """How far an attempt has come, told by httpcore."""
+
+    def __init__(self) -> None:
+        self.sending = False
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("send_request_headers.started"):
+            # What a proxy is asked first is not the request.
+            self.sending = self.sending or getattr(info.get("request"), "method", None) != b"CONNECT"
+
+    async def atrace(self, event: str, info: Mapping[str, Any]) -> None:
+        self.trace(event, info)
+
+
+def _failed(error: BaseException, settings: _Settings, sending: bool = True) -> _Outcome:
+    """What an exception says about an attempt; `sending`: a part of the request may be out."""
+    url = settings.url
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)) or not sending:
         return _no_connection(error, url)
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, (httpx.TimeoutException, asyncio.TimeoutError)):
         return _no_answer(settings.timeout_s, url, error)
     return _Outcome(text=f"no whole answer from {url}: {error or type(error).__name__}", cause=error)
 
@@ -487,13 +774,21 @@ def _attempts(send: _Send, settings: _Settings, retries: int) -> _Steps[None]:
         yield _Wait(_pause_s(tried, settings.backoff_s, outcome.retry_after_s))
 
 
+def _quoted(domain: str) -> str:
+    _check_domain(domain)
+    try:
+        return quote(domain, safe="")
+    except UnicodeError:
+        raise IngestError(f"invalid domain {domain[:80]!a}") from None
+
+
 def _one(domain: str, line: bytes) -> _Send:
-    return _Send(f"/ingest/{quote(domain, safe='')}", "application/json", line, 1)
+    name = _quoted(domain)
+    return _Send(f"/v1/ingest?domain={name}", "application/json", line, 1, old_path=f"/ingest/{name}")
 
 
 def _many(domain: str, lines: list[bytes]) -> _Send:
-    path = f"/v1/ingest?domain={quote(domain, safe='')}"
-    return _Send(path, "application/x-ndjson", b"\n".join(lines) + b"\n", len(lines))
+    return _Send(f"/v1/ingest?domain={_quoted(domain)}", "application/x-ndjson", b"\n".join(lines) + b"\n", len(lines))
 
 
 # ------------------------------------------------------------------------------------------------------------- spool
@@ -506,19 +801,18 @@ _TEMPORARY = re.compile(r"tmp-[0-9]+-[0-9]+")
 _REFUSED_EVENTS = (400, 413, 422)
 
 _names = threading.Lock()
-_last_ns = 0
 _last_number = 0
+_MOST_IN_A_NAME = 10**23 - 1
 # Until when no call tries the server again, by spool and address.
 _quiet_until: dict[tuple[str, str], float] = {}
 
 
-def _next_name() -> tuple[int, int]:
-    """Time in nanoseconds, never the same or an earlier one in this process, and a number."""
-    global _last_ns, _last_number
+def _next_number() -> int:
+    """A number that this process has not used yet."""
+    global _last_number
     with _names:
-        _last_ns = max(time.time_ns(), _last_ns + 1)
         _last_number += 1
-        return _last_ns, _last_number
+        return _last_number
 
 
 def _sync_directory(path: str) -> None:
@@ -530,14 +824,23 @@ def _sync_directory(path: str) -> None:
 
 
 def _spool_domain(domain: str) -> str:
+    if not isinstance(domain, str):
+        raise IngestError(f"a domain must be text, not {type(domain).__name__}")
     name = domain.strip().lower()
     if not _DOMAIN.fullmatch(name):
-        raise IngestError(f"invalid domain {domain[:80]!r}: the server would refuse it, so it is not spooled")
+        raise IngestError(f"invalid domain {domain[:80]!a}: the server would refuse it, so it is not spooled")
     return name
 
 
 class _BrokenFile(Exception):
     pass
+
+
+class _UnsyncedName(Exception):
+    """A file has its name, but that may not survive a power cut."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
 
 
 @dataclass
@@ -561,6 +864,8 @@ class _SpoolDir:
         self._size = 0
         self._looked_at = -math.inf
         self._lock = threading.Lock()
+        # Domains whose files this process has looked at before it made a name.
+        self._looked_through: set[str] = set()
 
     def _error(self, error: OSError, what: str) -> IngestError:
         hint = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in that quota"}.get(error.errno or 0, "")
@@ -638,18 +943,59 @@ class _SpoolDir:
             if not os.path.isdir(directory):
                 os.makedirs(directory, mode=0o700, exist_ok=True)
                 _sync_directory(self.path)
-            time_ns, number = _next_name()
-            name = f"{time_ns:023}-{os.getpid():010}-{number:06}.ndjson"
+            name = f"{self._next_in(domain, directory):023}-{os.getpid():010}-{_next_number():06}.ndjson"
             self._write(directory, os.path.join(directory, name), data)
+        except _UnsyncedName as unsynced:
+            wrapped = self._error(unsynced.error, "the event is in the spool, but a power cut may take it from there")
+            wrapped.written = "maybe"
+            raise wrapped from unsynced.error
         except OSError as error:
             self._looked_at = -math.inf
             raise self._error(error, "cannot write the spool") from error
+
+    def _next_in(self, domain: str, directory: str) -> int:
+        """A number behind all that were given in the domain, by any process and whatever the clock does."""
+        fd: int | None = None
+        highest = 0
+        try:
+            with contextlib.suppress(OSError):
+                fd = os.open(os.path.join(directory, "last"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            held = fd is not None and self._wait_for(fd)
+            text = os.pread(fd, 24, 0) if fd is not None and held else b""
+            known = re.fullmatch(rb"[0-9]{23}", text) is not None
+            if known:
+                highest = int(text)
+            if not known or domain not in self._looked_through:
+                names = self.pending(domain)
+                highest = max(highest, int(names[-1][:23]) if names else 0)
+            number = min(max(time.time_ns(), highest + 1), _MOST_IN_A_NAME)
+            if fd is not None and held:
+                with contextlib.suppress(OSError):
+                    if os.pwrite(fd, b"%023d" % number, 0) == 23:
+                        self._looked_through.add(domain)
+                    else:
+                        os.ftruncate(fd, 0)
+            return number
+        finally:
+            if fd is not None:
+                _unlock(fd)
+
+    def _wait_for(self, fd: int) -> bool:
+        until = time.monotonic() + NAME_LOCK_WAIT_S
+        while True:
+            try:
+                _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.001)
 
     def _write(self, directory: str, path: str, data: bytes, replaces: bool = False) -> None:
         """Writes a whole file or none: temporary name, sync, rename, sync of the directory."""
         while True:
             # Processes of two containers may have the same id; whoever made the file owns the name.
-            temporary = os.path.join(directory, f"tmp-{os.getpid()}-{_next_name()[1]}")
+            temporary = os.path.join(directory, f"tmp-{os.getpid()}-{_next_number()}")
             try:
                 fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 break
@@ -665,8 +1011,14 @@ class _SpoolDir:
             finally:
                 os.close(fd)
             os.rename(temporary, path)
-            there = "" if replaces else path
-            _sync_directory(directory)
+            there = ""
+            try:
+                _sync_directory(directory)
+            except OSError as error:
+                if replaces:
+                    raise
+                # Somebody may have delivered it already, and a removal need not survive either: it stays.
+                raise _UnsyncedName(error) from error
         except BaseException:
             if there:
                 with contextlib.suppress(OSError):
@@ -680,7 +1032,7 @@ class _SpoolDir:
         except OSError as error:
             raise self._error(error, "cannot lock the spool") from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             return None
@@ -790,12 +1142,21 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
 
 
-@functools.lru_cache(maxsize=64)
+_spool_dirs: dict[tuple[str, int], _SpoolDir] = {}
+
+
 def _spool_dir(path: str, max_bytes: int) -> _SpoolDir:
-    return _SpoolDir(path, max_bytes)
+    return _spool_dirs.setdefault((path, max_bytes), _SpoolDir(path, max_bytes))
 
 
 # ---------------------------------------------------------------------------------------------------- delivery rules
+
+
+def _check_domain(domain: object) -> None:
+    if not isinstance(domain, str):
+        raise IngestError(f"a domain must be text, not {type(domain).__name__}")
+    if not domain.strip().strip("."):
+        raise IngestError(f"invalid domain {domain!r}")
 
 
 class _Rules:
@@ -808,9 +1169,8 @@ class _Rules:
     def event(self, domain: str, data: object) -> _Steps[Delivered]:
         if not isinstance(data, Mapping):
             raise IngestError("payload must be a mapping")
-        if "event" not in data:
-            raise IngestError('payload missing required key "event"')
         line = _encode(data)
+        _check_domain(domain)
         if self.spool is not None:
             _check_size(line)
         try:
@@ -829,8 +1189,7 @@ class _Rules:
         feed.go_on()
 
     def _call(self, domain: str, send: _Send, lines: list[bytes]) -> _Steps[Delivered]:
-        if not domain.strip().strip("."):
-            raise IngestError(f"invalid domain {domain!r}")
+        _check_domain(domain)
         if self.spool is None:
             yield from _attempts(send, self.settings, self.settings.retries)
             return "ok"
@@ -841,7 +1200,15 @@ class _Rules:
         lock: int | None = None
         try:
             failure: IngestError | None = None
-            if (yield _Do(lambda: spool.pending(domain, most=1))):
+            try:
+                waiting = yield _Do(lambda: spool.pending(domain, most=1))
+            except SettingsError:
+                raise
+            except IngestError as error:
+                # Nothing can be in front of this event in a spool that cannot be read, so the server may have it.
+                log.error("%s", error)
+                waiting = []
+            if waiting:
                 if not self._quiet():
                     lock = spool.lock(domain)
                 if lock is None:
@@ -874,12 +1241,15 @@ class _Rules:
                 if failure is not None:
                     error.args = (f"{error}; the server: {failure}",)
                     error.status, error.text, error.request_id = failure.status, failure.text, failure.request_id
-                    error.written = failure.written
+                    if failure.written == "maybe":
+                        error.written = "maybe"
                 raise
+            if failure is not None:
+                log.info("in the spool, because: %s", failure)
             return "spooled"
         finally:
             if lock is not None:
-                os.close(lock)
+                _unlock(lock)
 
     def _quiet(self) -> bool:
         until = _quiet_until.get((self.settings.spool or "", self.settings.url))
@@ -899,10 +1269,18 @@ class _Rules:
         failed: IngestError | None = None
         domains = (yield _Do(spool.domains)) if domain is None else [_spool_domain(domain)]
         for name in domains:
-            if not (yield _Do(functools.partial(spool.pending, name, most=1))):
+            try:
+                if not (yield _Do(functools.partial(spool.pending, name, most=1))):
+                    continue
+            except IngestError as error:
+                failed = failed or error
                 continue
             # Taken at once, not as a step: a cancelled step would leave it locked.
-            lock = spool.lock(name)
+            try:
+                lock = spool.lock(name)
+            except IngestError as error:
+                failed = failed or error
+                continue
             if lock is None:
                 failed = failed or IngestError(f"{name} is being delivered by another process", retryable=True)
                 continue
@@ -913,10 +1291,10 @@ class _Rules:
                 failed = error if failed is None or error.status is not None else failed
                 if error.retryable:
                     self._be_quiet(error)
-                if not error.retryable or error.status is None:
+                if error._concerns_all:
                     break
             finally:
-                os.close(lock)
+                _unlock(lock)
         if failed is None and not report.problems:
             return report.delivered
         reasons = report.problems + ([f"the rest stays in the spool: {failed}"] if failed else [])
@@ -1041,14 +1419,92 @@ def _left(timeout: float | None, late: type[Exception]) -> float | None:
     return left if timeout is None else min(timeout, left)
 
 
-class _DeadlineStream(httpcore.NetworkStream):
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
-        self._inner = inner
+class _Answers:
+    """Follows what a connection reads, to know whether there is a byte on it that nobody asked for."""
 
+    def __init__(self) -> None:
+        self.head = b""
+        self.left: int | None = None
+        self.answers = 0
+        self.asked = False
+        # Not to be used for another request.
+        self.spent = False
+
+    def asks(self) -> None:
+        if not self.asked:
+            self.asked, self.head, self.left = True, b"", None
+
+    def reads(self, data: bytes) -> None:
+        while data and not self.spent:
+            if not self.asked:
+                self.spent = True
+                return
+            if self.left is None:
+                self.head += data
+                head, end, data = self.head.partition(b"\r\n\r\n")
+                if not end:
+                    self.spent = len(self.head) > 100_000
+                    return
+                self.head = b""
+                if re.match(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}", head):
+                    continue
+                lengths = re.findall(rb"(?im)^content-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r?$", head)
+                if len(lengths) != 1 or re.search(rb"(?im)^transfer-encoding", head):
+                    self.spent = True
+                    return
+                self.left = int(lengths[0])
+            taken = min(self.left, len(data))
+            self.left, data = self.left - taken, data[taken:]
+            if self.left == 0:
+                self.answers, self.asked = self.answers + 1, False
+
+
+def _has_more(stream: Any) -> bool:
+    """Whether something can be read from a connection on which nothing is expected."""
+    if stream.get_extra_info("is_readable"):
+        return True
+    tls = stream.get_extra_info("ssl_object")
+    if tls is not None and tls.pending() > 0:
+        return True
+    # anyio reads ahead; how much is no public knowledge.
+    inner = getattr(stream, "_stream", None)
+    while inner is not None and hasattr(inner, "transport_stream"):
+        if getattr(getattr(inner, "_read_bio", None), "pending", 0):
+            return True
+        inner = inner.transport_stream
+    return bool(getattr(getattr(inner, "_protocol", None), "read_queue", None))
+
+
+class _Watched:
+    """What both kinds of streams say about themselves."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._answers = _Answers()
+
+    def _ask(self) -> None:
+        answers = self._answers
+        if not answers.asked:
+            if answers.spent or (answers.answers and _has_more(self._inner)):
+                answers.spent = True
+                # The pool takes another connection.
+                raise httpcore.ConnectionNotAvailable
+            answers.asks()
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return self._answers.spent or _has_more(self._inner)
+        return self._inner.get_extra_info(info)
+
+
+class _DeadlineStream(_Watched, httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        data: bytes = self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        self._answers.reads(data)
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._ask()
         # In pieces, because the time counts anew whenever the other side takes something.
         for at in range(0, len(buffer), 65536):
             self._inner.write(buffer[at : at + 65536], _left(timeout, httpcore.WriteTimeout))
@@ -1061,8 +1517,63 @@ class _DeadlineStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         return _DeadlineStream(self._inner.start_tls(ssl_context, server_hostname, _left(timeout, httpcore.ConnectTimeout)))
 
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+
+class _AsyncStream(_Watched, httpcore.AsyncNetworkStream):
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data: bytes = await self._inner.read(max_bytes, timeout)
+        self._answers.reads(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._ask()
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _AsyncStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+
+class _AsyncBackend(httpcore.AsyncNetworkBackend):
+    def __init__(self, inner: httpcore.AsyncNetworkBackend) -> None:
+        self._inner = inner
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        find = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+            addresses = [host.strip("[]")]
+        except ValueError:
+            try:
+                found = await asyncio.wrap_future(_threads().submit(find))
+            except (OSError, UnicodeError, RuntimeError) as error:
+                raise httpcore.ConnectError(str(error)) from error
+            addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        problem: Exception = httpcore.ConnectError(f"no address of {host}")
+        for address in addresses:
+            try:
+                return _AsyncStream(await self._inner.connect_tcp(address, port, timeout, local_address, socket_options))
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+        raise problem
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _AsyncStream(await self._inner.connect_unix_socket(path, timeout, socket_options))
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
 
 
 class _DeadlineBackend(httpcore.NetworkBackend):
@@ -1103,26 +1614,61 @@ class _DeadlineBackend(httpcore.NetworkBackend):
         self._inner.sleep(seconds)
 
 
-@functools.lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    """Reading the certificates takes longer than a request, so it is done once."""
-    return httpx.create_ssl_context()
+def _watch(http: httpx.Client | httpx.AsyncClient) -> bool:
+    """Wraps the network of a client that this module made; False if a future httpx has other names for it."""
+    for transport in [http._transport, *http._mounts.values()]:
+        pool: Any = getattr(transport, "_pool", None)
+        inner = getattr(pool, "_network_backend", None)
+        if isinstance(inner, httpcore.NetworkBackend):
+            pool._network_backend = _DeadlineBackend(inner)
+        elif isinstance(inner, httpcore.AsyncNetworkBackend):
+            pool._network_backend = _AsyncBackend(inner)
+        elif transport is not None:
+            return False
+    return True
 
 
-async def _apost(http: httpx.AsyncClient, settings: _Settings, auth: httpx.Auth, send: _Send) -> _Outcome:
-    connecting = False
+# A connection that cannot be watched is not used twice.
+_ONE_REQUEST_EACH = httpx.Limits(max_connections=100, max_keepalive_connections=0)
 
-    async def trace(event: str, _info: object) -> None:
-        nonlocal connecting
-        if event.endswith("connect_tcp.started"):
-            connecting = True
-        elif event.endswith("send_request_headers.started"):
-            connecting = False
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
+
+
+def _made(kind: type[H], settings: _Settings, transport: Transport | None) -> H:
+    """A client of httpx, or a SettingsError."""
+    try:
+        if transport is not None:
+            made = kind(transport=transport, timeout=settings.timeout_s, trust_env=False)  # type: ignore[arg-type]
+        else:
+            options = _network(settings)
+            made = kind(**options)
+            if not _watch(made):
+                made = kind(**options, limits=_ONE_REQUEST_EACH)
+        return made
+    except Exception as error:
+        raise _no_client(error, settings) from error
+
+
+def _headers(send: _Send, settings: _Settings) -> tuple[bytes, dict[str, str]]:
+    """The body as it is sent, and what describes it."""
+    headers = {
+        "Content-Type": send.content_type,
+        "Accept": "application/problem+json, */*",
+        "User-Agent": f"hauski-ingest/{__version__}",
+    }
+    if settings.gzip and len(send.body) >= MIN_GZIP_BYTES:
+        headers["Content-Encoding"] = "gzip"
+        return gzip_format.compress(send.body, compresslevel=6, mtime=0), headers
+    return send.body, headers
+
+
+async def _apost(http: httpx.AsyncClient, settings: _Settings, auth: httpx.Auth, send: _Send, path: str) -> _Outcome:
+    progress = _Progress()
 
     async def post() -> _Outcome:
-        headers = {"Content-Type": send.content_type}
+        body, headers = _headers(send, settings)
         request = http.build_request(
-            "POST", settings.url + send.path, content=send.body, headers=headers, extensions={"trace": trace}
+            "POST", settings.url + path, content=body, headers=headers, extensions={"trace": progress.atrace}
         )
         request.extensions["timeout"] = httpx.Timeout(settings.timeout_s).as_dict()
         response = await http.send(request, auth=auth, stream=True, follow_redirects=False)
@@ -1136,32 +1682,56 @@ async def _apost(http: httpx.AsyncClient, settings: _Settings, auth: httpx.Auth,
         finally:
             await response.aclose()
 
+    # A transport of the caller does not tell how far it has come.
+    foreign = not isinstance(http._transport, httpx.AsyncHTTPTransport)
     try:
         return await asyncio.wait_for(post(), settings.timeout_s)
     except asyncio.TimeoutError as error:
-        if connecting:
-            return _no_connection(TimeoutError("timed out"), settings.shown_url)
-        return _no_answer(settings.timeout_s, settings.shown_url, error)
-    except (httpx.RequestError, OSError) as error:
-        return _failed(error, settings)
+        if not progress.sending and not foreign:
+            return _no_connection(TimeoutError("timed out"), settings.url)
+        return _no_answer(settings.timeout_s, settings.url, error)
+    except Exception as error:
+        return _failed(error, settings, progress.sending or foreign)
 
 
 class _Base:
     def __init__(self, **settings: Unpack[Options]) -> None:
         values: dict[str, Any] = dict(settings)
         self._transport: Transport | None = values.pop("transport", None)
-        self._settings = _settings(**values)
+        if unknown := values.keys() - Options.__annotations__.keys():
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+        try:
+            self._settings = _settings(**values)
+        except IngestError:
+            raise
+        except Exception as error:
+            raise SettingsError(f"a setting cannot be used: {_said(error)}") from error
         self._rules = _Rules(self._settings)
         self._auth = _XAuth(self._settings.token)
+        # The server knows only the path of old.
+        self._old_path = False
+        self._pid = os.getpid()
+        _clients.add(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._settings.shown_url}>"
+        return f"<{type(self).__name__} {self._settings.url}>"
+
+    def _forget_the_parent(self) -> None:
+        """Called in a child, before it does anything else with this client."""
+        raise NotImplementedError
+
+    def _path(self, send: _Send) -> str:
+        return send.old_path if send.old_path and self._old_path else send.path
+
+    def _again_on(self, send: _Send, path: str, outcome: _Outcome) -> str | None:
+        """The path that a server before /v1 knows, if this may be one."""
+        return send.old_path if outcome.status in (404, 405) and path == send.path else None
 
 
 class Client(_Base):
-    """Keeps its connections between calls; may be used by several threads.
+    """Keeps its connections between calls; may be used by several threads, and after a fork by the child as well.
 
-    flush_every=SECONDS: a thread delivers what is in the spool, until close().
+    flush_every=SECONDS: a thread delivers what is in the spool, until close(), and once more when the program ends.
     """
 
     def __init__(self, *, flush_every: float | None = None, **settings: Unpack[Options]) -> None:
@@ -1171,16 +1741,50 @@ class Client(_Base):
         if flush_every is not None and self._settings.spool is None:
             raise SettingsError("flush_every needs a spool: set LEITSTAND_SPOOL, or pass spool=")
         self._http: httpx.Client | None = None
-        if self._transport is None:
-            self._http = httpx.Client(verify=_tls(), timeout=self._settings.timeout_s)
-            _keep_deadlines(self._http)
-        elif isinstance(self._transport, httpx.BaseTransport):
-            self._http = httpx.Client(transport=self._transport, timeout=self._settings.timeout_s)
+        self._making = threading.Lock()
         self._closing = threading.Event()
+        self._flush_every = flush_every
         self._thread: threading.Thread | None = None
+        if not isinstance(self._transport, httpx.AsyncBaseTransport):
+            try:
+                self._connections()
+            except SettingsError as error:
+                if self._settings.spool is None:
+                    raise
+                # It may be put right while this program runs; until then the spool takes the events.
+                log.warning("%s", error)
         if flush_every is not None:
-            self._thread = threading.Thread(target=self._flush_often, args=(flush_every,), name="hauski-flush", daemon=True)
-            self._thread.start()
+            _at_exit_closed.add(self)
+            self._flush_in_a_thread()
+
+    def _connections(self) -> httpx.Client:
+        """The connections of this process."""
+        if self._pid != os.getpid():
+            self._forget_the_parent()
+        with self._making:
+            if self._http is None:
+                transport = self._transport
+                assert transport is None or isinstance(transport, httpx.BaseTransport)
+                self._http = _made(httpx.Client, self._settings, transport)
+            return self._http
+
+    def _forget_the_parent(self) -> None:
+        self._pid = os.getpid()
+        _of_the_parent.append(self._http)
+        self._http, self._thread = None, None
+        self._making, self._closing = threading.Lock(), threading.Event()
+
+    def _flush_in_a_thread(self) -> None:
+        """Starts the thread where it is wanted and missing: in a child, or where one could not be had before."""
+        if self._flush_every is None or self._thread is not None or self._closing.is_set():
+            return
+        thread = threading.Thread(target=self._flush_often, args=(self._flush_every,), name="hauski-flush", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.warning("the spool is delivered by calls only, for want of a thread: %s", error)
+        else:
+            self._thread = thread
 
     def ingest_event(self, domain: str, data: Event) -> Delivered:
         """Sends one event; returns "ok", with a spool perhaps "spooled"."""
@@ -1226,14 +1830,20 @@ class Client(_Base):
             self._flush_once(unless_quiet=True)
 
     def close(self) -> None:
-        """Ends the thread after a last attempt to deliver, and closes the connections."""
+        """Ends the thread after a last attempt to deliver, and closes the connections. A later call opens new ones."""
         self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        _at_exit_closed.discard(self)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        if self._flush_every is not None:
             self._flush_once(unless_quiet=False)
-        if self._http is not None:
-            self._http.close()
+        if self._pid != os.getpid():
+            self._forget_the_parent()
+        http, self._http = self._http, None
+        if http is not None:
+            with contextlib.suppress(Exception):
+                http.close()
 
     def __enter__(self) -> Client:
         return self
@@ -1242,6 +1852,7 @@ class Client(_Base):
         self.close()
 
     def _run(self, steps: _Steps[T]) -> T:
+        self._flush_in_a_thread()
         try:
             step = next(steps)
             while True:
@@ -1254,6 +1865,10 @@ class Client(_Base):
         except StopIteration as stop:
             value: T = stop.value
             return value
+        except IngestError:
+            raise
+        except Exception as error:
+            raise _unforeseen(error) from error
 
     def _perform(self, step: _Send | _Wait | _Do) -> object:
         if isinstance(step, _Send):
@@ -1264,31 +1879,49 @@ class Client(_Base):
         return step.work()
 
     def _post(self, send: _Send) -> _Outcome:
-        if self._http is None:
+        if isinstance(self._transport, httpx.AsyncBaseTransport):
             return self._post_to_async_transport(send)
-        settings = self._settings
-        deadline = _attempt.deadline = time.monotonic() + settings.timeout_s
         try:
-            with self._http.stream(
+            http = self._connections()
+        except SettingsError as error:
+            return _Outcome(text=str(error), written="no", cause=error)
+        except Exception as error:
+            return _no_connection(error, self._settings.url)
+        _attempt.deadline = time.monotonic() + self._settings.timeout_s
+        try:
+            path = self._path(send)
+            outcome = self._post_to(http, send, path)
+            if old_path := self._again_on(send, path, outcome):
+                outcome = self._post_to(http, send, old_path)
+                self._old_path = outcome.good
+            return outcome
+        finally:
+            _attempt.deadline = None
+
+    def _post_to(self, http: httpx.Client, send: _Send, path: str) -> _Outcome:
+        settings, progress = self._settings, _Progress()
+        foreign = self._transport is not None and not isinstance(self._transport, httpx.HTTPTransport)
+        try:
+            body, headers = _headers(send, settings)
+            with http.stream(
                 "POST",
-                settings.url + send.path,
-                content=send.body,
-                headers={"Content-Type": send.content_type},
+                settings.url + path,
+                content=body,
+                headers=headers,
                 auth=self._auth,
                 follow_redirects=False,
+                extensions={"trace": progress.trace},
             ) as response:
                 data = b""
                 for part in response.iter_bytes():
                     data += part
                     if len(data) > MAX_ANSWER_BYTES:
                         break
-                    if time.monotonic() > deadline:
-                        return _no_answer(settings.timeout_s, settings.shown_url)
+                    if time.monotonic() > _attempt.deadline:
+                        return _no_answer(settings.timeout_s, settings.url)
                 return _judge(response.status_code, response.headers, data)
-        except (httpx.RequestError, OSError) as error:
-            return _failed(error, settings)
-        finally:
-            _attempt.deadline = None
+        except Exception as error:
+            return _failed(error, settings, progress.sending or foreign)
 
     def _post_to_async_transport(self, send: _Send) -> _Outcome:
         """httpx.ASGITransport speaks only async; it may be used from a synchronous test all the same."""
@@ -1296,7 +1929,11 @@ class Client(_Base):
         async def post() -> _Outcome:
             assert isinstance(self._transport, httpx.AsyncBaseTransport)
             async with httpx.AsyncClient(transport=self._transport) as http:
-                return await _apost(http, self._settings, self._auth, send)
+                path = self._path(send)
+                outcome = await _apost(http, self._settings, self._auth, send, path)
+                if old_path := self._again_on(send, path, outcome):
+                    outcome = await _apost(http, self._settings, self._auth, send, old_path)
+                return outcome
 
         done: list[_Outcome | BaseException] = []
 
@@ -1308,34 +1945,59 @@ class Client(_Base):
 
         # In a thread of its own, because this one may already run an event loop.
         thread = threading.Thread(target=run)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            return _no_connection(error, self._settings.url)
         thread.join()
+        if isinstance(done[0], Exception):
+            return _failed(done[0], self._settings)
         if isinstance(done[0], BaseException):
             raise done[0]
         return done[0]
 
 
-def _keep_deadlines(http: httpx.Client) -> None:
-    """Wraps the network of a client that this module made. A future httpx without these names keeps its own timeouts."""
-    for transport in [http._transport, *http._mounts.values()]:
-        pool: Any = getattr(transport, "_pool", None)
-        inner = getattr(pool, "_network_backend", None)
-        if inner is not None:
-            pool._network_backend = _DeadlineBackend(inner)
+_at_exit_closed: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    for client in list(_at_exit_closed):
+        if client._pid == os.getpid():
+            client.close()
+
+
+def _unforeseen(error: Exception) -> IngestError:
+    """What no rule foresees is an IngestError all the same, and says only what is certain."""
+    return IngestError(f"{type(error).__name__}: {_said(error)}", written="maybe", retryable=True)
 
 
 class AsyncClient(_Base):
-    """The same for asyncio. Work with the spool's files runs in threads."""
+    """The same for asyncio, each event loop with connections of its own. The files of a spool are worked on in threads."""
 
     def __init__(self, **settings: Unpack[Options]) -> None:
         super().__init__(**settings)
-        timeout_s = self._settings.timeout_s
-        if self._transport is None:
-            self._http = httpx.AsyncClient(verify=_tls(), timeout=timeout_s)
-        elif isinstance(self._transport, httpx.AsyncBaseTransport):
-            self._http = httpx.AsyncClient(transport=self._transport, timeout=timeout_s)
-        else:
+        if not isinstance(self._transport, (httpx.AsyncBaseTransport, type(None))):
             raise SettingsError("transport must be an httpx.AsyncBaseTransport here")
+        self._https: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = weakref.WeakKeyDictionary()
+        if self._settings.spool is None:
+            # What is wrong with the environment is said now; a client of httpx belongs to no loop before its first request.
+            _made(httpx.AsyncClient, self._settings, self._transport)
+
+    def _connections(self) -> httpx.AsyncClient:
+        """The connections of this process and event loop."""
+        if self._pid != os.getpid():
+            self._forget_the_parent()
+        loop = asyncio.get_running_loop()
+        http = self._https.get(loop)
+        if http is None:
+            http = self._https[loop] = _made(httpx.AsyncClient, self._settings, self._transport)
+        return http
+
+    def _forget_the_parent(self) -> None:
+        self._pid = os.getpid()
+        _of_the_parent.append(dict(self._https))
+        self._https = weakref.WeakKeyDictionary()
 
     async def ingest_event(self, domain: str, data: Event) -> Delivered:
         """Sends one event; returns "ok", with a spool perhaps "spooled"."""
@@ -1365,7 +2027,13 @@ class AsyncClient(_Base):
         return await self._run(self._rules.flush(domain, self._settings.retries))
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        """Closes the connections of this event loop. A later call opens new ones."""
+        if self._pid != os.getpid():
+            self._forget_the_parent()
+        http = self._https.pop(asyncio.get_running_loop(), None)
+        if http is not None:
+            with contextlib.suppress(Exception):
+                await http.aclose()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -1388,20 +2056,50 @@ class AsyncClient(_Base):
         except StopIteration as stop:
             value: T = stop.value
             return value
+        except IngestError:
+            raise
+        except Exception as error:
+            raise _unforeseen(error) from error
 
     async def _perform(self, step: _Send | _Wait | _Do) -> object:
         if isinstance(step, _Send):
-            return await _apost(self._http, self._settings, self._auth, step)
+            return await self._post(step)
         if isinstance(step, _Wait):
             await asyncio.sleep(step.seconds)
             return None
-        work = asyncio.ensure_future(asyncio.to_thread(step.work))
+        # Whoever takes it does the work: an executor that gets no thread keeps what it was given.
+        ticket = [step.work]
+
+        def work() -> Any:
+            return ticket.pop()() if ticket else None
+
         try:
-            return await asyncio.shield(work)
+            task = asyncio.wrap_future(_threads().submit(work))
+        except RuntimeError:
+            if not ticket:
+                raise
+            # No thread can be had, or the program is ending. The work is short.
+            return work()
+        try:
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             # A thread cannot be stopped, and the lock must not be given up under it.
-            await asyncio.wait([work])
+            await asyncio.wait([task])
             raise
+
+    async def _post(self, send: _Send) -> _Outcome:
+        try:
+            http = self._connections()
+        except SettingsError as error:
+            return _Outcome(text=str(error), written="no", cause=error)
+        except Exception as error:
+            return _no_connection(error, self._settings.url)
+        path = self._path(send)
+        outcome = await _apost(http, self._settings, self._auth, send, path)
+        if old_path := self._again_on(send, path, outcome):
+            outcome = await _apost(http, self._settings, self._auth, send, old_path)
+            self._old_path = outcome.good
+        return outcome
 
 
 # --------------------------------------------------------------------------------------------------------- functions
@@ -1419,11 +2117,15 @@ def ingest_event(
     transport: Transport | None = None,
     spool: Spool | None = None,
     spool_max_bytes: int | None = None,
+    token_file: Spool | None = None,
+    gzip: bool | None = None,
+    proxy: str | None = None,
+    verify: Verify | None = None,
 ) -> Delivered:
     """Send one event and return "ok" (with a spool perhaps "spooled"), else raise IngestError.
 
     domain           target domain, such as "example.com"
-    data             mapping that JSON can hold, with at least the key "event"
+    data             mapping that JSON can hold
     url              base address (LEITSTAND_URL, http://localhost:8788)
     token            shared secret for X-Auth (LEITSTAND_TOKEN)
     timeout          seconds for one attempt (LEITSTAND_TIMEOUT, 5)
@@ -1432,6 +2134,10 @@ def ingest_event(
     transport        httpx transport for tests without sockets, such as httpx.ASGITransport or httpx.MockTransport
     spool            directory for events that cannot be delivered now (LEITSTAND_SPOOL); "" for none
     spool_max_bytes  a spool that would grow beyond this is full (LEITSTAND_SPOOL_MAX_BYTES, 256 MiB)
+    token_file       file with the token (LEITSTAND_TOKEN_FILE)
+    gzip             compress larger requests; leitstand reads that, the old service does not (LEITSTAND_GZIP, off)
+    proxy            address of a proxy, "" for none (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY)
+    verify           file or directory of certificates, an ssl.SSLContext, or False (SSL_CERT_FILE, SSL_CERT_DIR)
 
     Each LEITSTAND_X that is not set is looked up as CHRONIK_X.
     """
@@ -1444,6 +2150,10 @@ def ingest_event(
         "transport": transport,
         "spool": spool,
         "spool_max_bytes": spool_max_bytes,
+        "token_file": token_file,
+        "gzip": gzip,
+        "proxy": proxy,
+        "verify": verify,
     }
     with Client(**options) as client:
         return client.ingest_event(domain, data)
@@ -1498,9 +2208,16 @@ class _BadStream(Exception):
     pass
 
 
+def _spelled(text: str) -> str:
+    """A number stays as it is written, but one that no double holds is refused: the server would refuse it."""
+    if math.isinf(float(text)):
+        raise ValueError(f"no double can hold {text[:30]}")
+    return text
+
+
 def _json_stream(file: BinaryIO) -> Iterator[_RawEvent]:
     """The values of a JSON stream, NDJSON or pretty-printed, each as one line with its numbers as they are spelled."""
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse)
+    decoder = json.JSONDecoder(parse_int=_spelled, parse_float=_spelled, parse_constant=_refuse)
     text, number, ended = "", 0, False
     rest, not_utf8 = b"", ""
     while True:
@@ -1544,7 +2261,9 @@ def _json_stream(file: BinaryIO) -> Iterator[_RawEvent]:
 
 
 def _say(text: str) -> None:
-    print(f"hauski-ingest: {text}", file=sys.stderr)
+    # Nobody may be there to read it any more; the exit code says the same.
+    with contextlib.suppress(OSError, ValueError):
+        print(f"hauski-ingest: {text}", file=sys.stderr or open(os.devnull, "w"))
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -1553,6 +2272,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Send JSON events to leitstand. The token comes from LEITSTAND_TOKEN, never from the command line.",
         epilog="Exit codes: 0 delivered, or safe in the spool; 1 something was not delivered; 2 wrong usage or settings.",
     )
+    parser.add_argument("--version", action="version", version=f"hauski-ingest {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     send = commands.add_parser("send", help="send a JSON stream, NDJSON or pretty-printed")
     send.add_argument("domain", metavar="DOMAIN")
@@ -1565,17 +2285,21 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--timeout", metavar="SECONDS", help="instead of LEITSTAND_TIMEOUT")
         command.add_argument("--retries", metavar="N", help="instead of LEITSTAND_RETRIES")
         command.add_argument("--backoff", metavar="SECONDS", help="instead of LEITSTAND_BACKOFF")
+        command.add_argument("--token-file", metavar="FILE", help="instead of LEITSTAND_TOKEN and LEITSTAND_TOKEN_FILE")
+        command.add_argument("--gzip", action="store_true", default=None, help="compress; needs leitstand as server")
     return parser.parse_args(argv)
 
 
 def _send_file(client: Client, domain: str, path: str) -> int:
     spool = client._settings.spool
     try:
+        if path == "-" and sys.stdin is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb")
         if path != "-" and stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except OSError as error:
-        _say(f"cannot read {path}: {error.strerror}")
+    except (OSError, ValueError) as error:
+        _say(f"cannot read {path}: {_said(error)}")
         return 2
     done = 0
 
@@ -1591,6 +2315,9 @@ def _send_file(client: Client, domain: str, path: str) -> int:
         except IngestError as error:
             maybe = " The next may be stored too, then they are doubled." if error.written == "maybe" else ""
             _say(f"{error}. To go on, send the stream from event {error.acknowledged + 1} on.{maybe}")
+            return 1
+        except OSError as error:
+            _say(f"cannot read {path} further: {_said(error)}; the {done} events before that are safe")
             return 1
         except _BadStream as error:
             _say(f"{error}; the {done} events before it are {'delivered or spooled' if spool else 'delivered'}")
@@ -1611,6 +2338,8 @@ def main(argv: list[str] | None = None) -> int:
             retries=arguments.retries,
             backoff=arguments.backoff,
             spool=arguments.spool,
+            token_file=arguments.token_file,
+            gzip=arguments.gzip,
         ) as client:
             if arguments.command == "send":
                 return _send_file(client, arguments.domain, arguments.file)

@@ -3,9 +3,9 @@
 
     scripted_server.py CASE
 
-Prints its port, serves one request a connection, also while an earlier one waits for its answer, and when
-its standard input ends prints one line of JSON with what it saw:
-{"attempts": 3, "lines": [["{…}"], …], "tokens": […]}.
+Prints its port, serves one request a connection (more where an answer says "keep"), also while an earlier one waits
+for its answer, and when its standard input ends prints one line of JSON with what it saw:
+{"attempts": 3, "connections": 3, "lines": [["{…}"], …], "stored": ["{…}", …], "tokens": […]}.
 """
 import json
 import os
@@ -23,8 +23,8 @@ def read_request(conn, body_wanted):
     data = b""
     while b"\r\n\r\n" not in data:
         more = conn.recv(65536)
-        if not more:
-            return None
+        if not more or more[0] == 0x16:
+            return None  # The end, or a client that wants to speak TLS.
         data += more
     head, body = data.split(b"\r\n\r\n", 1)
     headers = {}
@@ -59,53 +59,89 @@ def answer(conn, step):
     if "garbage" in step:
         conn.sendall(step["garbage"].encode())
         return
-    text = step.get("text", "").encode()
-    head = f"HTTP/1.1 {step['status']} X\r\nContent-Length: {len(text)}\r\nConnection: close\r\n"
+    text = step.get("text", "").encode() + b" " * step.get("pad_bytes", 0)
+    head = step.get("interim", "")
+    head += f"HTTP/1.1 {step['status']} X\r\nContent-Length: {len(text)}\r\n"
+    if not step.get("keep"):
+        head += "Connection: close\r\n"
     for name, value in step.get("headers", {}).items():
         head += f"{name}: {value}\r\n"
-    conn.sendall(head.encode() + b"\r\n" + text[:step.get("cut_text_at", len(text))])
+    surplus = step.get("surplus", "").encode()
+    late = step.get("surplus_after_s", 0)
+    conn.sendall(head.encode() + b"\r\n" + text[:step.get("cut_text_at", len(text))] + (b"" if late else surplus))
+    if late:
+        time.sleep(late)
+        conn.sendall(surplus)
 
 
-def serve(conn, step, seen):
-    with conn:
-        if step.get("cut") == "before_body":
-            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            return
-        request = read_request(conn, None)
-        if request is None:
-            return
-        _, headers, body = request
-        seen["tokens"].append(headers.get("x-auth"))
-        seen["lines"].append([line for line in body.decode().split("\n") if line])
-        if step.get("cut") == "after_body":
-            return
-        time.sleep(step.get("wait_s", 0))
-        try:
-            answer(conn, step)
-        except OSError:
-            pass  # The client did not wait.
+class Server:
+    def __init__(self, steps):
+        self.steps = list(steps)
+        self.lock = threading.Lock()
+        self.seen = {"attempts": 0, "connections": 0, "lines": [], "tokens": [], "stored": [], "at": []}
+
+    def next_step(self):
+        with self.lock:
+            # The last answer is given to whoever comes after it, too.
+            step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+            self.seen["attempts"] += 1
+            self.seen["at"].append(time.time())
+            return step
+
+    def serve(self, conn, step):
+        with conn:
+            while True:
+                if step.get("cut") == "before_body":
+                    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    return
+                request = read_request(conn, None)
+                if request is None:
+                    return
+                _, headers, body = request
+                lines = [line for line in body.decode(errors="replace").split("\n") if line]
+                with self.lock:
+                    self.seen["tokens"].append(headers.get("x-auth"))
+                    self.seen["lines"].append(lines)
+                    if step.get("status") in (200, 202) and step.get("text", "").strip() == "ok":
+                        self.seen["stored"] += lines
+                if step.get("cut") == "after_body":
+                    return
+                time.sleep(step.get("wait_s", 0))
+                try:
+                    answer(conn, step)
+                except OSError:
+                    return  # The client did not wait.
+                if not step.get("keep"):
+                    return
+                # Whoever sends nothing more is no attempt.
+                if not select.select([conn], [], [], 60)[0] or not conn.recv(1, socket.MSG_PEEK):
+                    return
+                if "surplus" in step:
+                    read_request(conn, None)
+                    # A client that takes the surplus for an answer has lost this event.
+                    return
+                step = self.next_step()
 
 
 def main():
     with open(CASES, encoding="utf-8") as file:
-        cases = json.load(file)["cases"]
-    case = next(case for case in cases if case["name"] == sys.argv[1])
+        table = json.load(file)
+    every = table["cases"] + table["environment"]
+    case = next(case for case in every if case["name"] == sys.argv[1])
+    server = Server(case.get("answers") or [{"status": 202, "text": "ok"}])
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
-    seen = {"attempts": 0, "lines": [], "tokens": [], "at": []}
-    steps = list(case["answers"])
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
             break
         conn, _ = listener.accept()
-        # The last answer is given to whoever comes after it, too.
-        step = steps.pop(0) if len(steps) > 1 else steps[0]
-        seen["attempts"] += 1
-        seen["at"].append(time.time())
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server.seen["connections"] += 1
         # A client that gives up must be seen to come back before its old answer is ready.
-        threading.Thread(target=serve, args=(conn, step, seen), daemon=True).start()
-    print(json.dumps(seen), flush=True)
+        threading.Thread(target=server.serve, args=(conn, server.next_step()), daemon=True).start()
+    with server.lock:
+        print(json.dumps(server.seen), flush=True)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,10 @@ def test_what_is_no_event(run: Run, bad: Any, message: str, server: FakeServer) 
 def test_something_was_not_delivered(run: Run, server: FakeServer, dead_url: str) -> None:
     """If this fails, a script goes on though events are missing, or cannot know which."""
     server.answer = lambda request: (503, "busy") if len(server.requests) > 1 else 202
-    lines = "".join(f'{{"n":{n}}}\n' for n in range(1500))
+    lines = "".join(f'{{"n":{n}}}\n' for n in range(15_000))
     done = run("send", "example.com", url=server.url, stdin=lines)
     assert done.returncode == 1
-    assert "503 after 1 retries" in done.stderr and "send the stream from event 1001 on" in done.stderr
+    assert "503 after 1 retries" in done.stderr and "send the stream from event 10001 on" in done.stderr
     done = run("send", "example.com", url=dead_url, stdin='{"n":1}')
     assert (done.returncode, "cannot connect" in done.stderr) == (1, True)
 
