@@ -54,7 +54,7 @@ drill: ## total loss and recovery, measured: about 10 s, report in DRILL_REPORT 
 	@cargo build --release --locked --quiet
 	@$(LEITSTAND_BIN) drill --report $(DRILL_REPORT) $(DRILL_ARGS)
 
-faults: tools venv ## the same checks with their full figures, in at most 20 minutes
+faults: tools venv ## the same checks with their full figures, in about half an hour
 	cargo build --release --locked
 	ROUNDS=$${ROUNDS:-500} $(VENV)/bin/python tests/system/run.py --long
 

@@ -9,9 +9,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 if "--long" in sys.argv[1:]: os.environ["LONG"] = "1"   # before anybody reads it
 import common  # noqa: E402
 
-CHECKS = ["order", "faults", "failed_sync", "full_disk", "descriptors", "confined", "filelock_beside", "original_beside", "held_locks", "repair",
-          "snapshots", "reflinks", "crash", "drill", "terminal", "bombs", "slow_clients", "stop", "idle", "framing", "limits", "memory", "canaries",
-          "openapi_contract", "reload", "runbook", "image"]
+CHECKS = ["order", "faults", "failed_sync", "writeback_errors", "thin_device", "slow_disk", "full_disk", "descriptors", "confined",
+          "filelock_beside", "original_beside", "held_locks", "repair", "snapshots", "reflinks", "crash", "drill", "terminal", "bombs",
+          "slow_clients", "stop", "idle", "framing", "limits", "memory", "canaries", "openapi_contract", "reload", "runbook", "image"]
 
 
 def main():

@@ -6,7 +6,7 @@ here the disk loses one such block of one domain, while it and others are writte
 """
 import contextlib, json, os, random, subprocess, tempfile, threading, time
 import common, faultdisk
-from common import Server, Skip, find, in_parallel, need, need_root, part, problem, ready, seed, setting, wait_until
+from common import Server, Skip, find, in_parallel, need, need_root, part, problem, ready, seed, setting
 
 BAD = "bad.example"
 PIECES = 16                  # of the file whose extents are lost; four would fit into its inode
@@ -20,7 +20,7 @@ ENV = {"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_LOCK_TIMEOUT": "10"}
 def run():
     need_root("mount, loop device"); need("mkfs.ext4", "debugfs", "unshare", *faultdisk.TOOLS)
     if not os.path.exists("/dev/fuse"): raise Skip("no /dev/fuse")
-    rng, rounds, few = seed("writeback_errors"), setting("WRITEBACKS", 8, 50), setting("WRITEBACKS_EACH", 3, 10)
+    rng, rounds, few = seed("writeback_errors"), setting("WRITEBACKS", 5, 50), setting("WRITEBACKS_EACH", 2, 10)
     failed = []
     for what, kind, options, count, schedule in (
             ("at once", "ext4", ["-b", "4096"], rounds, at_once), ("a slow flush", "ext4", ["-b", "4096"], rounds, slow_flush),
@@ -44,7 +44,8 @@ def rounds_of(what, kind, options, count, schedule, rng):
     lost = sum("lost" in text for text in problems)
     print(f"{what}: {count} rounds, the disk failed in {felt}; {lost} with an acknowledged line lost, {len(problems)} with anything wrong "
           f"({(time.monotonic() - began) / count:.2f} s each)", flush=True)
-    if felt < count * (0.8 if kind == "ext4" else 0.2): problems.append(f"{what}: the disk failed in {felt} of {count} rounds only; this proves nothing")
+    # XFS may find room elsewhere; so a few rounds may all pass by.
+    if felt < (count * 0.8 if kind == "ext4" else count // 10): problems.append(f"{what}: the disk failed in {felt} of {count} rounds only; this proves nothing")
     return problems
 
 
@@ -195,6 +196,10 @@ def beside_sync(round, others, rng):
 
 def everysec(round, others, rng):
     """The answer is out before the sync: the domain is poisoned and the log says why, as soon as the sync has failed."""
+    before = set(round.answers)
     at_once(round, others, rng)
-    wait_until(lambda: ready(round.server.port) == 503 or round.server.p.poll() is not None, 3, "not ready after a failed sync")
-    return [] if "sync failed after the answer" in round.server.log_text() else ["the log does not say that a sync failed"]
+    if not any(status == 202 and domain == BAD for n, (status, domain, _) in round.answers.items() if n not in before): return []
+    until = time.monotonic() + 3
+    while ready(round.server.port) != 503 and time.monotonic() < until: time.sleep(0.02)
+    wrong = ["acknowledged and lost, and ready"] * (time.monotonic() >= until)
+    return wrong + ["the log does not say that a sync failed"] * ("sync failed after the answer" not in round.server.log_text())

@@ -95,7 +95,8 @@ def mounted(device, *options):
         run("mount", *(["-o", ",".join(options)] if options else []), device, directory)
         try: yield directory
         finally: unmount(directory)
-    finally: os.rmdir(directory)
+    finally:
+        with contextlib.suppress(FileNotFoundError): os.rmdir(directory)
 
 
 def unmount(directory, seconds=5):

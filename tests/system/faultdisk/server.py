@@ -1,5 +1,7 @@
 """The disk itself: one file, mounted over a file, served from memory over /dev/fuse. `server.py MOUNT_POINT SIZE_MIB`
 
+The mount point is a file in a directory of its own, which goes with the disk.
+
 No package is needed: the kernel's protocol (linux/fuse.h) is a few structs, and a disk is a read, a write and a flush.
 It answers one request after the other, like a disk with one queue. Needs root.
 
@@ -9,7 +11,7 @@ is `pending`, and a crash image may have it, lack it or have half of it.
 Commands come on stdin, one JSON list a line, `["name", arguments…]`; each is answered by one line on stdout. At the
 end of stdin, also when the parent was killed, everything that stands on the disk is taken away, and the disk too.
 """
-import ctypes, errno, json, os, random, struct, subprocess, sys, threading, time
+import contextlib, ctypes, errno, json, os, random, shutil, struct, subprocess, sys, threading, time
 
 IN_HEADER, OUT_HEADER = struct.Struct("<IIQQIIII"), struct.Struct("<IiQ")
 ATTRIBUTES = struct.Struct("<QQQQQQIIIIIIIIII")
@@ -150,14 +152,17 @@ def obey(medium, name, *arguments):
 
 
 def take_away(mount_point):
-    """Unmounts what is on the disk, frees its loop devices, and unmounts the disk."""
+    """Unmounts what is on the disk, frees its loop devices, unmounts the disk and removes its directory."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     listed = subprocess.run(["losetup", "-n", "-O", "NAME", "-j", mount_point], capture_output=True, text=True).stdout
     for loop in listed.split():
         with open("/proc/mounts") as mounts: on_it = [line.split()[1] for line in mounts if line.split()[0] == loop]
-        for directory in on_it: subprocess.run(["umount", directory], **quiet).returncode and subprocess.run(["umount", "-l", directory], **quiet)
+        for directory in on_it:
+            if subprocess.run(["umount", directory], **quiet).returncode: subprocess.run(["umount", "-l", directory], **quiet)
+            with contextlib.suppress(OSError): os.rmdir(directory)
         subprocess.run(["losetup", "-d", loop], **quiet)
     subprocess.run(["umount", "-l", mount_point], **quiet)
+    shutil.rmtree(os.path.dirname(mount_point), ignore_errors=True)
 
 
 def main():
