@@ -832,10 +832,6 @@ def _spool_domain(domain: str) -> str:
     return name
 
 
-class _BrokenFile(Exception):
-    pass
-
-
 class _UnsyncedName(Exception):
     """A file has its name, but that may not survive a power cut."""
 
@@ -866,6 +862,7 @@ class _SpoolDir:
         self._lock = threading.Lock()
         # Domains whose files this process has looked at before it made a name.
         self._looked_through: set[str] = set()
+        self._acknowledged: set[tuple[str, str]] = set()
 
     def _error(self, error: OSError, what: str) -> IngestError:
         hint = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in that quota"}.get(error.errno or 0, "")
@@ -1055,36 +1052,54 @@ class _SpoolDir:
             except OSError:
                 pass  # Left over is not in the way.
 
-    def read(self, domain: str, name: str) -> list[bytes]:
-        """The lines of a file; _BrokenFile if they are not JSON objects."""
+    def read(self, domain: str, name: str) -> tuple[list[bytes], str]:
+        """The events of a file, and what is wrong with its other lines, which then are in broken/."""
         try:
             with open(os.path.join(self.path, domain, name), "rb") as file:
                 data = file.read()
         except OSError as error:
             raise self._error(error, "cannot read the spool") from error
-        if not data.endswith(b"\n"):
-            raise _BrokenFile("it has no end of line at its end")
-        lines = data[:-1].split(b"\n")
-        for number, line in enumerate(lines, 1):
+        good: list[bytes] = []
+        broken: list[bytes] = []
+        reason = ""
+        for number, line in enumerate(data.split(b"\n"), 1):
+            if not line:
+                continue
+            if why := _no_object(line):
+                broken.append(line)
+                reason = reason or f"line {number} {why}"
+            else:
+                good.append(line)
+        if not good:
+            return [], reason or "it holds no event"
+        if broken:
+            aside = os.path.join(self.path, domain, "broken")
             try:
-                # Numbers are not looked at: an integer may be longer than Python converts.
-                if not isinstance(json.loads(line.decode(), parse_int=str, parse_float=str, parse_constant=_refuse), dict):
-                    raise _BrokenFile(f"line {number} is no JSON object")
-            except ValueError as error:
-                raise _BrokenFile(f"line {number} is no JSON: {error}") from None
-            except RecursionError:
-                pass  # Deeper than Python reads; the server judges.
-        return lines
+                os.makedirs(aside, mode=0o700, exist_ok=True)
+                self._append(aside, os.path.join(aside, name), b"\n".join(broken) + b"\n")
+            except OSError as error:
+                raise self._error(error, f"cannot write broken/{name}") from error
+            self.replace(domain, name, good)
+        return good, reason
 
     def remove(self, domain: str, names: list[str]) -> None:
         directory = os.path.join(self.path, domain)
+        # As long as this process lives it knows that these were acknowledged.
+        self._acknowledged.update((domain, name) for name in names)
         try:
             for name in names:
-                os.unlink(os.path.join(directory, name))
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(directory, name))
             _sync_directory(directory)
         except OSError as error:
             raise self._error(error, "delivered, but cannot be removed from the spool") from error
+        self._acknowledged.difference_update((domain, name) for name in names)
         self._looked_at = -math.inf
+
+    def remove_acknowledged(self, domain: str) -> None:
+        """Removes what could not be removed after its delivery; else an error, and nothing of it is sent again."""
+        if names := [name for known, name in self._acknowledged if known == domain]:
+            self.remove(domain, names)
 
     def put_aside(self, domain: str, name: str, where: str) -> str:
         """Moves a file to rejected/ or broken/."""
@@ -1140,6 +1155,19 @@ class _SpoolDir:
 
 def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
+
+
+def _no_object(line: bytes) -> str | None:
+    """Why a line is no event; None if it is one."""
+    try:
+        # Numbers are not looked at: an integer may be longer than Python converts.
+        if not isinstance(json.loads(line.decode(), parse_int=str, parse_float=str, parse_constant=_refuse), dict):
+            return "is no JSON object"
+    except ValueError as error:
+        return f"is no JSON: {error}"
+    except RecursionError:
+        pass  # Deeper than Python reads; the server judges.
+    return None
 
 
 _spool_dirs: dict[tuple[str, int], _SpoolDir] = {}
@@ -1306,15 +1334,18 @@ class _Rules:
     def _deliver(self, spool: _SpoolDir, domain: str, retries: int, report: _Report) -> _Steps[None]:
         """Delivers the files that are there now, in their order. The caller holds the lock."""
         yield _Do(lambda: spool.tidy(domain))
+        yield _Do(lambda: spool.remove_acknowledged(domain))
         group: list[tuple[str, list[bytes]]] = []
         size = count = 0
         for name in (yield _Do(lambda: spool.pending(domain))):
-            try:
-                lines: list[bytes] = yield _Do(functools.partial(spool.read, domain, name))
-            except _BrokenFile as reason:
+            lines: list[bytes]
+            lines, reason = yield _Do(functools.partial(spool.read, domain, name))
+            if not lines:
                 path = yield _Do(functools.partial(spool.put_aside, domain, name, "broken"))
                 report.add(f"a broken file of the spool was put aside, {reason}: look at {path}")
                 continue
+            if reason:
+                report.add(f"broken lines of the spool were put aside, {reason}: look at {domain}/broken/{name}")
             length = sum(map(len, lines)) + len(lines)
             if group and (count + len(lines) > MAX_REQUEST_EVENTS or size + length > MAX_REQUEST_BYTES):
                 yield from self._deliver_group(spool, domain, group, retries, report)

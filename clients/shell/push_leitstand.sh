@@ -3,12 +3,17 @@
 #
 #   FILE=feed.jsonl URL=http://localhost:8788 DOMAIN=example.com N=100 push_leitstand.sh
 #
-# FILE    JSON values, one a line or pretty-printed (jq reads them, and jq 1.6 rewrites numbers: 1.10 becomes 1.1)
+# FILE    JSON objects, one a line or pretty-printed. They are sent as they are, without the white space between their
+#         parts. What the service could not store (NaN, 1e999, bytes that are no UTF-8) is refused before anything is sent.
 # URL     base address of the server
 # DOMAIN  domain of all events
 # N       how many of the last values of FILE to send
 # LEITSTAND_TOKEN, else CHRONIK_TOKEN: sent as X-Auth, never on a command line. Without one no header is sent.
+# LEITSTAND_TOKEN_FILE, else CHRONIK_TOKEN_FILE: a file with the token, one line beside comments (#).
 # LEITSTAND_TIMEOUT (5), LEITSTAND_RETRIES (3), LEITSTAND_BACKOFF (0.5), or CHRONIK_…: as in clients/PROTOCOL.md.
+#
+# A proxy and certificates come from the environment, as curl reads it: http_proxy (in small letters only), HTTPS_PROXY,
+# ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR, CURL_CA_BUNDLE. ~/.curlrc and ~/.jq have no say.
 #
 # Exit codes: 0 all sent, 1 not all sent, 2 wrong settings, 127 jq or curl is missing.
 set -euo pipefail
@@ -16,7 +21,8 @@ export LC_ALL=C
 
 max_event_bytes=1000000
 max_request_bytes=524288
-max_request_events=1000
+max_request_events=10000
+max_answer_bytes=65536
 
 say() { printf '%s\n' "$*" >&2; }
 wrong() { say "$*"; exit 2; }
@@ -52,39 +58,100 @@ backoff=$value
 [[ $backoff =~ $seconds ]] || wrong "$source muss eine Zahl von Sekunden sein, nicht '$backoff'"
 setting TOKEN ""
 token=$value
+if [ -z "$token" ]; then
+  setting TOKEN_FILE ""
+  if [ -n "$value" ]; then
+    [[ -f $value && -r $value ]] || wrong "$source ist keine lesbare Datei: $value"
+    token=$(head -c 65536 -- "$value" | tr -d '\0' | sed -e 's/^[[:space:]]*//' -e 's/[[:space:]]*$//' -e '/^#/d' -e '/^$/d')
+    [[ -n $token && $token != *$'\n'* ]] || wrong "$source muss genau eine Zeile mit einem Token enthalten: $value"
+  fi
+fi
 [[ $token =~ ^([[:graph:]]([[:graph:] ]*[[:graph:]])?)?$ ]] || wrong "$source enthält Zeichen, die kein Header tragen kann"
 # The programs that run below need no token in their environment.
 export -n LEITSTAND_TOKEN CHRONIK_TOKEN
+unset POSIXLY_CORRECT
 
 need() { command -v "$1" >/dev/null 2>&1 || { say "Fehlt: $1"; exit 127; }; }
 need jq
 need curl
 
-work=$(mktemp -d)
+work=$(mktemp -d) || { say "✗ Nichts gesendet: kein Verzeichnis für Zwischendateien (TMPDIR)"; exit 1; }
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/home"
+# A ~/.jq could give a filter another meaning.
+own_jq() { HOME="$work/home" jq "$@"; }
 
-# 1) One value a line, of these the last N. Everything is looked at before anything is sent.
-if ! jq -c . "$FILE" 2>"$work/jq" >"$work/all"; then
-  say "✗ Nichts gesendet: $FILE ist kein JSON-Strom: $(head -n 1 "$work/jq")"
-  exit 1
+nothing() { say "✗ Nichts gesendet: $*"; exit 1; }
+
+# 1) One value a line, of these the last N. Everything is looked at before anything is sent. jq reads the values, but what
+#    is sent is cut out of the file itself: jq would make other numbers of some, and leave out keys that come twice.
+# Messages are kept in variables: the disk of $work may be what is full.
+said=$(cat -- "$FILE" 2>&1 >"$work/feed") || nothing "$FILE kann nicht gelesen oder zwischengespeichert werden: $said"
+said=$(own_jq . "$work/feed" 2>&1 >/dev/null) || nothing "$FILE ist kein JSON-Strom: ${said%%$'\n'*}"
+if ! { cat "$work/feed" && echo; } | own_jq -Rr . | cmp -s - <(cat "$work/feed" && echo) ||
+  [ "$(tr -d '\0' <"$work/feed" | wc -c)" -ne "$(wc -c <"$work/feed")" ]; then
+  nothing "$FILE ist kein UTF-8. Die Bytes würden sonst ersetzt; bitte die Datei berichtigen."
 fi
-tail -n "$((10#$N))" "$work/all" >"$work/lines"
+said=$(awk '
+  function refused(why) { printf "Event %d %s", events + 1, why >"/dev/stderr"; failed = 1; exit 1 }
+  function looked_at(text,  tokens, count, i, value) {
+    count = split(text, tokens, /[:, \t\r]+/)
+    for (i = 1; i <= count; i++) {
+      if (tokens[i] == "" || tokens[i] == "true" || tokens[i] == "false" || tokens[i] == "null") continue
+      if (tokens[i] !~ /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/) refused("enthält " substr(tokens[i], 1, 30) ", das ist kein JSON")
+      value = tokens[i] + 0
+      if (value != 0 && value == value + value) refused("enthält " substr(tokens[i], 1, 30) ", eine Zahl, die kein double fasst")
+    }
+  }
+  function bare(text) { gsub(/[ \t\r]+/, "", text); return text }
+  # What stands between two strings, or before, behind and without them.
+  function between(text,  parts, count, i, at, sign) {
+    count = split(text, parts, /[][{}]/); at = 0
+    for (i = 1; i <= count; i++) {
+      if (depth == 0) { if (parts[i] !~ /^[ \t\r]*$/) refused("ist kein JSON-Objekt") }
+      else if (parts[i] != "") { looked_at(parts[i]); printf "%s", bare(parts[i]) }
+      if (i == count) break
+      at += length(parts[i]) + 1
+      sign = substr(text, at, 1)
+      if (depth == 0 && sign != "{") refused("ist kein JSON-Objekt")
+      printf "%s", sign
+      if (sign == "{" || sign == "[") depth++
+      else if (--depth == 0) { printf "\n"; events++ }
+    }
+  }
+  {
+    count = split($0, quoted, "\"")
+    for (part = 1; part <= count; part++) {
+      if (! string) { between(quoted[part]); escaped = 0 }
+      else {
+        if (quoted[part] ~ /[\001-\037]/) refused("enthält ein Steuerzeichen in einem Text")
+        printf "%s", quoted[part]
+        match(quoted[part], /\\*$/)
+        escaped = RLENGTH % 2
+      }
+      if (part == count) break
+      if (depth == 0) refused("ist kein JSON-Objekt")
+      printf "\""
+      if (! escaped) string = ! string
+    }
+    if (string) refused("enthält einen Zeilenumbruch in einem Text")
+  }
+  END { if (! failed && (string || depth)) refused("ist nicht zu Ende"); exit failed }' "$work/feed" 2>&1 >"$work/all") || nothing "${said%%$'\n'*}"
+tail -n "$((10#$N))" "$work/all" >"$work/lines" || nothing "kein Platz für Zwischendateien in $work (TMPDIR)"
 total=$(wc -l <"$work/lines")
-target="${URL%/}/v1/ingest?domain=$(jq -rn --arg domain "$DOMAIN" '$domain | @uri')"
+# shellcheck disable=SC2016 # jq's variable, not the shell's
+target="${URL%/}/v1/ingest?domain=$(own_jq -rn --arg domain "$DOMAIN" '$domain | @uri')"
 
 # 2) Requests of at most 1,000 events and 512 KiB; an event that is larger than that goes alone.
-if ! awk -v events=$max_request_events -v bytes=$max_request_bytes -v most=$max_event_bytes -v directory="$work" '
-  length($0) > most { print NR; exit 1 }
+said=$(awk -v events=$max_request_events -v bytes=$max_request_bytes -v most=$max_event_bytes -v total="$total" -v directory="$work" '
+  length($0) > most { printf "Event %d der letzten %d ist größer als %d Bytes. Bitte kürzen.", NR, total, most >"/dev/stderr"; exit 1 }
   {
     if (part == "" || count >= events || size + length($0) + 1 > bytes) {
       if (part != "") close(part)
       part = sprintf("%s/part-%09d", directory, ++parts); count = size = 0
     }
     print >part; count++; size += length($0) + 1
-  }' "$work/lines" >"$work/large"; then
-  say "✗ Nichts gesendet: Event $(cat "$work/large") der letzten $total ist größer als $max_event_bytes Bytes. Bitte kürzen."
-  exit 1
-fi
+  }' "$work/lines" 2>&1 >/dev/null) || nothing "${said%%$'\n'*}"
 
 # Sends one part; 0 if it was acknowledged. Else `reason`, `retryable` and `written` say why.
 attempt() {
@@ -96,23 +163,28 @@ attempt() {
   fi
   : >"$work/body"
   : >"$work/head"
-  report=$(curl -sS --no-location --max-time "$timeout" --http1.1 "${auth[@]}" \
-    -H 'content-type: application/x-ndjson' -H 'expect:' --data-binary "@$part" \
+  report=$(curl -q -sS --no-location --max-time "$timeout" --http1.1 "${auth[@]}" \
+    -H 'content-type: application/x-ndjson' -H 'accept: application/problem+json, */*' -H 'expect:' --data-binary "@$part" \
     -D "$work/head" -o "$work/body" --max-filesize 1000000 \
     -w '%{http_code} %{time_connect}' "$target" 2>"$work/error") || code=$?
   if [ -n "$token" ]; then exec {header}<&-; fi
   read -r status connected <<<"$report" || true
-  text=$(head -c 65536 "$work/body" | tr -d '\0')
+  text=$(head -c "$max_answer_bytes" "$work/body" | tr -d '\0')
   retry_after=$(tr -d '\r' <"$work/head" | sed -n 's/^[Rr][Ee][Tt][Rr][Yy]-[Aa][Ff][Tt][Ee][Rr]:[[:space:]]*\([0-9]\{1,9\}\)[[:space:]]*$/\1/p' | tail -n 1)
   retry_after=$((10#${retry_after:-0}))
   if ((retry_after > 60)); then retry_after=0; fi
 
   if ((code != 0)); then
-    reason=$(head -n 1 "$work/error") retryable=yes written=maybe
+    # The address of a proxy may have a password in it.
+    reason=$(head -n 1 "$work/error" | sed 's#//[^/ ]*@#//#g') retryable=yes written=maybe
     case $code in
-      5 | 6 | 7 | 35 | 60) written=no ;;
+      # No connection, or none that is trusted: nothing was sent.
+      5 | 6 | 7 | 35 | 53 | 54 | 58 | 59 | 60 | 66 | 77 | 80 | 82 | 83 | 90 | 91 | 97) written=no ;;
       28) if [[ ! ${connected:-0} =~ [1-9] ]]; then written=no; fi ;;
-      2 | 3 | 4 | 23 | 26 | 27 | 43) retryable=no written=no ;;
+      # Nothing was sent, and would not be the next time.
+      2 | 3 | 4 | 26 | 43) retryable=no written=no ;;
+      # The answer cannot be kept here, or is too long.
+      23 | 27 | 63) retryable=no ;;
     esac
     return 1
   fi
@@ -121,10 +193,16 @@ attempt() {
     200 | 202)
       # White space around it aside; read takes that off.
       read -r -d '' text <<<"$text" || true
-      if [ "$text" = ok ]; then return 0; fi
+      if [ "$text" = ok ] && [ "$(wc -c <"$work/body")" -le "$max_answer_bytes" ]; then return 0; fi
       retryable=no written=maybe
       ;;
-    408 | 429 | 503 | 507) retryable=yes written=no ;;
+    408 | 429) retryable=yes written=no ;;
+    503 | 507)
+      # Only the server itself knows; the page of a proxy may hide that the request was sent.
+      retryable=yes written=maybe
+      if own_jq -es 'length == 1 and (.[0] | type == "object" and (.code | type == "string") and .written == "no")' \
+        "$work/body" >/dev/null 2>&1; then written=no; fi
+      ;;
     401) retryable=no written=no reason+=" (LEITSTAND_TOKEN prüfen)" ;;
     4??) retryable=no written=no ;;
     5??) retryable=yes written=maybe ;;

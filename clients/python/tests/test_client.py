@@ -481,3 +481,6 @@ def test_the_wheel(tmp_path: Path, server: FakeServer) -> None:
     environment |= {"LEITSTAND_URL": server.url, "LEITSTAND_TOKEN": "t"}
     sent = subprocess.run([str(command), "send", "a"], input='{"n":1}', env=environment, capture_output=True, text=True)
     assert (sent.returncode, sent.stderr) == (0, "hauski-ingest: 1 events delivered\n")
+    module = [sys.executable, "-m", "hauski_ingest", "--version"]
+    told = subprocess.run(module, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (told.returncode, told.stdout) == (0, f"hauski-ingest {hauski_ingest.__version__}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -412,29 +413,50 @@ def test_a_file_over_the_limits_goes_in_pieces(spool: Path, server: FakeServer, 
 
 
 BROKEN = [
-    b"",
-    b"\n",
-    b'{"n":1}',
-    b'{"n":1}\n\n',
-    b"[1]\n",
-    b'{"n":NaN}\n',
-    b'{"n":1}\n{"n":\n',
-    b"\xff\n",
-    b"\0" * 100 + b"\n",
+    (b"", b"", []),
+    (b"\n", b"\n", []),
+    (b'{"n":1}', None, [1]),
+    (b'{"n":2}\n\n', None, [2]),
+    (b"[1]\n", b"[1]\n", []),
+    (b'{"n":NaN}\n', b'{"n":NaN}\n', []),
+    (b'{"n":3}\n{"n":\n{"n":4}\n', b'{"n":\n', [3, 4]),
+    (b"\xff\n", b"\xff\n", []),
+    (b"\0" * 100 + b"\n", b"\0" * 100 + b"\n", []),
 ]
 
 
 def test_broken_files(spool: Path, server: FakeServer, dead_url: str) -> None:
-    """If this fails, a file that a dying disk left blocks all behind it, or is thrown away."""
-    fill(dead_url, spool, 1)
+    """If this fails, a line that a dying disk left blocks all behind it, takes others with it, or is thrown away."""
+    fill(dead_url, spool, 5)
     (good,) = spool_files(spool)
-    for number, data in enumerate(BROKEN):
-        (good.parent / f"{number:023}-{1:010}-{1:06}.ndjson").write_bytes(data)
-    with pytest.raises(IngestError, match="broken file of the spool was put aside.*1 events were delivered"):
+    names = [f"{number:023}-{1:010}-{1:06}.ndjson" for number in range(len(BROKEN))]
+    for name, (data, _, _) in zip(names, BROKEN, strict=True):
+        (good.parent / name).write_bytes(data)
+    with pytest.raises(IngestError, match="broken file of the spool was put aside.*5 events were delivered"):
         flush_spool(**settings(server.url, spool))
-    assert server.numbers() == [1]
-    assert [path.read_bytes() for path in sorted((good.parent / "broken").iterdir())] == BROKEN
+    assert server.numbers() == [1, 2, 3, 4, 5]
+    for name, (_, left, _) in zip(names, BROKEN, strict=True):
+        path = good.parent / "broken" / name
+        assert (path.read_bytes() if path.exists() else None) == left
     assert flush_spool(**settings(server.url, spool)) == 0
+
+
+def test_what_cannot_be_removed_is_not_sent_again(
+    spool: Path, server: FakeServer, dead_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a spool that became read-only sends its events with every flush."""
+    fill(dead_url, spool, 1, 2)
+
+    def failing(path: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", failing)
+        for _ in range(3):
+            with pytest.raises(IngestError, match="delivered, but cannot be removed"):
+                flush_spool(**settings(server.url, spool))
+    assert flush_spool(**settings(server.url, spool)) == 0
+    assert server.numbers() == [1, 2]
 
 
 def test_what_python_cannot_read_is_not_broken(spool: Path, server: FakeServer, dead_url: str) -> None:
@@ -632,6 +654,95 @@ def test_producers_that_are_killed(spool: Path, server: FakeServer, figure: Figu
     figure(f"killed producers: {2 * rounds} kills, {total} events reported safe, 0 lost, {doubled} doubled")
     assert total > 20 * rounds
     assert spool_files(spool) == []
+
+
+def spool_and_flush(url: str, spool: Path, told: int, first: int, seed: int) -> None:
+    """What a killed child does: spools and flushes, and tells which event is safe."""
+    rng = random.Random(seed)
+    n = first
+    while True:
+        if rng.random() < 0.7:
+            numbers = range(n, n + rng.choice([1, 1, 3]))
+            ingest_events("example.com", [event(number) for number in numbers], **settings("http://127.0.0.1:9", spool))
+            os.write(told, f"{numbers[0]} {len(numbers)}\n".encode())
+            n = numbers[-1] + 1
+        else:
+            with contextlib.suppress(IngestError):
+                flush_spool(**settings(url, spool))
+
+
+def test_kills_in_the_middle_of_spooling_and_flushing(spool: Path, server: FakeServer, figure: Figure) -> None:
+    """If this fails, a kill -9 loses an event that is safe, or doubles more than one request."""
+    seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
+    kills = int(os.environ.get("CLIENT_CRASHES", "25"))
+    rng = random.Random(seed)
+    # Every second an answer is lost; these events may be there twice.
+    server.answer = lambda request: rng.choices([202, "cut", 503], [8, 1, 1])[0]
+    safe: list[int] = []
+    most_doubled = 0
+    for number in range(kills):
+        hear, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                hauski_ingest._quiet_until.clear()
+                spool_and_flush(server.url, spool, told, 10_000 * number, rng.randrange(1 << 32))
+            finally:
+                os._exit(1)
+        os.close(told)
+        assert select.select([hear], [], [], 30)[0], "a child does not start"
+        time.sleep(rng.uniform(0, 0.06))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        with os.fdopen(hear) as output:
+            for line in output:
+                first, count = map(int, line.split())
+                safe += range(first, first + count)
+    server.answer = lambda request: 202
+    flush_spool(**settings(server.url, spool))
+    sent = [[e["n"] for e in request.events] for request in server.requests]
+    arrived = Counter(server.numbers())
+    lost = [n for n in safe if n not in arrived]
+    assert not lost, f"{len(lost)} of {len(safe)} lost (SEED={seed})"
+    assert set(arrived) - set(safe) <= {n for numbers in sent for n in numbers}
+    first_arrivals = list(dict.fromkeys(server.numbers()))
+    assert first_arrivals == sorted(first_arrivals), "an event overtook another"
+    doubled = sum(count - 1 for count in arrived.values())
+    # A kill doubles at most the request that was under way, a cut answer its own.
+    most_doubled = sum(sorted((len(numbers) for numbers in sent), reverse=True)[: 2 * kills + len(sent) // 4])
+    assert doubled <= most_doubled
+    figure(f"{kills} kills while spooling and flushing: {len(safe)} events safe, 0 lost, {doubled} doubled (SEED={seed})")
+    assert spool_files(spool) == []
+
+
+def test_a_shell_client_that_is_killed(server: FakeServer, tmp_path: Path, figure: Figure) -> None:
+    """If this fails, a killed shell client leaves half a request behind, or its repetition loses events."""
+    if not shutil.which("jq") or not shutil.which("curl"):
+        pytest.skip("jq or curl is not installed")
+    kills = int(os.environ.get("CLIENT_CRASHES", "25")) // 5
+    script = HERE.parents[1] / "shell" / "push_leitstand.sh"
+    feed = tmp_path / "feed.jsonl"
+    feed.write_text("".join(json.dumps(event(n, pad="x" * 20_000)) + "\n" for n in range(200)))
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "FILE": str(feed), "URL": server.url}
+    environment |= {"DOMAIN": "example.com", "N": "200", "LEITSTAND_TOKEN": "t"}
+    server.answer = lambda request: time.sleep(0.02) or 202
+    for number in range(kills):
+        process = subprocess.Popen(["bash", script], env=environment, start_new_session=True, stderr=subprocess.PIPE)
+        before, until = len(server.requests), time.monotonic() + 30
+        while number % 2 and len(server.requests) == before and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.2))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    arrived = Counter(server.numbers())
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done
+    total = Counter(server.numbers())
+    assert set(total) == set(range(200))
+    assert all(total[n] == arrived[n] + 1 for n in range(200)), "one run sends each event once"
+    assert max(total.values()) <= kills + 1
+    figure(f"shell client: {kills} kills, 0 lost, {sum(total.values()) - 200} doubled by the runs after them")
 
 
 def test_two_processes_on_one_spool(spool: Path, server: FakeServer, figure: Figure) -> None:

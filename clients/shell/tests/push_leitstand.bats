@@ -59,6 +59,100 @@ stop() {
   done < <(jq -c '.cases[]' "$cases")
 }
 
+@test "the environment cases of cases.json" {
+  # If this fails, a proxy, a certificate, a .curlrc or an odd event makes the shell client say what is not true, or
+  # send something else than was there.
+  skipped=0 ran=0
+  printf '' >reasons
+  while read -r case; do
+    name=$(jq -r .name <<<"$case")
+    reason=$(jq -r '.skip.shell // empty' <<<"$case")
+    if [ -n "$reason" ]; then
+      skipped=$((skipped + 1))
+      echo "$reason" >>reasons
+      continue
+    fi
+    ran=$((ran + 1))
+    rm -rf tmp && mkdir tmp
+    jq -r '.files // {} | keys[]' <<<"$case" | while read -r file; do
+      jq -j --arg file "$file" '.files[$file]' <<<"$case" >"tmp/$file"
+    done
+    jq -j '.calls[0] | if type == "object" then .event // "" else . end' <<<"$case" >feed.jsonl
+    hex=$(jq -r '.calls[0].hex? // empty' <<<"$case")
+    [ -z "$hex" ] || printf "$(sed 's/../\\x&/g' <<<"$hex")" >feed.jsonl
+    start "$name"
+    port=${URL##*:} port=${port%/}
+    filled() { sed -e "s#{url}#http://127.0.0.1:$port#g" -e "s#{port}#$port#g" -e "s#{dead}#http://127.0.0.1:9#g" -e "s#{tmp}#$PWD/tmp#g"; }
+    mapfile -t settings < <(jq -r '.env // {} | to_entries[] | "\(.key)=\(.value)"' <<<"$case" | filled)
+    address=$(jq -r '.url // "{url}"' <<<"$case" | filled)
+    run env LEITSTAND_TOKEN=s3cret LEITSTAND_RETRIES=0 LEITSTAND_TIMEOUT=2 "${settings[@]}" URL="$address" "$push"
+    stop
+    echo "$name: $status: $output: $saw"
+    [[ $output != *s3cret* ]]
+    if [ "$(jq -r '.expect.calls[0].result' <<<"$case")" = ok ]; then
+      [ "$status" -eq 0 ]
+    else
+      [ "$status" -ne 0 ]
+      [[ $output == *"$(jq -r '.expect.calls[0].text // ""' <<<"$case")"* ]]
+      [ "$(jq -r '.expect.calls[0].written' <<<"$case")" = "$([[ $output == *doppelt* ]] && echo maybe || echo no)" ]
+    fi
+    # As text where the case says raw: nothing may be written otherwise.
+    jq -e --argjson case "$case" '$case.expect.attempts as $n | $n == null or .attempts == $n' <<<"$saw" >/dev/null
+    if [ "$(jq -r .raw <<<"$case")" = true ]; then
+      [ "$(jq -c .stored <<<"$saw")" = "$(jq -c .expect.stored <<<"$case")" ]
+    else
+      jq -e --argjson case "$case" '$case.expect.stored == null or (.stored | map(fromjson)) == ($case.expect.stored | map(fromjson))' <<<"$saw" >/dev/null
+    fi
+  done < <(jq -c '.environment[]' "$cases")
+  echo "# environment: $ran cases run, $skipped skipped: $(sort reasons | uniq -c | tr -s ' ' | paste -sd, -)" >&3
+  [ "$ran" -gt 20 ]
+}
+
+@test "an event is sent as it is, or refused" {
+  # If this fails, the shell client changes an event on its way, or lets the service answer for half a feed.
+  printf '%s\n' '{"n":1.10,"m":1E2,"o":-0.0,"p":12345678901234567890123}' '{"a":{"k":1,"k":2},"k":"\\\" {[ \u00e9","k":"é"}' \
+    '{"deep":[[],{},[[1 , 2],{"x" :	null}]]}{"n":2}  {"n" : true}' >feed.jsonl
+  start good_202
+  run "$push"
+  echo "$output"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq -r '.lines[0][]' <<<"$saw")" = '{"n":1.10,"m":1E2,"o":-0.0,"p":12345678901234567890123}
+{"a":{"k":1,"k":2},"k":"\\\" {[ \u00e9","k":"é"}
+{"deep":[[],{},[[1,2],{"x":null}]]}
+{"n":2}
+{"n":true}' ]
+  start good_202
+  for bad in '{"n":NaN}' '{"n":nan}' '{"n":-nan}' '{"n":[1,-1e999]}' '{"n":01}' '{"n":.5}' '{"n":1.}' '{"n":+1}' '[1]' '1' '"x"' 'null' \
+    '{"n":"\t	"}' '{"n":"\x"}' '{"n":1}x' "{'n':1}" '{"n":1}]' $'{"n":"\xff"}' $'{"n":"\xc0\x80"}' $'{"n":"\xf4\x90\x80\x80"}' $'\xef\xbb\xbf{"n":1}'; do
+    printf '{"n":1}\n%s\n' "$bad" >feed.jsonl
+    run "$push"
+    echo "$bad: $status: $output"
+    [ "$status" -eq 1 ]
+    [[ $output == "✗ Nichts gesendet: "* ]]
+  done
+  printf '{"n":"a\0b"}\n' >feed.jsonl
+  run "$push"
+  [ "$status" -eq 1 ]
+  stop
+  [ "$(jq .attempts <<<"$saw")" -eq 0 ]
+}
+
+@test "a full disk for the files in between" {
+  # If this fails, a full disk is called a broken feed, or an answer that could not be kept "not stored".
+  mkdir full
+  if ! mount -t tmpfs -o size=64k tmpfs full 2>/dev/null; then skip "needs root to mount a small tmpfs"; fi
+  jq -nc 'range(100) | {n: ., pad: ("x" * 2000)}' >feed.jsonl
+  start good_202
+  TMPDIR=$PWD/full run "$push"
+  umount full
+  echo "$output"
+  [ "$status" -eq 1 ]
+  [[ $output == "✗ Nichts gesendet: "*"No space left"* ]]
+  stop
+  [ "$(jq .attempts <<<"$saw")" -eq 0 ]
+}
+
 @test "the last values of a pretty-printed stream" {
   # If this fails, other events are sent than were asked for.
   printf '{"n":1}\n{\n  "n": 2,\n  "text": "a\\nb"\n}{"n":3}' >feed.jsonl
@@ -72,12 +166,12 @@ stop() {
 
 @test "one request for many events, within the limits" {
   # If this fails, a feed runs into the rate limit, or a request is too large for the server.
-  jq -nc 'range(2500) | {n: .}' >feed.jsonl
+  jq -nc 'range(25000) | {n: .}' >feed.jsonl
   start good_202
-  N=2400 run "$push"
+  N=24000 run "$push"
   [ "$status" -eq 0 ]
   stop
-  [ "$(jq -c '[.lines[] | length]' <<<"$saw")" = '[1000,1000,400]' ]
+  [ "$(jq -c '[.lines[] | length]' <<<"$saw")" = '[10000,10000,4000]' ]
   jq -nc 'range(5) | {n: ., pad: ("x" * 200000)}' >feed.jsonl
   start good_202
   N=5 run "$push"
@@ -117,7 +211,7 @@ stop() {
   for _ in $(seq 200); do
     processes=$(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ')
     [[ $processes != *very-secret* ]] || found=yes
-    [[ $processes != *curl\ -sS*/v1/ingest* ]] || curl_seen=yes
+    [[ $processes != *curl\ -q\ -sS*/v1/ingest* ]] || curl_seen=yes
     kill -0 "$pushing" 2>/dev/null || break
   done
   wait "$pushing" || true
