@@ -55,7 +55,7 @@ def read_request(conn, body_wanted):
     return head, headers, body
 
 
-def answer(conn, step):
+def answer(conn, step, request):
     if "garbage" in step:
         conn.sendall(step["garbage"].encode())
         return
@@ -64,7 +64,10 @@ def answer(conn, step):
     head += f"HTTP/1.1 {step['status']} X\r\nContent-Length: {len(text)}\r\n"
     if not step.get("keep"):
         head += "Connection: close\r\n"
-    for name, value in step.get("headers", {}).items():
+    headers = step.get("headers", {})
+    if "x-request-id" in request and "X-Request-ID" not in headers:
+        headers = {**headers, "X-Request-ID": request["x-request-id"]}  # As the service does.
+    for name, value in headers.items():
         head += f"{name}: {value}\r\n"
     surplus = step.get("surplus", "").encode()
     late = step.get("surplus_after_s", 0)
@@ -108,7 +111,7 @@ class Server:
                     return
                 time.sleep(step.get("wait_s", 0))
                 try:
-                    answer(conn, step)
+                    answer(conn, step, headers)
                 except OSError:
                     return  # The client did not wait.
                 if not step.get("keep"):

@@ -4,8 +4,11 @@
 //! ```text
 //! LEITSTAND_SPOOL=/var/spool/feed cargo run --example feed -- example.com 0 1000
 //! ```
+//!
+//! With `flush` instead of the numbers it delivers the spool again and again.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use leitstand_producer::{Delivery, ProducerClient, ProducerError};
 use serde::Serialize;
@@ -19,6 +22,15 @@ struct Event {
 fn main() -> Result<(), ProducerError> {
     let mut arguments = std::env::args().skip(1);
     let domain = arguments.next().unwrap_or_else(|| "example.com".to_owned());
+    let mut arguments = arguments.peekable();
+    if arguments.peek().is_some_and(|word| word == "flush") {
+        let client = ProducerClient::from_env().domain(domain).build()?;
+        loop {
+            // The service is away, or another process is at it: the next time.
+            let _ = client.flush();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
     let mut number = || arguments.next().and_then(|text| text.parse().ok());
     let (first, count) = (number().unwrap_or(0), number().unwrap_or(10));
     let client = ProducerClient::from_env().domain(domain).build()?;

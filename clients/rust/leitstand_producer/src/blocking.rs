@@ -5,13 +5,17 @@ use std::sync::mpsc::{Receiver, RecvError, TryRecvError, sync_channel};
 use serde::Serialize;
 
 use crate::batch::Batch;
-use crate::client::{Delivery, FlushReport, ProducerClient, Summary, Tally, vanished};
+use crate::client::{Delivery, FlushReport, ProducerClient, Summary};
+use crate::delivery::vanished;
 use crate::error::{Failure, ProducerError};
+use crate::tally::Tally;
+use crate::wish::{Waiting, Wish};
 
 /// A batch that is under way.
 struct Pending {
     events: u64,
     outcome: Receiver<Result<Delivery, Failure>>,
+    _waiting: Waiting,
 }
 
 impl ProducerClient {
@@ -101,19 +105,22 @@ impl ProducerClient {
     }
 
     /// Delivers what is in the spool, of all domains, whoever put it there. Each request is tried as often as
-    /// without a spool; after an error everything that was not acknowledged is still there.
+    /// without a spool, until one fails; a domain that fails holds no other up. After an error everything that
+    /// was not acknowledged is still there, and [`ProducerError::failed_domains`] names the domains.
     pub fn flush(&self) -> Result<FlushReport, ProducerError> {
         let (told, outcome) = sync_channel(1);
-        self.start_flush(move |report| drop(told.send(report)))?;
-        Ok(outcome.recv().unwrap_or_else(|RecvError| Err(vanished()))?)
+        let (_waiting, wish) = Wish::new();
+        self.start_flush(wish, move |report| drop(told.send(report)))?;
+        outcome.recv().unwrap_or_else(|RecvError| Err(vanished().into()))
     }
 
     fn submit(&self, batch: Batch) -> Result<Pending, Failure> {
         let events = batch.events;
         let (told, outcome) = sync_channel(1);
         // Nobody listens any more when the caller has failed meanwhile.
-        self.start(batch, move |result| drop(told.send(result)))?;
-        Ok(Pending { events, outcome })
+        let (_waiting, wish) = Wish::new();
+        self.start(batch, wish, move |result| drop(told.send(result)))?;
+        Ok(Pending { events, outcome, _waiting })
     }
 }
 

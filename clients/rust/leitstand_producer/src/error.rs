@@ -4,8 +4,14 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use serde::Deserialize;
+
+use crate::spool::WriteError;
+
 /// Longest piece of an answer in a message.
 const SHOWN_CHARS: usize = 300;
+/// Most domains in the message of a flush.
+const SHOWN_DOMAINS: usize = 10;
 
 /// Why a call failed. The counts and [`written`](ProducerError::written) say what became of its events.
 ///
@@ -47,7 +53,7 @@ pub enum Written {
 pub enum Kind {
     /// A setting is wrong. Nothing was tried.
     Setting,
-    /// No connection could be made.
+    /// No connection could be made, or no thread for one.
     Connect,
     /// There was no answer in time.
     Timeout,
@@ -55,7 +61,8 @@ pub enum Kind {
     Broken,
     /// An answer came, and it is not the good one.
     Answer,
-    /// The spool is full, or cannot be read or written.
+    /// The spool is full, or cannot be read or written. [`written`](ProducerError::written) is `Maybe` if the
+    /// service or the spool may have the events.
     Spool,
 }
 
@@ -127,6 +134,15 @@ impl ProducerError {
     /// Events that were taken from the feed and never sent. What the feed still holds is not counted.
     pub fn unsent(&self) -> u64 {
         self.progress().unsent
+    }
+
+    /// Of a flush: every domain that failed, and how. The others were delivered, as far as they were tried.
+    pub fn failed_domains(&self) -> impl Iterator<Item = (&str, &str)> {
+        let domains = match self {
+            ProducerError::Http(error) => &error.0.0.domains[..],
+            ProducerError::Json(_) => &[],
+        };
+        domains.iter().map(|(domain, told)| (domain.as_str(), told.as_str()))
     }
 
     fn progress(&self) -> &Progress {
@@ -256,6 +272,10 @@ pub(crate) struct Failure {
     pub retryable: bool,
     pub retry_after: Option<Duration>,
     pub source: Option<Box<dyn Error + Send + Sync>>,
+    /// Events that a flush of one domain had delivered before it failed.
+    pub delivered: u64,
+    /// Of a flush: every domain that failed, and how.
+    pub domains: Vec<(String, String)>,
 }
 
 impl Failure {
@@ -270,6 +290,8 @@ impl Failure {
             retryable,
             retry_after: None,
             source: None,
+            delivered: 0,
+            domains: Vec::new(),
         }
     }
 
@@ -289,6 +311,24 @@ impl Failure {
         }
     }
 
+    /// The spool took events perhaps, or not.
+    pub fn append(why: WriteError, cause: Option<Failure>) -> Failure {
+        let WriteError { source, perhaps } = why;
+        let text = if perhaps { format!("perhaps not safe on disk: {source}") } else { source.to_string() };
+        let failure = Failure::spool(text, cause);
+        if perhaps { Failure { written: Written::Maybe, ..failure } } else { failure }
+    }
+
+    /// Of a flush; the first failure stands for all in what has one value only. `None` if there is none.
+    pub fn of_domains(failures: Vec<(String, Failure)>) -> Option<Failure> {
+        let told = failures.iter().map(|(domain, failure)| (domain.clone(), failure.to_string())).collect();
+        let is_maybe = failures.iter().any(|(_, failure)| failure.written == Written::Maybe);
+        let retryable = failures.iter().any(|(_, failure)| failure.retryable);
+        let (_, first) = failures.into_iter().next()?;
+        let written = if is_maybe { Written::Maybe } else { Written::No };
+        Some(Failure { written, retryable, domains: told, ..first })
+    }
+
     pub fn caused_by(mut self, source: impl Error + Send + Sync + 'static) -> Failure {
         self.source = Some(Box::new(source));
         self
@@ -297,12 +337,21 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.domains.is_empty() {
+            for (at, (domain, told)) in self.domains.iter().take(SHOWN_DOMAINS).enumerate() {
+                write!(f, "{}{domain}: {told}", if at == 0 { "" } else { "; " })?;
+            }
+            let more = self.domains.len().saturating_sub(SHOWN_DOMAINS);
+            return if more == 0 { Ok(()) } else { write!(f, "; and {more} more domains") };
+        }
         f.write_str(&self.what)?;
         if self.kind == Kind::Answer {
             if let Some(status) = self.status {
                 write!(f, "{status}")?;
             }
             if let Some(text) = self.text.as_deref().map(str::trim).filter(|text| !text.is_empty()) {
+                let detail = detail(text);
+                let text = detail.as_deref().unwrap_or(text);
                 write!(f, ": {}", text.chars().take(SHOWN_CHARS).collect::<String>())?;
             }
             if let Some(id) = &self.request_id {
@@ -311,4 +360,13 @@ impl fmt::Display for Failure {
         }
         Ok(())
     }
+}
+
+/// What a refusal of the service says in words.
+fn detail(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Problem {
+        detail: String,
+    }
+    text.starts_with('{').then(|| serde_json::from_str::<Problem>(text).ok()).flatten().map(|problem| problem.detail)
 }

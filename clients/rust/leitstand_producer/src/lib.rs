@@ -33,23 +33,35 @@
 //!
 //! # Threads
 //!
-//! A client starts one thread with its first call. All clones share it and its connections. So the
-//! blocking functions work everywhere, inside an async runtime too (where they block the caller), and the
-//! async functions need no particular executor.
+//! A client starts one thread with its first call; all clones share it and its connections. With a spool it
+//! has up to 128 more while so many calls wait for the disk, and one for a name lookup. So the blocking
+//! functions work everywhere, inside an async runtime too (where they block the caller), and the async
+//! functions need no particular executor. Where the system gives no thread, a call is an error, or its event is
+//! spooled. After a fork the child has threads, connections and locks of its own.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod answer;
 mod attempt;
 mod batch;
 #[cfg(feature = "blocking")]
 mod blocking;
 mod client;
-mod engine;
+mod connection;
+mod delivery;
+mod drain;
 mod error;
+mod exact;
+mod lookup;
 mod settings;
 mod spool;
 #[cfg(feature = "async")]
 mod streaming;
+mod tally;
+mod threads;
+#[cfg(feature = "tls")]
+mod tls;
+mod wish;
 
 pub use client::{Delivery, FlushReport, ProducerClient, Summary};
 pub use error::{HttpError, JsonError, Kind, ProducerError, Written};

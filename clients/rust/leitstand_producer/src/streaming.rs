@@ -9,13 +9,17 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::batch::Batch;
-use crate::client::{Delivery, FlushReport, ProducerClient, Summary, Tally, vanished};
+use crate::client::{Delivery, FlushReport, ProducerClient, Summary};
+use crate::delivery::vanished;
 use crate::error::{Failure, JsonError, ProducerError};
+use crate::tally::Tally;
+use crate::wish::{Waiting, Wish};
 
 /// A batch that is under way.
 struct Pending {
     events: u64,
     outcome: oneshot::Receiver<Result<Delivery, Failure>>,
+    _waiting: Waiting,
 }
 
 /// What came next of a feed.
@@ -26,7 +30,10 @@ enum Step {
 }
 
 impl ProducerClient {
-    /// As `send_one`. An attempt that has begun goes on when the future is dropped.
+    /// As `send_one`.
+    ///
+    /// When the future is dropped, no further attempt begins, but one that has begun goes on: the event may be
+    /// written. With a spool the call goes to its end: the event is sent or spooled, if the program lives.
     pub async fn send_one_async<T: Serialize>(&self, event: &T) -> Result<(), ProducerError> {
         self.deliver_async(event).await.map(|_| ())
     }
@@ -108,20 +115,21 @@ impl ProducerClient {
         Ok(tally.summary())
     }
 
-    /// Delivers what is in the spool, of all domains, whoever put it there. Each request is tried as often as
-    /// without a spool; after an error everything that was not acknowledged is still there.
+    /// As `flush`. Dropped, it ends with the request that is under way; what was not acknowledged is still there.
     pub async fn flush_async(&self) -> Result<FlushReport, ProducerError> {
         let (told, outcome) = oneshot::channel();
-        self.start_flush(move |report| drop(told.send(report)))?;
-        Ok(outcome.await.unwrap_or_else(|_| Err(vanished()))?)
+        let (_waiting, wish) = Wish::new();
+        self.start_flush(wish, move |report| drop(told.send(report)))?;
+        outcome.await.unwrap_or_else(|_| Err(vanished().into()))
     }
 
     fn submit_async(&self, batch: Batch) -> Result<Pending, Failure> {
         let events = batch.events;
         let (told, outcome) = oneshot::channel();
         // Nobody listens any more when the future is dropped.
-        self.start(batch, move |result| drop(told.send(result)))?;
-        Ok(Pending { events, outcome })
+        let (_waiting, wish) = Wish::new();
+        self.start(batch, wish, move |result| drop(told.send(result)))?;
+        Ok(Pending { events, outcome, _waiting })
     }
 }
 

@@ -31,7 +31,7 @@ fn counts(error: &ProducerError) -> [u64; 4] {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_feed_goes_in_order_in_bounded_requests_over_one_connection() {
     let stub = Stub::start(|_| OK);
-    let client = quick(&stub.url).build().unwrap();
+    let client = quick(&stub.url).batch_events(1_000).build().unwrap();
     let check = || {
         let requests = stub.requests();
         assert_eq!(stub.numbers(), (0..2_500).collect::<Vec<_>>());
@@ -73,8 +73,11 @@ async fn an_error_says_how_far_the_feed_had_come() {
     assert_eq!(acknowledged + failed + unsent, taken.load(Ordering::Relaxed));
     assert!(unsent <= 11, "no more than one request is gathered ahead: {unsent}");
     assert_eq!((error.status(), error.written(), error.retryable()), (Some(400), Written::No, false));
-    assert_eq!((error.text(), error.request_id()), (Some(REFUSED.1), Some("id-7")));
-    assert!(error.to_string().contains("(request id-7)"), "{error}");
+    let requests = stub.requests();
+    let id = requests[2].header("x-request-id").unwrap();
+    assert_eq!((error.text(), error.request_id()), (Some(REFUSED.1), Some(id)));
+    assert!(error.to_string().contains(&format!("(request {id})")), "{error}");
+    assert!(requests[..2].iter().all(|other| other.header("x-request-id") != Some(id)), "each has its own");
     assert_eq!(stub.numbers(), (0..30).collect::<Vec<_>>(), "each event once, nothing behind the refused request");
 
     stub.forget();

@@ -114,7 +114,7 @@ impl Request {
 }
 
 pub const OK: (u16, &str) = (202, "ok");
-pub const AWAY: (u16, &str) = (503, "{\"detail\":\"busy\"}");
+pub const AWAY: (u16, &str) = (503, "{\"detail\":\"busy\",\"code\":\"busy\",\"written\":\"no\"}");
 /// An answer that is none: the connection ends.
 pub const HANG_UP: (u16, &str) = (0, "");
 
@@ -199,11 +199,13 @@ fn serve(
         }
         let answers = given.lock().unwrap().clone();
         let (status, text) = answers(&request);
+        // As the service does.
+        let id = request.header("x-request-id").unwrap_or("id-7").to_owned();
         seen.lock().unwrap().push(request);
         if status == HANG_UP.0 {
             return;
         }
-        let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nX-Request-ID: id-7\r\n", text.len());
+        let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nX-Request-ID: {id}\r\n", text.len());
         if let Some(pause) = *retry_after.lock().unwrap() {
             head += &format!("Retry-After: {}\r\n", pause.as_secs());
         }
@@ -227,12 +229,17 @@ pub fn leitstand() -> Option<PathBuf> {
     Some(binary)
 }
 
-/// The example `feed`, which cargo builds with the tests.
-pub fn feed() -> Command {
+/// An example, which cargo builds with the tests.
+pub fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("this test is a file");
-    let binary = tests.parent().and_then(Path::parent).expect("target/<profile>").join("examples/feed");
+    let binary = tests.parent().and_then(Path::parent).expect("target/<profile>").join("examples").join(name);
     assert!(binary.exists(), "{} is built by cargo test", binary.display());
-    let mut command = Command::new(binary);
+    binary
+}
+
+/// The example `feed`.
+pub fn feed() -> Command {
+    let mut command = Command::new(example("feed"));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("LEITSTAND_") || name.starts_with("CHRONIK_") {

@@ -1,0 +1,124 @@
+//! Files and directories of a spool: what has a name is whole, and on disk when a function returns.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(super) const TEMPORARY: &str = "tmp-";
+
+/// Temporary files of this process so far.
+static TEMPORARIES: AtomicU64 = AtomicU64::new(0);
+
+/// Why a file is not written for sure.
+#[derive(Debug)]
+pub(crate) struct WriteError {
+    pub source: io::Error,
+    /// It has its name: it may be there, and may not survive a loss of power.
+    pub perhaps: bool,
+}
+
+impl From<io::Error> for WriteError {
+    fn from(source: io::Error) -> WriteError {
+        WriteError { source, perhaps: false }
+    }
+}
+
+impl From<WriteError> for io::Error {
+    fn from(error: WriteError) -> io::Error {
+        error.source
+    }
+}
+
+/// What becomes of a file that has the name already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// An error: [`ErrorKind::AlreadyExists`].
+    Keep,
+    Replace,
+}
+
+/// Writes a file so that it is whole under its name, and on disk when this returns.
+pub(super) fn write_file(
+    temporary_in: &Path,
+    directory: &Path,
+    name: &str,
+    content: &[u8],
+    existing: Existing,
+) -> Result<(), WriteError> {
+    let (temporary, mut file) = create_temporary(temporary_in)?;
+    let path = directory.join(name);
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    if let Err(e) = written.and_then(|()| rename(&temporary, &path, existing)) {
+        // It has no name that counts; the next delivery would remove it as well.
+        let is_there = fs::symlink_metadata(&temporary).is_ok();
+        let _ = fs::remove_file(&temporary);
+        // A network disk may rename and then say that it has not.
+        let perhaps = !is_there && fs::symlink_metadata(&path).is_ok();
+        return Err(WriteError { source: e, perhaps });
+    }
+    sync_directory(directory).map_err(|source| WriteError { source, perhaps: true })
+}
+
+fn create_temporary(directory: &Path) -> io::Result<(PathBuf, File)> {
+    loop {
+        let number = TEMPORARIES.fetch_add(1, Ordering::Relaxed) + 1;
+        let path = directory.join(format!("{TEMPORARY}{}-{number}", process::id()));
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path) {
+            Ok(file) => return Ok((path, file)),
+            // Left by a process that had the same id, or in use by one in another container.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn rename(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    if existing == Existing::Keep {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // A file system that does not know how.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {}
+            renamed => return Ok(renamed?),
+        }
+    }
+    if existing == Existing::Keep && fs::symlink_metadata(to).is_ok() {
+        return Err(ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(from, to)
+}
+
+/// Creates a directory and those above it for nobody else, and makes their names durable.
+pub(super) fn create_directories(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        create_directories(parent)?;
+    }
+    create_directory(path)
+}
+
+/// Creates a directory below one that is there, and makes its name durable, whoever made it.
+pub(super) fn create_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+        created => created?,
+    }
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+pub(super) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}

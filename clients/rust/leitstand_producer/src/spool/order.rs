@@ -1,0 +1,127 @@
+//! Names that sort in the order of the calls, whatever the clock does and whoever writes beside.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{SUFFIX, is_events};
+
+/// The file with the highest number that a name of its domain began with.
+pub(super) const LAST: &str = "last";
+const DIGITS: usize = 23;
+
+/// Names that this process has given.
+static NAMES: AtomicU64 = AtomicU64::new(0);
+
+/// A name behind all others in this directory. `look` at them too: else only at the file `last`.
+pub(super) fn next_name(directory: &Path, look: bool) -> io::Result<String> {
+    let number = match Last::open(directory) {
+        Ok(last) => {
+            let known = last.read().ok().flatten();
+            let highest = if look || known.is_none() { known.max(highest_name(directory)?) } else { known };
+            let number = behind(highest);
+            match last.write(number) {
+                Ok(()) => number,
+                // Others do not learn of it: then the names decide.
+                Err(_) => behind(highest.max(highest_name(directory)?)),
+            }
+        }
+        Err(_) => behind(highest_name(directory)?),
+    };
+    let count = NAMES.fetch_add(1, Ordering::Relaxed) + 1;
+    Ok(format!("{number:0DIGITS$}-{:010}-{count:06}{SUFFIX}", process::id()))
+}
+
+/// The time, or one more than the highest number so far.
+fn behind(highest: Option<u128>) -> u128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    now.max(highest.map_or(0, |highest| highest.saturating_add(1)))
+}
+
+fn highest_name(directory: &Path) -> io::Result<Option<u128>> {
+    let mut highest = None;
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        if is_events(&name) {
+            highest = highest.max(name.to_str().and_then(|name| number(name.as_bytes())));
+        }
+    }
+    Ok(highest)
+}
+
+fn number(text: &[u8]) -> Option<u128> {
+    let digits = text.get(..DIGITS).filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// The file `last`, with its lock.
+struct Last(File);
+
+impl Last {
+    fn open(directory: &Path) -> io::Result<Last> {
+        let mut options = OpenOptions::new();
+        let file =
+            options.create(true).read(true).write(true).truncate(false).mode(0o600).open(directory.join(LAST))?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(Last(file))
+    }
+
+    fn read(&self) -> io::Result<Option<u128>> {
+        let mut digits = [0; DIGITS];
+        self.0.read_exact_at(&mut digits, 0)?;
+        Ok(number(&digits))
+    }
+
+    fn write(&self, number: u128) -> io::Result<()> {
+        self.0.write_all_at(format!("{number:0DIGITS$}").as_bytes(), 0)
+    }
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        // A process that was forked meanwhile has the file open too, and with it the lock.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, events would be delivered in another order than they were given.
+    #[test]
+    fn names_sort_in_the_order_of_the_calls() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = dir.path().join(LAST);
+        let put = |name: String| {
+            fs::write(dir.path().join(&name), "").unwrap();
+            name
+        };
+        let next = |look| put(next_name(dir.path(), look).unwrap());
+        let mut names: Vec<_> = (0..200).map(|n| next(n == 0)).collect();
+        let (number, rest) = names[0].split_once('-').unwrap();
+        let (pid, rest) = rest.split_once('-').unwrap();
+        assert_eq!((number.len(), pid.len()), (23, 10));
+        assert!(rest.strip_suffix(SUFFIX).unwrap().len() >= 6, "{rest}");
+        // Far ahead of the clock, as after it was set back; by another process, with or without the file `last`.
+        names.push(put(format!("{:023}-0000000001-000001{SUFFIX}", 10u128.pow(20))));
+        fs::write(&last, "garbage").unwrap();
+        names.extend((0..3).map(|_| next(false)));
+        fs::remove_file(&last).unwrap();
+        names.push(next(true));
+        // What is delivered leaves its number behind.
+        fs::write(&last, format!("{:023}", 2 * 10u128.pow(20))).unwrap();
+        names.extend((0..3).map(|_| next(false)));
+        // Without the file the names decide.
+        fs::remove_file(&last).unwrap();
+        fs::create_dir(&last).unwrap();
+        names.extend((0..3).map(|_| next(false)));
+        assert!(names.is_sorted(), "{names:#?}");
+    }
+}
