@@ -108,6 +108,9 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// `LEITSTAND_MAX_CONNECTIONS`, default 10000. New.
     pub max_connections: usize,
+    /// `LEITSTAND_MAX_CONNECTIONS_PER_CLIENT`, default a tenth of all, at least 16; trusted proxies and Unix
+    /// sockets have no such limit. New.
+    pub max_connections_per_client: Option<usize>,
     /// `LEITSTAND_MAX_DOMAINS`, default 100000: with so many files no new one is made. New.
     pub max_domains: usize,
     /// `LEITSTAND_NEW_DOMAINS_PER_HOUR`, default 1000 per client. New.
@@ -187,7 +190,7 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 32] = [
+pub const SETTINGS: [Setting; 33] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
     fixed("LEITSTAND_ENV_FILE", "", ".env", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
@@ -208,6 +211,7 @@ pub const SETTINGS: [Setting; 32] = [
     fixed("LEITSTAND_FSYNC", "fsync", "always", Kind::Text),
     fixed("LEITSTAND_TRUSTED_PROXIES", "trusted_proxies", "127.0.0.1,::1", Kind::List),
     fixed("LEITSTAND_MAX_CONNECTIONS", "max_connections", "10000", Kind::Integer),
+    fixed("LEITSTAND_MAX_CONNECTIONS_PER_CLIENT", "max_connections_per_client", "", Kind::Integer),
     fixed("LEITSTAND_MAX_DOMAINS", "max_domains", "100000", Kind::Integer),
     fixed("LEITSTAND_NEW_DOMAINS_PER_HOUR", "new_domains_per_hour", "1000", Kind::Integer),
     fixed("LEITSTAND_SHUTDOWN_TIMEOUT", "shutdown_timeout", "8", Kind::Integer),
@@ -306,6 +310,10 @@ impl Config {
             fsync: reader.get("LEITSTAND_FSYNC", fsync),
             trusted_proxies: reader.get("LEITSTAND_TRUSTED_PROXIES", networks),
             max_connections: reader.get("LEITSTAND_MAX_CONNECTIONS", |text| Ok(integer(text, 1..=1_000_000)? as usize)),
+            max_connections_per_client: reader.get("LEITSTAND_MAX_CONNECTIONS_PER_CLIENT", |text| match text {
+                "" => Ok(None),
+                text => Ok(Some(integer(text, 1..=1_000_000)? as usize)),
+            }),
             max_domains: reader.get("LEITSTAND_MAX_DOMAINS", |text| Ok(integer(text, 1..=10_000_000)? as usize)),
             new_domains_per_hour: reader
                 .get("LEITSTAND_NEW_DOMAINS_PER_HOUR", |text| Ok(integer(text, 1..=1_000_000)? as u32)),
@@ -408,6 +416,10 @@ impl Config {
             ("LEITSTAND_FSYNC", self.fsync.as_str().to_owned()),
             ("LEITSTAND_TRUSTED_PROXIES", proxies.join(",")),
             ("LEITSTAND_MAX_CONNECTIONS", self.max_connections.to_string()),
+            (
+                "LEITSTAND_MAX_CONNECTIONS_PER_CLIENT",
+                self.max_connections_per_client.map_or("a tenth".to_owned(), |n| n.to_string()),
+            ),
             ("LEITSTAND_MAX_DOMAINS", self.max_domains.to_string()),
             ("LEITSTAND_NEW_DOMAINS_PER_HOUR", self.new_domains_per_hour.to_string()),
             ("LEITSTAND_SHUTDOWN_TIMEOUT", self.shutdown_timeout.as_secs().to_string()),
@@ -803,6 +815,7 @@ mod tests {
             ("LEITSTAND_RATE_LIMIT", &["", "0/minute", "-1/minute"]),
             ("LOG_LEVEL", &["", "10"]),
             ("LEITSTAND_MAX_CONNECTIONS", &["0", "x"]),
+            ("LEITSTAND_MAX_CONNECTIONS_PER_CLIENT", &["0", "x"]),
             ("LEITSTAND_MAX_DOMAINS", &["0", "", "off", "10000001"]),
             ("LEITSTAND_NEW_DOMAINS_PER_HOUR", &["0", "-1", "1000001"]),
             ("LEITSTAND_HOST", &["", " "]),
@@ -874,6 +887,7 @@ mod tests {
             ("LEITSTAND_FSYNC", "never"),
             ("LEITSTAND_TRUSTED_PROXIES", ""),
             ("LEITSTAND_MAX_CONNECTIONS", "1"),
+            ("LEITSTAND_MAX_CONNECTIONS_PER_CLIENT", "1"),
             ("LEITSTAND_MAX_DOMAINS", "1"),
             ("LEITSTAND_NEW_DOMAINS_PER_HOUR", "1"),
             ("LEITSTAND_SHUTDOWN_TIMEOUT", "1"),

@@ -128,7 +128,7 @@ async fn start(
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
     let heartbeat = config.heartbeat_file.clone().map(|path| tokio::spawn(heartbeat::keep(path, state.clone())));
     announce(&config, &address, share.connections);
-    let server = ServerOptions { shutdown_timeout: config.shutdown_timeout, workers };
+    let server = ServerOptions { shutdown_timeout: config.shutdown_timeout, workers, refusers_max: share.refusers };
     let drained = serve(listener, state, server, signals.first()).await;
     maintain.abort();
     if let Some(heartbeat) = heartbeat {
@@ -281,6 +281,8 @@ struct Descriptors {
     connections: usize,
     open_domains: usize,
     sync_threads: usize,
+    /// Connections over the cap that are told so at once.
+    refusers: usize,
 }
 
 impl Descriptors {
@@ -309,16 +311,17 @@ impl Descriptors {
         let open_domains = (limit / 16).clamp(4, 256) as usize;
         let sync_threads = (limit / 16).clamp(4, 64) as usize;
         // The main runtime is not there yet.
-        let kept = open + RUNTIME_DESCRIPTORS + SPARE_DESCRIPTORS + refusers_max(limit) as u64;
+        let refusers = (limit / 16).clamp(2, REFUSERS_MAX as u64);
+        let kept = open + RUNTIME_DESCRIPTORS + SPARE_DESCRIPTORS + refusers;
         let rest = limit.saturating_sub(kept) as usize;
         let rest = rest.saturating_sub(2 * (open_domains + sync_threads));
-        Descriptors { connections: connections_max.min(rest.max(8)), open_domains, sync_threads }
+        Descriptors {
+            connections: connections_max.min(rest.max(8)),
+            open_domains,
+            sync_threads,
+            refusers: refusers as usize,
+        }
     }
-}
-
-/// Connections over the cap that are told so, with a limit of so many descriptors.
-fn refusers_max(limit: u64) -> usize {
-    (limit / 16).clamp(2, REFUSERS_MAX as u64) as usize
 }
 
 #[cfg(test)]
@@ -334,7 +337,7 @@ mod tests {
                 let workers = processors.min(Descriptors::workers_max(limit)) as u64;
                 let open = OPEN_AT_START + RUNTIME_DESCRIPTORS * workers;
                 let share = Descriptors::of(limit, open, 10_000);
-                let used = share.connections + 2 * (share.open_domains + share.sync_threads) + refusers_max(limit);
+                let used = share.connections + 2 * (share.open_domains + share.sync_threads) + share.refusers;
                 let used = used as u64 + open + RUNTIME_DESCRIPTORS;
                 // The least number of connections comes out of the spare ones.
                 let spare = if share.connections > 8 { SPARE_DESCRIPTORS } else { 0 };

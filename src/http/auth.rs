@@ -237,7 +237,8 @@ fn unix_s(time: SystemTime) -> u64 {
 mod tests {
     use super::*;
     use crate::http::client::{Client, Peer};
-    use crate::http::conn::{ConnState, Connections};
+    use crate::http::conn::ConnState;
+    use crate::http::connections::Connections;
     use crate::token::LastDigest;
 
     const X_AUTH: &str = "x-auth";

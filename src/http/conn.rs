@@ -3,13 +3,12 @@
 //! Does what hyper does not: sees each request head as it came in (hyper has resolved doubtful
 //! framing before a service can look), gives up on a client that does not read its answer, and
 //! knows whether the client has ended its side. And it gives what hyper answers by itself, to what
-//! it cannot parse, the text and the request id that every other answer has. Deadlines for heads and idle connections are one
-//! number per connection that [`Connections`] looks at twice a second: no timer per request.
+//! it cannot parse, the text and the request id that every other answer has. Deadlines for heads and idle
+//! connections are one number per connection that `Connections` looks at twice a second: no timer per request.
 
-use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -18,12 +17,20 @@ use atomic_waker::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::connections::HeadBudget;
 use crate::token::{Digest, LastDigest};
 
 /// How long a client may refuse to take any byte of an answer.
 pub(crate) const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Longest head that is looked at; hyper's own buffer is not larger.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// What may come of a head in more than one piece without being counted, behind the requests before it.
+const HEAD_BYTES_FREE: usize = 1 << 10;
+/// So long a head leaves room behind in hyper's buffer that is worth counting.
+const HEAD_BYTES_SHORT: usize = 8 << 10;
+/// What hyper's buffer takes beside what it holds of a head.
+const HYPER_BUFFER_BYTES: usize = 16 << 10;
 
 /// Time for the first byte of a connection, for a whole head, and between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,56 +41,6 @@ pub(crate) const HEAD_TICKS: u64 = HEAD_TIMEOUT.as_millis() as u64 / TICK.as_mil
 /// No deadline: a request is being handled, and has deadlines of its own.
 const NEVER: u64 = u64::MAX;
 
-/// All open connections, for deadlines and for the end.
-#[derive(Debug, Default)]
-pub(crate) struct Connections {
-    /// First part of the request ids of this process.
-    id_prefix: u32,
-    open: Mutex<HashMap<u64, Arc<ConnState>>>,
-    next_key: AtomicU64,
-    clock: Arc<AtomicU64>,
-}
-
-impl Connections {
-    pub(crate) fn new() -> Connections {
-        Connections { id_prefix: crate::rng::random_u64() as u32, ..Connections::default() }
-    }
-
-    /// Adds a connection; it counts until the returned key is removed.
-    pub(crate) fn add(&self) -> (u64, Arc<ConnState>) {
-        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(ConnState::new(self.id_prefix, key, self.clock.clone()));
-        self.with_open(|open| open.insert(key, state.clone()));
-        (key, state)
-    }
-
-    pub(crate) fn remove(&self, key: u64) {
-        self.with_open(|open| open.remove(&key));
-    }
-
-    /// Lets time pass, and gives the connections that are beyond their deadline: each is to be told to
-    /// [`ConnState::expire`]. Call it every [`TICK`].
-    #[must_use]
-    pub(crate) fn tick(&self) -> Vec<Arc<ConnState>> {
-        self.clock.fetch_add(1, Ordering::Relaxed);
-        self.with_open(|open| open.values().filter(|conn| conn.is_late()).cloned().collect())
-    }
-
-    /// Tells every connection to end after the request it is at.
-    pub(crate) fn stop(&self) {
-        self.with_open(|open| {
-            for conn in open.values() {
-                conn.stop.store(true, Ordering::Relaxed);
-                conn.waker.wake();
-            }
-        });
-    }
-
-    fn with_open<T>(&self, use_it: impl FnOnce(&mut HashMap<u64, Arc<ConnState>>) -> T) -> T {
-        use_it(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// What the connection and its requests tell each other.
 #[derive(Debug)]
 pub(crate) struct ConnState {
@@ -93,6 +50,16 @@ pub(crate) struct ConnState {
     /// The tick after which the connection has been idle, or at a head, for too long.
     deadline: AtomicU64,
     expired: AtomicBool,
+    /// Ended for the sake of others.
+    evicted: AtomicBool,
+    /// A byte has come.
+    heard: AtomicBool,
+    /// The request after the first is not served.
+    only_one: AtomicBool,
+    /// Bytes of heads that count in the budget.
+    head_bytes: AtomicUsize,
+    head_refused: AtomicBool,
+    heads: Arc<HeadBudget>,
     stop: AtomicBool,
     waker: AtomicWaker,
     /// A request is being handled: its own deadlines hold.
@@ -118,7 +85,7 @@ pub(crate) struct ConnState {
 }
 
 impl ConnState {
-    fn new(id_prefix: u32, key: u64, clock: Arc<AtomicU64>) -> ConnState {
+    pub(super) fn new(id_prefix: u32, key: u64, clock: Arc<AtomicU64>, heads: Arc<HeadBudget>) -> ConnState {
         let deadline = AtomicU64::new(clock.load(Ordering::Relaxed) + HEAD_TICKS);
         ConnState {
             id_prefix,
@@ -126,6 +93,12 @@ impl ConnState {
             clock,
             deadline,
             expired: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            only_one: AtomicBool::new(false),
+            head_bytes: AtomicUsize::new(0),
+            head_refused: AtomicBool::new(false),
+            heads,
             stop: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             in_request: AtomicBool::new(false),
@@ -147,7 +120,93 @@ impl ConnState {
         self.waker.register(waker);
     }
 
-    fn is_late(&self) -> bool {
+    pub(super) fn key(&self) -> u64 {
+        self.key
+    }
+
+    pub(super) fn tell_to_stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
+    /// How readily it is given up for others, the least first, and for how many ticks nothing has been served
+    /// on it. `None`: it is at a request, or belongs to somebody with a token.
+    pub(super) fn idle(&self) -> Option<(Idle, u64)> {
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        if deadline == NEVER || self.is_expired() || self.has_shown_right_token() {
+            return None;
+        }
+        let kind = match (self.was_used(), self.heard.load(Ordering::Relaxed)) {
+            (false, false) => Idle::Silent,
+            (false, true) => Idle::AtFirstHead,
+            (true, _) => Idle::Unknown,
+        };
+        Some((kind, (self.clock.load(Ordering::Relaxed) + HEAD_TICKS).saturating_sub(deadline)))
+    }
+
+    /// Is it at a head that counts in the budget, for so many ticks?
+    pub(super) fn is_at_long_head(&self, ticks: u64) -> bool {
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        let since = (self.clock.load(Ordering::Relaxed) + HEAD_TICKS).saturating_sub(deadline);
+        deadline != NEVER && self.head_bytes.load(Ordering::Relaxed) > 0 && since >= ticks
+    }
+
+    /// Makes it late now, unless it has got something to do. It is still to be told to [`ConnState::expire`].
+    pub(super) fn cut_deadline(&self) {
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        if deadline != NEVER {
+            // Broken by a request that begins at this moment, which is served.
+            let _ = self.deadline.compare_exchange(deadline, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends it for the sake of others.
+    pub(super) fn evict(&self) {
+        self.cut_deadline();
+        if self.is_late() {
+            self.evicted.store(true, Ordering::Relaxed);
+            self.expire();
+        }
+    }
+
+    pub(crate) fn was_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// The first byte of a head has come.
+    pub(crate) fn head_begins(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+        self.restart_deadline();
+    }
+
+    /// Only one request is served here.
+    pub(crate) fn serve_only_one(&self) {
+        self.only_one.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts the memory of a head that is not whole, in all, against the budget of all connections.
+    pub(crate) fn takes_head_bytes(&self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.head_bytes.load(Ordering::Relaxed));
+        let taken = more == 0 || self.heads.take(more);
+        if taken {
+            // Only the task of the connection changes it.
+            self.head_bytes.fetch_add(more, Ordering::Relaxed);
+        } else {
+            self.head_refused.store(true, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn gives_head_bytes_back(&self) {
+        self.heads.give_back(self.head_bytes.swap(0, Ordering::Relaxed));
+    }
+
+    /// There was no room for its head.
+    pub(crate) fn was_head_refused(&self) -> bool {
+        self.head_refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_late(&self) -> bool {
         self.deadline.load(Ordering::Relaxed) < self.clock.load(Ordering::Relaxed)
     }
 
@@ -202,9 +261,12 @@ impl ConnState {
 
     /// The answer is ready. True when the connection can carry another request.
     pub(crate) fn answer_begins(&self) -> bool {
-        let reusable = self.body_done.load(Ordering::Relaxed);
+        // A long head has left large buffers behind.
+        let reusable = self.body_done.load(Ordering::Relaxed)
+            && self.head_bytes.load(Ordering::Relaxed) == 0
+            && !self.only_one.load(Ordering::Relaxed);
         self.in_request.store(false, Ordering::Relaxed);
-        self.linger.store(!reusable, Ordering::Relaxed);
+        self.linger.store(!self.body_done.load(Ordering::Relaxed), Ordering::Relaxed);
         self.restart_deadline();
         reusable
     }
@@ -269,6 +331,22 @@ impl ConnState {
     }
 }
 
+impl Drop for ConnState {
+    fn drop(&mut self) {
+        self.gives_head_bytes_back();
+    }
+}
+
+/// What a connection is that no request is served on, in the order in which they make way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Idle {
+    /// No byte has come.
+    Silent,
+    AtFirstHead,
+    /// It has been used, by nobody with a token.
+    Unknown,
+}
+
 /// A client and a token as one number that is not 0. `token` is a part of a digest.
 fn mixed(client: u128, token: u64) -> u64 {
     let client = (client ^ (client >> 64)) as u64;
@@ -291,6 +369,8 @@ pub(crate) struct ConnIo<S> {
     instead: Option<(Vec<u8>, usize)>,
     /// The head of an answer of ours was offered to the stream and not taken yet.
     head_waits: bool,
+    /// So many bytes come from a buffer that is counted already.
+    counted_bytes: usize,
 }
 
 /// What the next byte of the client belongs to (RFC 9112, sections 2.1, 6 and 7.1).
@@ -311,7 +391,8 @@ enum Phase {
 
 impl<S> ConnIo<S> {
     /// Watches from here on, behind the requests that have begun on the connection.
-    pub(crate) fn new(stream: S, state: Arc<ConnState>) -> Self {
+    /// The first `counted_bytes` were read already.
+    pub(crate) fn new(stream: S, state: Arc<ConnState>, counted_bytes: usize) -> Self {
         let heads = state.begun.load(Ordering::Relaxed);
         ConnIo {
             stream,
@@ -325,6 +406,7 @@ impl<S> ConnIo<S> {
             interim_left: 0,
             instead: None,
             head_waits: false,
+            counted_bytes,
         }
     }
 
@@ -377,14 +459,21 @@ impl<S> ConnIo<S> {
             if known == 0 {
                 before.extend_from_slice(new);
                 if !std::mem::take(&mut self.has_deadline) {
-                    self.state.restart_deadline();
+                    self.state.head_begins();
                 }
             }
-            if before.len() > HEAD_BYTES_MAX {
+            let (held, counted) = (before.len(), self.counted_bytes > 0);
+            let has_room = held <= HEAD_BYTES_FREE
+                || counted
+                || self.state.takes_head_bytes(HYPER_BUFFER_BYTES + held + before.capacity());
+            if held > HEAD_BYTES_MAX || !has_room {
                 self.phase = Phase::Broken;
             }
             return new.len();
         };
+        if head.len <= HEAD_BYTES_SHORT {
+            self.state.gives_head_bytes_back();
+        }
         self.state.suspend_deadline();
         self.has_deadline = false;
         self.heads += 1;
@@ -507,6 +596,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
                 self.state.client_ends();
             } else {
                 self.watch(&buf.filled()[before..]);
+                self.counted_bytes = self.counted_bytes.saturating_sub(buf.filled().len() - before);
+                if self.state.was_head_refused() {
+                    return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+                }
             }
         }
         polled
@@ -652,11 +745,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::connections::Connections;
 
     /// Which of the requests in `pieces` is the first doubtful one.
     fn doubtful(pieces: &[&[u8]]) -> Option<u64> {
         let (_, state) = Connections::default().add();
-        let mut io = ConnIo::new(tokio::io::empty(), state.clone());
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0);
         pieces.iter().for_each(|piece| io.watch(piece));
         Some(state.doubtful.load(Ordering::Relaxed)).filter(|number| *number != NEVER)
     }
@@ -707,7 +801,7 @@ mod tests {
         let (_, state) = connections.add();
         (0..HEAD_TICKS).for_each(|_| pass(&connections));
         assert!(!state.is_expired());
-        let mut io = ConnIo::new(tokio::io::empty(), state.clone());
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0);
         io.watch(b"POST / HTTP/1.1\r\nX-A: ");
         pass(&connections);
         assert!(state.is_expired());
@@ -717,7 +811,7 @@ mod tests {
     fn a_request_that_came_with_the_one_before_has_no_head_deadline() {
         let connections = Connections::default();
         let (_, state) = connections.add();
-        let mut io = ConnIo::new(tokio::io::empty(), state.clone());
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0);
         io.watch(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\nGET");
         for _ in 0..2 {
             state.request_begins(false);
@@ -735,7 +829,7 @@ mod tests {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (mut client, server) = tokio::io::duplex(8);
         let (_, state) = Connections::default().add();
-        let mut io = ConnIo::new(server, state.clone());
+        let mut io = ConnIo::new(server, state.clone(), 0);
         let ours = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok";
         let theirs = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         let write = async {
@@ -770,7 +864,7 @@ mod tests {
         let (_, slow) = connections.add();
         let (gone, _) = connections.add();
         connections.remove(gone);
-        let mut slow_io = ConnIo::new(tokio::io::empty(), slow.clone());
+        let mut slow_io = ConnIo::new(tokio::io::empty(), slow.clone(), 0);
         slow_io.watch(b"GET / HTTP/1.1\r\n\r\n");
         slow.request_begins(false);
         slow.answer_begins();
@@ -818,7 +912,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let io = |room| {
             let (near, far) = tokio::io::duplex(room);
-            (ConnIo::new(near, Connections::default().add().1), far)
+            (ConnIo::new(near, Connections::default().add().1, 0), far)
         };
         runtime.block_on(async {
             let (mut near, _far) = io(64);

@@ -10,6 +10,7 @@ mod body;
 mod client;
 mod config;
 mod conn;
+mod connections;
 mod decode;
 mod edge;
 mod error;

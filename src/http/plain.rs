@@ -19,12 +19,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use body::PlainBody;
 pub(crate) use head::Head as PlainHead;
-pub(crate) use unread::{Replay, Unread};
+pub(crate) use unread::{Read, Replay, Unread};
 
 use super::conn::{ConnState, Patience};
 use super::edge::Edge;
 use head::Seen;
-use unread::Read;
+use unread::Grown;
 
 /// How the service of plain requests ends.
 pub(crate) enum End {
@@ -32,7 +32,10 @@ pub(crate) enum End {
     Done,
     /// The client took too long.
     Late,
-    /// What comes next begins with these bytes and is for hyper.
+    /// There is no room for a head as long as this one.
+    Busy,
+    /// What comes next begins with these bytes and is for hyper: a head that is whole, longer than any may be,
+    /// or none.
     Other(Unread),
 }
 
@@ -41,9 +44,15 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
     let mut buffer = Unread::new();
     let mut out = Vec::new();
     loop {
-        let has_room = buffer.has_room();
+        let (has_room, is_long) = (buffer.has_room(), buffer.is_long());
+        let is_news = buffer.may_end_a_head();
         let (here, spare) = buffer.split();
-        match head::look(here) {
+        let seen = match is_long {
+            false => head::look(here),
+            true if is_news => head::look_at_any(here),
+            true => Seen::Partial,
+        };
+        match seen {
             Seen::Plain(head) => {
                 let mut body = PlainBody::new(stream, &edge.conn, head.body_bytes, &here[head.len..], spare);
                 let goes_on = {
@@ -58,7 +67,11 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
                 buffer.keep(stream, rest).await;
             }
             Seen::Other => return End::Other(buffer),
-            Seen::Partial if !has_room => return End::Other(buffer),
+            Seen::Partial if !has_room => match buffer.grow(&edge.conn) {
+                Grown::More => {}
+                Grown::Longest => return End::Other(buffer),
+                Grown::Refused => return End::Busy,
+            },
             Seen::Partial => match buffer.read(stream, &edge.conn).await {
                 Read::Some => {}
                 Read::End if buffer.is_empty() => return End::Done,
@@ -106,7 +119,8 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::http::conn::{Connections, TICK, WRITE_STALL_MAX};
+    use crate::http::conn::{TICK, WRITE_STALL_MAX};
+    use crate::http::connections::Connections;
 
     /// Broken, a client that asks and never reads keeps its connection, and the answer, for ever; or
     /// one on a slow line is cut off.

@@ -24,14 +24,15 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::Peer;
-use super::conn::{ConnIo, ConnState, Connections, TICK};
+use super::conn::{ConnIo, ConnState, TICK};
+use super::connections::Connections;
 use super::edge::Edge;
-use super::plain::{self, End, Replay};
+use super::plain::{self, End, Read, Replay, Unread};
 use super::state::AppState;
 use crate::metrics::Refusal;
 
 /// Largest head, and read buffer, of a connection.
-const BUFFER_BYTES_MAX: usize = 32 << 10;
+pub(super) const BUFFER_BYTES_MAX: usize = 32 << 10;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After the stop signal, requests that were already on their way are served for so long.
@@ -44,8 +45,13 @@ const ENDING_PAUSE: Duration = Duration::from_millis(1);
 /// answer before the connection is reset.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 4 << 20;
-/// Connections over the cap that are told so; further ones are just closed.
+/// Connections over the cap that are told so; further ones are just closed. One half is for clients that have
+/// too many themselves.
 pub const REFUSERS_MAX: usize = 64;
+/// Pause between two looks for connections that may make way; each sees all of them.
+const MAKE_WAY_EVERY: Duration = Duration::from_millis(20);
+/// Over the cap, for the whole head of a question about health.
+const LOOK_TIME: Duration = Duration::from_millis(500);
 /// So often at most the log says that connections cannot be accepted or served.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(10);
 /// Waiting for locks ends so long before the connections are cut, so that the answer gets out.
@@ -66,6 +72,8 @@ pub struct ServerOptions {
     /// The runtimes that connections are shared out to, each best of one thread. A connection stays
     /// where it is. Empty: the runtime of the caller.
     pub workers: Vec<Handle>,
+    /// Connections over a cap that are told so at the same time, at most [`REFUSERS_MAX`].
+    pub refusers_max: usize,
 }
 
 /// Serves until `shutdown` is ready, then drains, and returns when nothing is in flight (`true`) or
@@ -80,11 +88,13 @@ pub async fn serve(
 ) -> bool {
     let mut server = Server {
         router: super::router(state.clone()),
+        open: Arc::new(Connections::new(state.head_bytes_max)),
         state,
         connections: JoinSet::new(),
-        refusers: Arc::new(Semaphore::new(REFUSERS_MAX)),
-        open: Arc::new(Connections::new()),
+        refusers: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
+        beyond_cap: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
         workers: options.workers.into_iter().map(Worker::new).collect(),
+        made_way_at: None,
         complaint: Complaint::default(),
     };
     if server.workers.is_empty() {
@@ -137,9 +147,13 @@ struct Server {
     state: Arc<AppState>,
     router: Router,
     connections: JoinSet<()>,
+    /// Of clients that have too many connections.
     refusers: Arc<Semaphore>,
+    /// When all have too many.
+    beyond_cap: Arc<Semaphore>,
     open: Arc<Connections>,
     workers: Vec<Worker>,
+    made_way_at: Option<Instant>,
     /// About accept.
     complaint: Complaint,
 }
@@ -268,39 +282,58 @@ impl Server {
     }
 
     fn start(&mut self, stream: Stream) {
-        let Ok(permit) = self.state.connections.clone().try_acquire_owned() else {
-            return self.refuse(stream);
-        };
-        self.state.metrics.connection();
-        let (key, conn) = self.open.add();
-        let worker = self.workers.iter().min_by_key(|worker| worker.connections()).expect("there is at least one");
-        worker.connections.fetch_add(1, Ordering::Relaxed);
-        let guard = Guard { open: self.open.clone(), key, connections: worker.connections.clone(), _permit: permit };
         let peer = match &stream {
             Stream::Tcp(_, addr) => Peer::from_ip(addr.ip()),
             Stream::Unix(_) => Peer::Unix,
         };
-        let edge = Arc::new(Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() });
-        self.connections.spawn_on(adopt(stream, edge, conn, guard), &worker.runtime);
+        let state = &self.state;
+        let Ok(permit) = state.connections.clone().try_acquire_owned() else {
+            state.metrics.refused(Refusal::ConnectionLimit);
+            let permit = self.beyond_cap.clone().try_acquire_owned();
+            self.make_way();
+            return self.refuse(stream, peer, permit.ok());
+        };
+        let Some((key, conn)) = self.open.add_of(state.counted(peer), state.connections_per_client_max) else {
+            state.metrics.refused(Refusal::ClientConnectionLimit);
+            let permit = self.refusers.clone().try_acquire_owned();
+            return self.refuse(stream, peer, permit.ok());
+        };
+        state.metrics.connection();
+        // Somebody else is going to come.
+        let is_tight = state.connections.available_permits() <= state.headroom() / 2;
+        let worker = self.workers.iter().min_by_key(|worker| worker.connections()).expect("there is at least one");
+        worker.connections.fetch_add(1, Ordering::Relaxed);
+        let guard = Guard { open: self.open.clone(), key, connections: worker.connections.clone(), _permit: permit };
+        let edge = self.edge(peer, &conn);
+        self.connections.spawn_on(adopt(stream, edge, conn, guard, Terms::Any), &worker.runtime);
+        if is_tight {
+            self.make_way();
+        }
     }
 
-    /// Over the cap: says so in one go and closes.
-    fn refuse(&mut self, stream: Stream) {
-        self.state.metrics.refused(Refusal::ConnectionLimit);
-        let Ok(permit) = self.refusers.clone().try_acquire_owned() else { return };
-        self.connections.spawn(async move {
-            // What cannot be told is closed without.
-            match stream {
-                Stream::Tcp(stream, _) => {
-                    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
-                    tell_busy(stream, permit).await;
-                }
-                Stream::Unix(stream) => {
-                    let Ok(stream) = tokio::net::UnixStream::from_std(stream) else { return };
-                    tell_busy(stream, permit).await;
-                }
-            }
-        });
+    /// Ends some connections that nobody uses. Not again before those can have ended.
+    fn make_way(&mut self) {
+        let now = Instant::now();
+        if self.made_way_at.is_none_or(|at| now - at >= MAKE_WAY_EVERY) {
+            self.made_way_at = Some(now);
+            self.open.make_way(self.state.headroom());
+        }
+    }
+
+    /// Over a cap: answers one question about health, or says so in one go, and closes. Without a permit just
+    /// closes.
+    fn refuse(&mut self, stream: Stream, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
+        let Some(permit) = permit else { return };
+        let (key, conn) = self.open.add();
+        conn.serve_only_one();
+        let guard = Guard { open: self.open.clone(), key, connections: Arc::default(), _permit: permit };
+        guard.connections.fetch_add(1, Ordering::Relaxed);
+        let edge = self.edge(peer, &conn);
+        self.connections.spawn(adopt(stream, edge, conn, guard, Terms::OneLookAtHealth));
+    }
+
+    fn edge(&self, peer: Peer, conn: &Arc<ConnState>) -> Arc<Edge> {
+        Arc::new(Edge { state: self.state.clone(), router: self.router.clone(), peer, conn: conn.clone() })
     }
 
     async fn join_until(&mut self, deadline: Instant) {
@@ -308,16 +341,26 @@ impl Server {
     }
 }
 
+/// What is served on a connection.
+#[derive(Debug, Clone, Copy)]
+enum Terms {
+    Any,
+    /// There are too many.
+    OneLookAtHealth,
+}
+
 /// Makes a connection known to the runtime that this runs on, and serves it there.
-async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Guard) {
+async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Guard, terms: Terms) {
     let adopted = match stream {
         Stream::Tcp(stream, _) => tokio::net::TcpStream::from_std(stream).map(Either::Left),
         Stream::Unix(stream) => tokio::net::UnixStream::from_std(stream).map(Either::Right),
     };
-    match adopted {
-        Ok(Either::Left(stream)) => connection(stream, edge, conn, guard).await,
-        Ok(Either::Right(stream)) => connection(stream, edge, conn, guard).await,
-        Err(error) => {
+    match (adopted, terms) {
+        (Ok(Either::Left(stream)), Terms::Any) => connection(stream, edge, conn, guard).await,
+        (Ok(Either::Right(stream)), Terms::Any) => connection(stream, edge, conn, guard).await,
+        (Ok(Either::Left(stream)), Terms::OneLookAtHealth) => Box::pin(one_look(stream, edge, conn, guard)).await,
+        (Ok(Either::Right(stream)), Terms::OneLookAtHealth) => Box::pin(one_look(stream, edge, conn, guard)).await,
+        (Err(error), _) => {
             static ABOUT_SERVING: Mutex<Complaint> = Mutex::new(Complaint { told_at: None, untold: 0 });
             ABOUT_SERVING.lock().unwrap_or_else(PoisonError::into_inner).tell(Instant::now(), |failed| {
                 tracing::error!(%error, failed, "cannot serve a connection; memory or epoll watches are used up");
@@ -326,27 +369,67 @@ async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Gua
     }
 }
 
-/// One connection, from its first byte to its last.
-async fn connection<S>(mut stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // A task keeps its waker.
+/// A task keeps its waker.
+async fn register(conn: &ConnState) {
     poll_fn(|cx| {
         conn.register(cx.waker());
         Poll::Ready(())
     })
     .await;
-    let stream = match plain::serve(&mut stream, &edge).await {
-        End::Done => stream,
+}
+
+/// One connection, from its first byte to its last.
+async fn connection<S>(mut stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    register(&conn).await;
+    let mut stream = match plain::serve(&mut stream, &edge).await {
+        End::Done | End::Busy => stream,
         End::Late => {
             late(&edge.state, &conn);
             stream
         }
         // Boxed, because most connections never need the room that hyper takes.
-        End::Other(unread) => Box::pin(any_request(Replay::new(unread, stream), edge, conn.clone())).await,
+        End::Other(unread) => Box::pin(any_request(Replay::new(unread, stream), edge.clone(), conn.clone())).await,
     };
-    close(stream, &conn).await;
+    if conn.was_head_refused() {
+        edge.state.metrics.refused(Refusal::HeadBudget);
+        return Box::pin(tell_busy(stream)).await;
+    }
+    close(&mut stream, &conn).await;
+}
+
+/// One connection too many. Whether the service lives is answered all the same, to who asks at once.
+async fn one_look<S>(mut stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    register(&conn).await;
+    let mut unread = Unread::new();
+    let whole_head = async {
+        while matches!(unread.read(&mut stream, &conn).await, Read::Some) {
+            if memchr::memmem::find(unread.bytes(), b"\r\n\r\n").is_some() || !asks_for_health(unread.bytes()) {
+                break;
+            }
+        }
+    };
+    // In time or not, what has come is looked at.
+    let _ = tokio::time::timeout(LOOK_TIME, whole_head).await;
+    let whole = memchr::memmem::find(unread.bytes(), b"\r\n\r\n").is_some();
+    if !whole || !asks_for_health(unread.bytes()) {
+        return tell_busy(stream).await;
+    }
+    let mut stream = any_request(Replay::new(unread, stream), edge, conn.clone()).await;
+    close(&mut stream, &conn).await;
+}
+
+/// Does a head, or what has come of it, ask for one of the health pages?
+fn asks_for_health(head: &[u8]) -> bool {
+    [&b"GET /health"[..], b"HEAD /health"].iter().any(|wanted| {
+        let begins = head.len().min(wanted.len());
+        head[..begins] == wanted[..begins] && head.get(wanted.len()).is_none_or(|next| b" /?".contains(next))
+    })
 }
 
 /// Serves requests of any form, and what is no request, with hyper, until the connection is to be closed.
@@ -359,7 +442,8 @@ where
         let edge = edge.clone();
         Box::pin(async move { Ok::<Response, std::convert::Infallible>(edge.call(request).await) })
     });
-    let io = TokioIo::new(ConnIo::new(stream, conn.clone()));
+    let unread_bytes = stream.unread_bytes();
+    let io = TokioIo::new(ConnIo::new(stream, conn.clone(), unread_bytes));
     let mut http = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(BUFFER_BYTES_MAX)
@@ -383,7 +467,9 @@ where
 
 /// Running out of time between two requests is the normal end of a connection.
 fn late(state: &AppState, conn: &ConnState) {
-    if !conn.was_used() {
+    if conn.was_evicted() {
+        state.metrics.refused(Refusal::Evicted);
+    } else if !conn.was_used() {
         state.metrics.refused(Refusal::HeaderTimeout);
     }
 }
@@ -399,11 +485,12 @@ fn report(state: &AppState, conn: &ConnState, error: &hyper::Error) {
 
 /// Ends our side; where body bytes were left unread, reads them off for a while, because closing
 /// over unread bytes resets the connection and may take the answer with it (RFC 9112, section 9.6).
-async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, conn: &ConnState) {
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, conn: &ConnState) {
     // The client may be gone; then there is nothing to end.
     let _ = stream.shutdown().await;
     if conn.linger.load(Ordering::Relaxed) && !conn.has_ended() {
-        linger(&mut stream).await;
+        // Boxed for its buffer, which most connections never need.
+        Box::pin(linger(stream)).await;
     }
 }
 
@@ -422,7 +509,7 @@ async fn linger<S: AsyncRead + Unpin>(stream: &mut S) {
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
-async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, _permit: OwnedSemaphorePermit) {
+async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nx-request-id: {:016x}\r\n\
         connection: close\r\ncontent-length: 17\r\n\r\n{{\"detail\":\"busy\"}}",
@@ -436,6 +523,24 @@ async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, _permit: Ow
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Broken, a probe would see a service down that only has many connections, or anything could be asked.
+    #[test]
+    fn only_the_health_pages_are_served_beyond_the_cap() {
+        for (head, asks) in [
+            ("GET /health/live HTTP/1.1\r\n", true),
+            ("HEAD /health/ready HTTP/1.1\r\n", true),
+            ("GET /health HTTP/1.1", true),
+            ("GET /health?x", true),
+            ("GET /hea", true),
+            ("", true),
+            ("GET /healthy HTTP/1.1", false),
+            ("GET /metrics HTTP/1.1", false),
+            ("POST /health HTTP/1.1", false),
+        ] {
+            assert_eq!(asks_for_health(head.as_bytes()), asks, "{head}");
+        }
+    }
 
     /// Broken, a service without descriptors would fill the log, or not say that it goes on.
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::auth::Auth;
 use super::blocking::Turns;
+use super::client::{Client, Peer};
 use super::config::{Outside, Settings};
 use super::decode::Decoders;
 use super::gate::Gate;
@@ -22,6 +23,14 @@ use crate::rate::RateLimits;
 use crate::storage::Store;
 use crate::token::TokenSet;
 
+/// Part of all connections that one client may have, unless somebody says otherwise, and the least number.
+const CLIENT_SHARE: usize = 10;
+const CLIENT_CONNECTIONS_MIN: usize = 16;
+/// Part of the connections that are kept free, and how many at most.
+const HEADROOM_SHARE: usize = 32;
+const HEADROOM_MAX: usize = 64;
+/// Part of the bytes in flight that heads may hold beside them.
+const HEADS_SHARE: usize = 4;
 /// Most large bodies being parsed at once.
 const PARSERS_MAX: usize = 4;
 /// Most looks at the store's health, and most at the settings and their files, at once.
@@ -52,6 +61,10 @@ pub struct AppState {
     pub(crate) admin_bodies: Arc<Semaphore>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) connections_max: usize,
+    /// Of one address that is no trusted proxy.
+    pub(crate) connections_per_client_max: usize,
+    /// Heads that are not whole may hold so much, over all connections.
+    pub(crate) head_bytes_max: usize,
     /// Below which snapshots may be made.
     pub(crate) snapshot_dir: Option<PathBuf>,
     /// One at a time.
@@ -85,6 +98,8 @@ impl AppState {
             admin_bodies: Arc::new(Semaphore::new(ADMIN_BODIES_MAX)),
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
+            connections_per_client_max: per_client_max(config, connections_max),
+            head_bytes_max: config.in_flight_bytes_max / HEADS_SHARE,
             snapshot_dir: config.snapshot_dir.clone(),
             snapshots: Arc::new(Semaphore::new(1)),
             closing: AtomicBool::new(false),
@@ -106,6 +121,19 @@ impl AppState {
         self.live.load()
     }
 
+    /// The client that a connection counts for. A proxy speaks for many, and the file system guards a socket.
+    pub(crate) fn counted(&self, peer: Peer) -> Option<u128> {
+        match peer {
+            Peer::Ip(ip) if !self.trusted_proxies.iter().any(|net| net.contains(&ip)) => Some(Client(peer).key()),
+            Peer::Ip(_) | Peer::Unix => None,
+        }
+    }
+
+    /// So many connections are kept free, by ending those that nobody uses.
+    pub(crate) fn headroom(&self) -> usize {
+        (self.connections_max / HEADROOM_SHARE).clamp(1, HEADROOM_MAX)
+    }
+
     /// How many connections are open.
     pub(crate) fn connections_open(&self) -> usize {
         self.connections_max - self.connections.available_permits()
@@ -119,4 +147,9 @@ impl AppState {
         self.new_domains.sweep(now);
         self.auth.sweep(now);
     }
+}
+
+fn per_client_max(config: &Config, connections_max: usize) -> usize {
+    let share = (connections_max / CLIENT_SHARE).max(CLIENT_CONNECTIONS_MIN);
+    config.max_connections_per_client.unwrap_or(share)
 }

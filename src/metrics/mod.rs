@@ -173,6 +173,9 @@ pub enum Refusal {
     ReadOnly,
     Throttled,
     NewDomains,
+    ClientConnectionLimit,
+    Evicted,
+    HeadBudget,
 }
 
 impl Refusal {
@@ -190,6 +193,9 @@ impl Refusal {
             Refusal::ReadOnly => "read_only",
             Refusal::Throttled => "throttled",
             Refusal::NewDomains => "new_domains",
+            Refusal::ClientConnectionLimit => "client_connection_limit",
+            Refusal::Evicted => "evicted",
+            Refusal::HeadBudget => "head_budget",
         }
     }
 }

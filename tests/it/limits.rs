@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, Request, Response, TestServer, wait_for};
+use crate::support::{Client, PATIENCE, Request, Response, TestServer, wait_for};
 
 fn posts_from(server: &TestServer, addresses: &[&str]) -> Vec<u16> {
     let post = |address: &&str| server.send(&Request::post("a", "{}").header("X-Forwarded-For", address)).status;
@@ -223,6 +223,133 @@ fn a_connection_too_many_is_told_so_and_the_next_one_served() {
     });
     assert!(server.metric("leitstand_refused_total", "connection_limit") >= 3.0);
     assert_eq!(server.lines("a").len(), 17);
+}
+
+/// Broken, a client that opens connections and says nothing keeps everybody else out for ten seconds.
+#[test]
+fn silent_connections_make_way() {
+    let server = TestServer::builder().env("LEITSTAND_MAX_CONNECTIONS", "40").start();
+    let mut known = server.connect();
+    known.roundtrip(&Request::post("a", "{}")).assert_accepted();
+    let began = Instant::now();
+    // Nothing, a byte, or one question and then nothing.
+    let silent: Vec<_> = (0..60)
+        .map(|n| {
+            let mut client = server.connect();
+            match n % 3 {
+                0 => {}
+                1 => drop(client.try_send("G")),
+                _ => drop(client.try_send("GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")),
+            }
+            client
+        })
+        .collect();
+    wait_for("somebody who has something to say gets in", PATIENCE, || {
+        (server.post("a", "{}").status == 202).then_some(())
+    });
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    for _ in 0..20 {
+        server.post("a", "{}").assert_accepted();
+    }
+    assert!(server.metric("leitstand_refused_total", "evicted") >= 1.0);
+    known.roundtrip(&Request::post("a", "{}")).assert_accepted();
+    drop(silent);
+}
+
+/// Broken, one address could take all connections; or a proxy, through which all come, could not.
+#[test]
+fn one_address_has_so_many_connections_at_most() {
+    let builder = || TestServer::builder().env("LEITSTAND_MAX_CONNECTIONS_PER_CLIENT", "3");
+    let open = |server: &TestServer, count: usize| {
+        let mut open: Vec<_> = (0..count).map(|_| server.connect()).collect();
+        for client in &mut open {
+            client.roundtrip(&Request::post("a", "{}")).assert_accepted();
+        }
+        open
+    };
+    let server = builder().env("LEITSTAND_TRUSTED_PROXIES", "").start();
+    let mut three = open(&server, 3);
+    let refused = server.post("a", "{}");
+    refused.assert_error(503, "busy");
+    assert!(refused.number("retry-after") >= 1 && refused.header("x-request-id").is_some(), "{refused:?}");
+    assert_eq!(server.send(&Request::new("GET", "/health/live")).status, 200);
+    for client in &mut three {
+        client.roundtrip(&Request::post("a", "{}")).assert_accepted();
+    }
+    three.pop();
+    wait_for("a place is free again", PATIENCE, || (server.post("a", "{}").status == 202).then_some(()));
+    drop(three);
+    wait_for("the refusals are counted", PATIENCE, || {
+        (server.metric("leitstand_refused_total", "client_connection_limit") >= 2.0).then_some(())
+    });
+    open(&builder().start(), 20);
+}
+
+/// Broken, a probe would restart a service that only has many clients.
+#[test]
+fn health_is_told_beyond_the_cap() {
+    let server = TestServer::builder().env("LEITSTAND_MAX_CONNECTIONS", "4").start();
+    let mut open: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut open {
+        client.roundtrip(&Request::post("a", "{}")).assert_accepted();
+    }
+    for _ in 0..10 {
+        for path in ["/health/live", "/health/ready"] {
+            let answer = server.send(&Request::new("GET", path));
+            assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{answer:?}");
+        }
+        assert_eq!(server.send(&Request::get("/health")).status, 200);
+        for other in [Request::get("/version"), Request::new("GET", "/metrics"), Request::post("a", "{}")] {
+            server.send(&other).assert_error(503, "busy");
+        }
+    }
+    // In two pieces, one of which never comes: no longer than a moment.
+    let mut slow = server.connect();
+    slow.send("GET /health/live HT");
+    slow.read_answer("GET").assert_error(503, "busy");
+    let mut slow = server.connect();
+    slow.send("GET /health/live HT");
+    std::thread::sleep(Duration::from_millis(100));
+    slow.send("TP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(slow.read_answer("GET").status, 200);
+    assert_eq!(server.lines("a").len(), 4);
+}
+
+/// Broken, heads without an end would fill the memory; or those of good clients would not get through.
+#[test]
+fn long_heads_have_a_budget_and_short_ones_get_through() {
+    // A quarter of it: room for 16 heads of up to 16 KiB.
+    let server = TestServer::builder().env("LEITSTAND_MAX_IN_FLIGHT", "1MiB").env("LEITSTAND_MAX_BODY", "1KiB").start();
+    let mut used: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    for client in &mut used {
+        assert_eq!(client.roundtrip(&Request::get("/health")).status, 200);
+    }
+    let began = Instant::now();
+    let long = |start: &str| format!("{start}Host: a\r\nX-Long: {}", "x".repeat(10_000));
+    let starts = ["POST /v1/ingest?domain=a HTTP/1.1\r\n", "GET /health/live HTTP/1.1\r\n"];
+    let mut fresh: Vec<_> = (0..40).map(|_| server.connect()).collect();
+    for (n, client) in fresh.iter_mut().chain(&mut used).enumerate() {
+        // Who is refused already may be closed.
+        let _ = client.try_send(long(starts[n % 2]));
+    }
+    for filler in [0, 6_000] {
+        server.send(&Request::post("a", "{}").header("X-Filler", "x".repeat(filler))).assert_accepted();
+    }
+    // Those that are not refused are given up early, without an answer.
+    let refused = |clients: &mut [Client]| {
+        let answers: Vec<_> = clients.iter_mut().filter_map(|client| client.try_read_answer("GET").ok()).collect();
+        answers.iter().for_each(|answer| answer.assert_error(503, "busy"));
+        answers.len()
+    };
+    let (of_fresh, of_used) = (refused(&mut fresh), refused(&mut used));
+    assert!(of_fresh >= 1 && of_used >= 1, "{of_fresh} {of_used}");
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+    assert_eq!(server.metric("leitstand_refused_total", "head_budget"), (of_fresh + of_used) as f64);
+    // There is room again, and a long head leaves nothing behind.
+    for request in [Request::post("a", "{}"), Request::get("/health")] {
+        let answer = server.send(&request.header("X-Filler", "x".repeat(12_000)));
+        assert!(answer.status < 300 && answer.header("connection") == Some("close"), "{answer:?}");
+    }
 }
 
 /// Broken, an operator who needs few connections would get more than `config check` says.

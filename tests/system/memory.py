@@ -14,6 +14,7 @@ CONNECTED_FROM = [f"127.0.0.{n}" for n in range(1, 21)]
 
 def run():
     """Broken, a stranger without a token ends the service for everybody by what it keeps for him."""
+    for kind in ("POST", "GET", "second"): part(f"heads, {kind}", heads, kind)
     part("bodies", bodies)
 
 

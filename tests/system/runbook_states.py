@@ -103,7 +103,12 @@ def full_of_bodies(place):
 
 
 def full_of_connections(place):
-    wait_until(lambda: connect(place, 1) and common.ready(place.server.port) == 503, 10, "busy")
+    # With a token, or they would make way for others; and the health pages are answered all the same.
+    asked = f"GET /version HTTP/1.1\r\nHost: x\r\nX-Auth: {TOKEN}\r\n\r\n".encode()
+
+    def busy(): return harness.request(place.server.port, "GET", "/version", [("X-Auth", TOKEN)], wait=0.0)[0] == 503
+    wait_until(lambda: connect(place, 1, asked) and busy(), 10, "busy")
+    assert common.ready(place.server.port) == 200
 
 
 def locked(place):

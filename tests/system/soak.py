@@ -18,7 +18,7 @@ def run():
     rng = seed("soak")
     directory = tempfile.mkdtemp(prefix="soak-")
     try:
-        with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_FSYNC": os.environ.get("SOAK_FSYNC", "always")}, datadir=directory) as server:
+        with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_NEW_DOMAINS_PER_HOUR": "10000", "LEITSTAND_FSYNC": os.environ.get("SOAK_FSYNC", "always")}, datadir=directory) as server:
             assert server.up, server.log_text()
             result = soak(server, rng)
             assert server.stop() == 0

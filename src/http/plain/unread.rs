@@ -9,32 +9,51 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::conn::ConnState;
+use super::super::server::BUFFER_BYTES_MAX;
 
 /// Of the buffer of a connection: at first, and once something did not fit. The latter is what hyper has at
-/// first, because what follows a body counts as far as it is there, whoever reads. A longer head is hyper's.
+/// first, because what follows a body counts as far as it is there, whoever reads. A longer head is hyper's, once
+/// it is whole: until then it would take hyper's buffers too.
 const ROOM_BYTES: usize = 1 << 10;
 const ROOM_BYTES_MAX: usize = 8 << 10;
+/// Of a buffer that keeps a long head until it is whole. What is longer hyper refuses.
+const LONG_BYTES_MAX: usize = BUFFER_BYTES_MAX + AHEAD_BYTES;
 /// So much of it is left free behind a head, so that the end of the client can be seen while its request
 /// is served.
 const AHEAD_BYTES: usize = 1;
 
 /// What came of waiting for more.
-pub(super) enum Read {
+pub(crate) enum Read {
     Some,
     /// The client has ended its side, is gone, or is no longer to be waited for.
     End,
     Late,
 }
 
+/// What came of asking for more room.
+pub(super) enum Grown {
+    More,
+    /// There is as much as any head may have.
+    Longest,
+    /// All connections together hold too much.
+    Refused,
+}
+
 /// The buffer of a connection: what was read and not yet used.
 pub(crate) struct Unread {
     bytes: Vec<u8>,
     filled: Range<usize>,
+    /// So much of a long head has been looked at.
+    seen: usize,
 }
 
 impl Unread {
-    pub(super) fn new() -> Unread {
-        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0 }
+    pub(crate) fn new() -> Unread {
+        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0, seen: 0 }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[self.filled.clone()]
     }
 
     /// What is there, and the room behind it.
@@ -68,7 +87,34 @@ impl Unread {
 
     /// May more be read behind what is there?
     pub(super) fn has_room(&self) -> bool {
-        self.filled.len() < ROOM_BYTES_MAX - AHEAD_BYTES
+        self.filled.len() < self.bytes.len().max(ROOM_BYTES_MAX) - AHEAD_BYTES
+    }
+
+    /// Is there more than the head of a plain request may have?
+    pub(super) fn is_long(&self) -> bool {
+        self.bytes.len() > ROOM_BYTES_MAX
+    }
+
+    /// Has a line ended since the last look at a long head? Spares a look at all of it for each byte.
+    pub(super) fn may_end_a_head(&mut self) -> bool {
+        let new = &self.bytes[self.filled.clone()][self.seen.min(self.filled.len())..];
+        self.seen = self.filled.len();
+        memchr::memchr(b'\n', new).is_some()
+    }
+
+    /// Makes room for more of a head, which counts for all connections together.
+    pub(super) fn grow(&mut self, conn: &ConnState) -> Grown {
+        if self.bytes.len() >= LONG_BYTES_MAX {
+            return Grown::Longest;
+        }
+        let bytes = (2 * self.bytes.len()).min(LONG_BYTES_MAX);
+        if !conn.takes_head_bytes(bytes) {
+            return Grown::Refused;
+        }
+        self.make_room();
+        self.bytes.reserve_exact(bytes - self.bytes.len());
+        self.bytes.resize(bytes, 0);
+        Grown::More
     }
 
     /// Puts what is there at the beginning.
@@ -78,7 +124,7 @@ impl Unread {
     }
 
     /// Reads more of a head, with the deadlines of a connection that is not at a request.
-    pub(super) async fn read<S: AsyncRead + Unpin>(&mut self, stream: &mut S, conn: &ConnState) -> Read {
+    pub(crate) async fn read<S: AsyncRead + Unpin>(&mut self, stream: &mut S, conn: &ConnState) -> Read {
         self.make_room();
         poll_fn(|cx| self.poll_read(stream, conn, cx)).await
     }
@@ -111,7 +157,7 @@ impl Unread {
         }
         if was_empty {
             // The whole head has so much time.
-            conn.restart_deadline();
+            conn.head_begins();
         }
         Poll::Ready(Read::Some)
     }
@@ -165,6 +211,11 @@ impl<S> Replay<S> {
     pub(crate) fn into_inner(self) -> S {
         self.stream
     }
+
+    /// How many bytes were read already.
+    pub(crate) fn unread_bytes(&self) -> usize {
+        self.unread.filled.len()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
@@ -209,7 +260,8 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-    use crate::http::conn::{Connections, HEAD_TICKS};
+    use crate::http::conn::HEAD_TICKS;
+    use crate::http::connections::Connections;
 
     /// As the server does it, but at once.
     fn pass(connections: &Connections, ticks: u64) {

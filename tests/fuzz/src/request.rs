@@ -96,7 +96,7 @@ impl Service {
             let _inside = runtime.enter();
             BoundListener::Unix(UnixListener::bind(dir.path().join("socket")).expect("bind"))
         };
-        let options = ServerOptions { shutdown_timeout: Duration::from_secs(1), workers: Vec::new() };
+        let options = ServerOptions { shutdown_timeout: Duration::from_secs(1), workers: Vec::new(), refusers_max: 8 };
         let kept = store.clone();
         runtime.spawn(async move {
             tokio::join!(serve(listener, state, options, std::future::pending()), store.maintain())

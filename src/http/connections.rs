@@ -1,0 +1,234 @@
+//! `Connections`: all that are open, how many of each client, who makes way, and what heads may hold.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::conn::{ConnState, HEAD_TICKS};
+
+/// Part of the budget for heads from which on slow ones are given up early, and after how many ticks.
+const SCARCE_PERCENT: usize = 75;
+const LONG_HEAD_TICKS: u64 = 4;
+/// For so many ticks a connection is idle before it makes way. Whoever has just come is about to say something.
+const IDLE_TICKS_MIN: u64 = 2;
+
+/// All open connections, for deadlines and for the end.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    /// First part of the request ids of this process.
+    id_prefix: u32,
+    open: Mutex<Open>,
+    next_key: AtomicU64,
+    clock: Arc<AtomicU64>,
+    heads: Arc<HeadBudget>,
+    /// The tick at which nobody was left to make way.
+    nobody_at: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    all: HashMap<u64, (Arc<ConnState>, Option<u128>)>,
+    of_client: HashMap<u128, usize>,
+}
+
+impl Connections {
+    /// Heads that are not whole may hold `head_bytes_max` together, beside a small part of each.
+    pub(crate) fn new(head_bytes_max: usize) -> Connections {
+        Connections {
+            id_prefix: crate::rng::random_u64() as u32,
+            heads: Arc::new(HeadBudget { used: AtomicUsize::new(0), bytes_max: head_bytes_max }),
+            nobody_at: AtomicU64::new(u64::MAX),
+            ..Connections::default()
+        }
+    }
+
+    /// Adds a connection; it counts until the returned key is removed.
+    pub(crate) fn add(&self) -> (u64, Arc<ConnState>) {
+        self.add_of(None, 0).expect("nobody counts it")
+    }
+
+    /// The same for one of a client that may have `client_max` of them; `None` if it has.
+    pub(crate) fn add_of(&self, client: Option<u128>, client_max: usize) -> Option<(u64, Arc<ConnState>)> {
+        self.with_open(|open| {
+            if let Some(client) = client {
+                let count = open.of_client.entry(client).or_default();
+                if *count >= client_max {
+                    return None;
+                }
+                *count += 1;
+            }
+            let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+            let state = Arc::new(ConnState::new(self.id_prefix, key, self.clock.clone(), self.heads.clone()));
+            open.all.insert(key, (state.clone(), client));
+            Some((key, state))
+        })
+    }
+
+    pub(crate) fn remove(&self, key: u64) {
+        self.with_open(|open| {
+            let Some((_, Some(client))) = open.all.remove(&key) else { return };
+            match open.of_client.get_mut(&client) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(open.of_client.remove(&client)),
+            }
+        });
+    }
+
+    /// Lets time pass, and gives the connections that are beyond their deadline: each is to be told to
+    /// [`ConnState::expire`]. Call it every [`super::conn::TICK`]. While the budget for heads is nearly used up,
+    /// those that are slow with a long one are late early.
+    #[must_use]
+    pub(crate) fn tick(&self) -> Vec<Arc<ConnState>> {
+        self.clock.fetch_add(1, Ordering::Relaxed);
+        let scarce = self.heads.is_scarce();
+        self.with_open(|open| {
+            let late = |conn: &&Arc<ConnState>| {
+                if scarce && conn.is_at_long_head(LONG_HEAD_TICKS) {
+                    conn.cut_deadline();
+                }
+                conn.is_late()
+            };
+            open.all.values().map(|(conn, _)| conn).filter(late).cloned().collect()
+        })
+    }
+
+    /// Ends so many connections that nobody with a token uses: silent ones first, of these the oldest. Looks at
+    /// all of them, so after a look that found too few it waits for the next tick.
+    pub(crate) fn make_way(&self, wanted: usize) {
+        let now = self.clock.load(Ordering::Relaxed);
+        if self.nobody_at.load(Ordering::Relaxed) == now {
+            return;
+        }
+        let mut idle: Vec<_> = self.with_open(|open| {
+            let idle = |conn: &Arc<ConnState>| {
+                let (kind, ticks) = conn.idle()?;
+                (ticks >= IDLE_TICKS_MIN).then(|| (kind, conn.key(), conn.clone()))
+            };
+            open.all.values().filter_map(|(conn, _)| idle(conn)).collect()
+        });
+        if idle.len() <= wanted {
+            self.nobody_at.store(now, Ordering::Relaxed);
+        } else {
+            idle.select_nth_unstable_by_key(wanted, |(kind, key, _)| (*kind, *key));
+            idle.truncate(wanted);
+        }
+        idle.iter().for_each(|(_, _, conn)| conn.evict());
+    }
+
+    /// Tells every connection to end after the request it is at.
+    pub(crate) fn stop(&self) {
+        self.with_open(|open| open.all.values().for_each(|(conn, _)| conn.tell_to_stop()));
+    }
+
+    fn with_open<T>(&self, use_it: impl FnOnce(&mut Open) -> T) -> T {
+        use_it(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Memory of long heads that are not whole, over all connections: nobody has shown a token for it.
+#[derive(Debug)]
+pub(crate) struct HeadBudget {
+    used: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Default for HeadBudget {
+    /// Without a limit.
+    fn default() -> HeadBudget {
+        HeadBudget { used: AtomicUsize::new(0), bytes_max: usize::MAX }
+    }
+}
+
+impl HeadBudget {
+    /// Takes all of `bytes` or nothing.
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        let room = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.bytes_max);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        if bytes > 0 {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn is_scarce(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.bytes_max / 100 * SCARCE_PERCENT
+    }
+}
+
+const _: () = assert!(LONG_HEAD_TICKS < HEAD_TICKS && IDLE_TICKS_MIN < HEAD_TICKS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass(connections: &Connections, ticks: u64) {
+        (0..ticks).for_each(|_| connections.tick().iter().for_each(|conn| conn.expire()));
+    }
+
+    /// Broken, one client could take all connections, or would be refused for ever after it had many.
+    #[test]
+    fn each_client_has_so_many_connections_at_most() {
+        let connections = Connections::new(0);
+        let (one, two) = (Some(1), Some(2));
+        let mut of_one: Vec<_> = (0..3).map(|_| connections.add_of(one, 3).unwrap().0).collect();
+        assert!(connections.add_of(one, 3).is_none());
+        assert!(connections.add_of(two, 3).is_some() && connections.add_of(None, 0).is_some());
+        connections.remove(of_one.pop().unwrap());
+        of_one.push(connections.add_of(one, 3).unwrap().0);
+        assert!(connections.add_of(one, 3).is_none());
+        of_one.into_iter().for_each(|key| connections.remove(key));
+        assert_eq!(connections.open.lock().unwrap().of_client.len(), 1, "who has none is not remembered");
+    }
+
+    /// Broken, silent connections would keep everybody else out; or a request that is served, or a
+    /// connection of somebody with a token, would be cut for a stranger.
+    #[test]
+    fn silent_connections_make_way_first_and_those_in_use_never() {
+        let connections = Connections::new(0);
+        let add = || connections.add().1;
+        let (busy, known, used, begun) = (add(), add(), add(), add());
+        busy.request_begins(false);
+        for conn in [&known, &used] {
+            conn.request_begins(false);
+            conn.answer_begins();
+        }
+        known.shows_right_token(1, 1);
+        begun.head_begins();
+        let silent: Vec<_> = (0..3).map(|_| add()).collect();
+        pass(&connections, IDLE_TICKS_MIN);
+        let new = add();
+        let evicted = |conns: &[&Arc<ConnState>]| conns.iter().map(|conn| conn.was_evicted()).collect::<Vec<_>>();
+        connections.make_way(2);
+        assert_eq!(evicted(&[&silent[0], &silent[1], &silent[2], &begun, &used]), [true, true, false, false, false]);
+        connections.make_way(2);
+        assert_eq!(evicted(&[&silent[2], &begun, &used]), [true, true, false]);
+        connections.make_way(9);
+        assert_eq!(evicted(&[&used, &new, &busy, &known]), [true, false, false, false]);
+        assert!(silent.iter().all(|conn| conn.is_expired()) && !new.is_expired() && !busy.is_expired());
+        pass(&connections, IDLE_TICKS_MIN);
+        connections.make_way(9);
+        assert_eq!(evicted(&[&new, &busy, &known]), [true, false, false]);
+    }
+
+    /// Broken, long heads would take memory without end, or keep it for the ten seconds of a head while
+    /// others wait.
+    #[test]
+    fn long_heads_share_a_budget_and_slow_ones_go_early_when_it_is_scarce() {
+        let connections = Connections::new(1000);
+        let conns: Vec<_> = (0..3).map(|_| connections.add()).collect();
+        let [first, second, third] = [0, 1, 2].map(|n| &conns[n].1);
+        assert!(first.takes_head_bytes(400) && first.takes_head_bytes(300) && second.takes_head_bytes(300));
+        pass(&connections, LONG_HEAD_TICKS + 1);
+        assert!(!first.is_expired(), "there is enough for others");
+        assert!(!third.takes_head_bytes(301) && third.was_head_refused());
+        third.request_begins(true);
+        assert!(second.takes_head_bytes(600));
+        pass(&connections, 1);
+        assert!(first.is_expired() && second.is_expired() && !third.is_expired());
+        drop(conns.into_iter().map(|(key, _)| connections.remove(key)).collect::<Vec<_>>());
+        assert_eq!(connections.heads.used.load(Ordering::Relaxed), 0, "all is given back");
+        assert!(connections.heads.take(1000) && !connections.heads.take(1));
+    }
+}
