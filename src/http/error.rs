@@ -145,6 +145,8 @@ impl ApiError {
                 StoreError::Io { .. }
                 | StoreError::Poisoned { .. }
                 | StoreError::Sync { .. }
+                | StoreError::InDoubt
+                | StoreError::Unproven
                 | StoreError::Rollback { .. }
                 | StoreError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             },
@@ -196,6 +198,8 @@ impl ApiError {
                 StoreError::Io { .. }
                 | StoreError::Poisoned { .. }
                 | StoreError::Sync { .. }
+                | StoreError::InDoubt
+                | StoreError::Unproven
                 | StoreError::Rollback { .. }
                 | StoreError::Panicked,
             ) => "storage error",
@@ -253,6 +257,8 @@ impl ApiError {
                 StoreError::Io { .. }
                 | StoreError::Poisoned { .. }
                 | StoreError::Sync { .. }
+                | StoreError::InDoubt
+                | StoreError::Unproven
                 | StoreError::Rollback { .. }
                 | StoreError::Panicked => "storage_error",
                 StoreError::Exhausted { .. } => "busy",

@@ -70,6 +70,8 @@ pub(crate) struct Checks {
     not_draining: bool,
     /// No domain is refused after a failed sync.
     no_poisoned_domain: bool,
+    /// The file system has brought something to the disk since a sync failed.
+    disk_proven: bool,
     /// Events are not refused by `POST /admin/read-only`.
     not_read_only: bool,
 }
@@ -81,13 +83,15 @@ impl Checks {
             disk_reserve: health.above_reserve,
             not_draining: !health.draining,
             no_poisoned_domain: health.poisoned_domains == 0,
+            disk_proven: health.disk_proven,
             not_read_only: !state.gate.is_read_only(),
         }
     }
 
     fn all(&self) -> bool {
-        let Checks { data_dir_writable, disk_reserve, not_draining, no_poisoned_domain, not_read_only } = *self;
-        data_dir_writable && disk_reserve && not_draining && no_poisoned_domain && not_read_only
+        let Checks { data_dir_writable, disk_reserve, not_draining, no_poisoned_domain, disk_proven, not_read_only } =
+            *self;
+        data_dir_writable && disk_reserve && not_draining && no_poisoned_domain && disk_proven && not_read_only
     }
 }
 

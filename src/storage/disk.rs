@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -14,10 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FsWord, Mode, OFlags};
 use rustix::io::retry_on_intr;
 
+use super::allocated;
 use super::layout::Owner;
+use super::probe::{journal_is_alive, probe};
 use super::watch::{LockWatch, Wanted};
 use super::whole_sync::WholeSync;
 
@@ -98,8 +101,17 @@ pub trait Disk: Send + Sync + 'static {
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// `fdatasync`: data and the length needed to read it.
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
-    /// Lets the disk begin with the bytes from `offset` to the end, which are to be synced soon. Only a hint.
-    fn begin_sync(&self, _file: &Self::File, _offset: u64) {}
+    /// Starts the write-back of the bytes from `offset` to the end, which are to be synced soon, and waits for none.
+    /// Its error is one of a sync: the bytes may be lost, and no later sync makes up for it.
+    fn begin_writeback(&self, file: &Self::File, offset: u64) -> io::Result<()>;
+    /// Proves that nobody has thrown the bytes of `range` away, which were written and then synced without an error.
+    /// The last of them must not be zero. [`io::ErrorKind::UnexpectedEof`]: somebody has cut the file; any other
+    /// error is one of a sync. To be asked before their answer, and says nothing about what comes later.
+    fn check_stored(&self, file: &Self::File, range: Range<u64>) -> io::Result<()>;
+    /// Proves, after a sync, that the file system had not given up before its end. Its error is one of a sync.
+    fn check_alive(&self, file: &Self::File) -> io::Result<()>;
+    /// Brings a small file of its own to the disk and removes it: can the file system still do that?
+    fn probe(&self) -> io::Result<()>;
     /// May [`Disk::sync_all`] be worth a try now?
     fn syncs_together(&self) -> bool {
         false
@@ -143,14 +155,15 @@ struct Dir {
     id: FileId,
     /// `None` when the system has no more watches to give.
     watch: Option<LockWatch>,
-    /// A file keeps all that one write took, as long as it keeps the first byte of it.
-    extents_stay_whole: bool,
+    /// `f_type` of its file system, see statfs(2).
+    system: FsWord,
     /// `None` where a sync of the whole file system does not stand for one of each file.
     whole: Option<WholeSync>,
 }
 
-/// `f_type` of btrfs, see statfs(2).
-const BTRFS: rustix::fs::FsWord = 0x9123_683e_u32 as rustix::fs::FsWord;
+const BTRFS: FsWord = 0x9123_683e_u32 as FsWord;
+/// ext2, ext3 and ext4.
+pub(super) const EXT4: FsWord = 0xef53;
 
 impl RealDisk {
     /// Opens the data directory, creating it (mode 0700 for what is new, and synced into its
@@ -291,7 +304,7 @@ impl Dir {
         // A cut in the middle of the extent's first block leaves that block, and with it the extent.
         let system = rustix::fs::fstatfs(&fd).map_or(0, |system| system.f_type);
         let whole = WholeSync::new(&fd, system);
-        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), extents_stay_whole: system == BTRFS, whole })
+        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), system, whole })
     }
 }
 
@@ -431,10 +444,24 @@ impl Disk for RealDisk {
         Ok(rustix::fs::fdatasync(file)?)
     }
 
-    fn begin_sync(&self, file: &File, offset: u64) {
-        // Linux writes dirty pages of such a range at once, and waits for none; what is being written is
-        // not dropped. Nothing depends on it, so its result does not matter.
-        let _ = rustix::fs::fadvise(file, offset, None, rustix::fs::Advice::DontNeed);
+    fn begin_writeback(&self, file: &File, offset: u64) -> io::Result<()> {
+        match leitstand_writeback::start(file, offset) {
+            // Nothing was started, so there is nothing to be told; `check_stored` will.
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+            other => other,
+        }
+    }
+
+    fn check_stored(&self, file: &File, range: Range<u64>) -> io::Result<()> {
+        allocated::check(file, &range)
+    }
+
+    fn check_alive(&self, file: &File) -> io::Result<()> {
+        if self.dir().system == EXT4 { journal_is_alive(file) } else { Ok(()) }
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        probe(self)
     }
 
     fn syncs_together(&self) -> bool {
@@ -461,7 +488,8 @@ impl Disk for RealDisk {
     }
 
     fn room(&self) -> Option<u64> {
-        if !self.dir().extents_stay_whole {
+        // btrfs: a file keeps all that one write took, as long as it keeps the first byte of it.
+        if self.dir().system != BTRFS {
             return None;
         }
         self.space().ok().map(|space| space.free_bytes)

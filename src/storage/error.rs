@@ -63,6 +63,13 @@ pub enum StoreError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The sync of another file of the same file system failed at the same time: whatever ours said, nobody knows
+    /// which bytes are on the disk. Poisons the domain.
+    #[error("the sync of another file failed meanwhile")]
+    InDoubt,
+    /// After a failed sync the file system has not shown yet that it brings anything to the disk.
+    #[error("no sync has succeeded since one failed")]
+    Unproven,
     /// A failed write could not be taken back. Poisons the domain.
     #[error("roll-back failed: {op}")]
     Rollback {
@@ -87,8 +94,11 @@ impl StoreError {
             | StoreError::TooManyDomains { .. }
             | StoreError::Symlink
             | StoreError::Io { .. }
-            | StoreError::Poisoned { .. } => Written::No,
-            StoreError::Sync { .. } | StoreError::Rollback { .. } | StoreError::Panicked => Written::Maybe,
+            | StoreError::Poisoned { .. }
+            | StoreError::Unproven => Written::No,
+            StoreError::Sync { .. } | StoreError::InDoubt | StoreError::Rollback { .. } | StoreError::Panicked => {
+                Written::Maybe
+            }
         }
     }
 
@@ -105,6 +115,8 @@ impl StoreError {
             StoreError::Io { .. } => "io",
             StoreError::Poisoned { .. } => "poisoned",
             StoreError::Sync { .. } => "sync",
+            StoreError::InDoubt => "doubt",
+            StoreError::Unproven => "unproven",
             StoreError::Rollback { .. } => "rollback",
             StoreError::Panicked => "panicked",
         }
@@ -129,6 +141,11 @@ impl StoreError {
 
     pub(crate) fn rollback(op: &'static str, source: io::Error) -> StoreError {
         StoreError::Rollback { op, source: Arc::new(source) }
+    }
+
+    /// Does it cast doubt on everything that is under way on the same file system?
+    pub(crate) fn is_failed_sync(&self) -> bool {
+        matches!(self, StoreError::Sync { .. })
     }
 
     /// Must the domain be refused from now on?

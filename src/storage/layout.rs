@@ -17,6 +17,8 @@ pub const TORN_DIR: &str = ".torn";
 /// Directory in the data directory for the named tokens, and the file with them.
 pub const TOKEN_STORE_DIR: &str = ".leitstand";
 pub const TOKEN_STORE: &str = "tokens.json";
+/// The file in the side directory by which the service finds out whether the disk still takes anything.
+pub(crate) const PROBE_NAME: &str = ".probe";
 /// How the name of the marker of a poisoned domain ends.
 pub(crate) const POISONED_SUFFIX: &str = ".poisoned";
 /// How the name of a data file ends while it is written anew.

@@ -4,6 +4,7 @@
 //! stay open between groups; every append first proves that they still stand for the names.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -46,8 +47,8 @@ struct Data<F> {
     open: Arc<DataFile<F>>,
     /// Length after our last append, which ended in a newline. `None`: look at the tail first.
     known_len: Option<u64>,
-    /// Appended since the last sync ([`SyncWhen::Later`] only).
-    unsynced: bool,
+    /// What was appended since the last sync ([`SyncWhen::Later`] only).
+    unsynced: Option<Range<u64>>,
 }
 
 /// An open data file, shared by the writer and by whoever syncs what it wrote.
@@ -62,8 +63,8 @@ struct DataFile<F> {
 /// until somebody has.
 pub(crate) struct Afloat<F> {
     open: Arc<DataFile<F>>,
-    /// Length of the file before them.
-    len: u64,
+    /// Where they stand in the file.
+    range: Range<u64>,
     started: Instant,
     pub(crate) write: Duration,
     /// Somebody else wrote to the file, or replaced it, since our last append.
@@ -263,7 +264,7 @@ impl<D: Disk> Log<D> {
                 let write = started.elapsed();
                 return Ok(Write::Afloat(Afloat {
                     open: data.open.clone(),
-                    len,
+                    range: len..end,
                     started,
                     write,
                     foreign: found.foreign,
@@ -327,7 +328,10 @@ impl<D: Disk> Log<D> {
             return;
         };
         data.known_len = None;
-        let _ = disk.set_len(&data.open.file, afloat.len);
+        // If somebody has cut it shorter, it must not grow again.
+        if disk.fstat(&data.open.file).is_ok_and(|stat| stat.len > afloat.range.start) {
+            let _ = disk.set_len(&data.open.file, afloat.range.start);
+        }
     }
 
     /// Appends whole lines under the lock, with one write unless they go in pieces. After `Ok` they
@@ -335,8 +339,14 @@ impl<D: Disk> Log<D> {
     ///
     /// # Errors
     /// As [`StoreError::written`] says: either the file is as it was, or the domain must be
-    /// poisoned.
-    pub(crate) fn append(&mut self, disk: &D, lines: &[&[u8]], when: SyncWhen) -> Result<Appended, StoreError> {
+    /// poisoned. A sync counts only as long as `is_sound` says so after it.
+    pub(crate) fn append(
+        &mut self,
+        disk: &D,
+        lines: &[&[u8]],
+        when: SyncWhen,
+        is_sound: impl Fn() -> bool,
+    ) -> Result<Appended, StoreError> {
         let found = self.find_end(disk)?;
         let mut appended = Appended { foreign: found.foreign, ..Appended::default() };
         let len = found.len;
@@ -361,7 +371,8 @@ impl<D: Disk> Log<D> {
             let wrote = Instant::now();
             appended.write += wrote - started;
             if when != SyncWhen::Later {
-                if let Err(error) = data.sync(disk) {
+                let sound = || if is_sound() { Ok(()) } else { Err(StoreError::InDoubt) };
+                if let Err(error) = data.open.sync(disk, end - bytes as u64..end).and_then(|()| sound()) {
                     // Which pages reached the disk is unknown (see durability.md). Cutting them off
                     // takes no doubt away, so its result does not matter; it only keeps readers from
                     // lines that nobody acknowledged.
@@ -374,7 +385,11 @@ impl<D: Disk> Log<D> {
             }
             next = pieces.next();
         }
-        data.unsynced = when == SyncWhen::Later;
+        if when == SyncWhen::Later {
+            // Somebody may have cut it shorter than it was.
+            let start = data.unsynced.take().map_or(len, |unsynced| unsynced.start.min(len));
+            data.unsynced = Some(start..end);
+        }
         data.known_len = Some(end);
         Ok(appended)
     }
@@ -405,7 +420,7 @@ impl<D: Disk> Log<D> {
             return Ok(stat.len);
         }
         *foreign = self.data.is_some();
-        if let Some(moved_away) = self.data.as_mut().filter(|data| data.unsynced) {
+        if let Some(moved_away) = self.data.as_mut().filter(|data| data.unsynced.is_some()) {
             // Acknowledged lines went with it; nobody will sync that file later.
             moved_away.sync(disk)?;
         }
@@ -415,34 +430,68 @@ impl<D: Disk> Log<D> {
             return Err(not_regular());
         }
         let open = Arc::new(DataFile { file, id: stat.id, entry_synced: AtomicBool::new(false) });
-        self.data = Some(Data { open, known_len: None, unsynced: false });
+        self.data = Some(Data { open, known_len: None, unsynced: None });
         Ok(stat.len)
     }
 }
 
 impl<F> DataFile<F> {
-    fn sync<D: Disk<File = F>>(&self, disk: &D) -> Result<(), StoreError> {
+    /// Makes everything in the file durable. `unsynced`: what has not been synced before.
+    fn sync<D: Disk<File = F>>(&self, disk: &D, unsynced: Range<u64>) -> Result<(), StoreError> {
         disk.sync_data(&self.file).map_err(|e| StoreError::sync("sync data file", e))?;
+        self.check_stored(disk, unsynced)?;
         if !self.entry_synced.load(Ordering::Acquire) {
             disk.sync_root().map_err(|e| StoreError::sync("sync data directory", e))?;
             self.entry_synced.store(true, Ordering::Release);
         }
-        Ok(())
+        disk.check_alive(&self.file).map_err(|e| StoreError::sync("look at the file system after a sync", e))
+    }
+
+    fn check_stored<D: Disk<File = F>>(&self, disk: &D, range: Range<u64>) -> Result<(), StoreError> {
+        disk.check_stored(&self.file, range).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => StoreError::rollback("check length", cut_by_others()),
+            _ => StoreError::sync("look for the synced lines", e),
+        })
     }
 }
 
 impl<F> Afloat<F> {
-    /// Makes these lines, and all before them in their file, durable.
+    /// Makes these lines, and those `before` them in their file, durable.
     ///
     /// # Errors
-    /// [`StoreError::Sync`]: the domain must be poisoned.
-    pub(crate) fn sync<D: Disk<File = F>>(&self, disk: &D) -> Result<(), StoreError> {
-        self.open.sync(disk)
+    /// [`StoreError::poisons`]: the domain must be poisoned.
+    pub(crate) fn sync<D: Disk<File = F>>(&self, disk: &D, before: &Afloat<F>) -> Result<(), StoreError> {
+        self.open.sync(disk, before.range.start..self.range.end)
     }
 
-    /// Lets the disk begin with these lines while it is still busy with those before them.
-    pub(crate) fn begin_sync<D: Disk<File = F>>(&self, disk: &D) {
-        disk.begin_sync(&self.open.file, self.len);
+    /// Proves that a sync of the whole file system has made these lines, and those `before` them, durable.
+    ///
+    /// # Errors
+    /// As [`Afloat::sync`].
+    pub(crate) fn check_stored<D: Disk<File = F>>(&self, disk: &D, before: &Afloat<F>) -> Result<(), StoreError> {
+        self.open.check_stored(disk, before.range.start..self.range.end)
+    }
+
+    /// Has the disk begin with these lines, because their sync may come later than at once. `behind`: there are
+    /// lines before them that are not synced either.
+    ///
+    /// # Errors
+    /// As [`Afloat::sync`].
+    pub(crate) fn begin_writeback<D: Disk<File = F>>(&self, disk: &D, behind: bool) -> Result<(), StoreError> {
+        disk.begin_writeback(&self.open.file, self.range.start)
+            .map_err(|e| StoreError::sync("start to write data file", e))?;
+        if behind {
+            self.check_before(disk).map_err(|e| StoreError::sync("look at the lines before", e))?;
+        }
+        Ok(())
+    }
+
+    /// Lines that were thrown away before these were written leave zeros there, and no hole any more.
+    fn check_before<D: Disk<File = F>>(&self, disk: &D) -> io::Result<()> {
+        let Some(last) = self.range.start.checked_sub(1) else { return Ok(()) };
+        let mut byte = [0];
+        tail::read_exact(disk, &self.open.file, &mut byte, last)?;
+        if byte == *b"\n" { Ok(()) } else { Err(io::Error::other("they are gone")) }
     }
 
     /// Somebody has synced the whole file system.
@@ -463,8 +512,12 @@ impl<F> Afloat<F> {
 
 impl<F> Data<F> {
     fn sync<D: Disk<File = F>>(&mut self, disk: &D) -> Result<(), StoreError> {
-        self.open.sync(disk)?;
-        self.unsynced = false;
+        match self.open.sync(disk, self.unsynced.clone().unwrap_or_default()) {
+            // Somebody has cut the file since. Nobody waits for an answer that would say otherwise.
+            Ok(()) | Err(StoreError::Rollback { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.unsynced = None;
         Ok(())
     }
 
@@ -484,7 +537,7 @@ impl<F> Data<F> {
         };
         if now != len {
             if now < len || now > end {
-                return StoreError::rollback("check length", io::Error::other("somebody wrote without the lock"));
+                return StoreError::rollback("check length", cut_by_others());
             }
             if let Err(e) = disk.set_len(&self.open.file, len) {
                 return StoreError::rollback("cut data file", e);
@@ -511,6 +564,10 @@ fn look_for_room<D: Disk>(disk: &D, bytes: usize) -> Result<(), StoreError> {
         return Err(StoreError::io("look for room", io::ErrorKind::StorageFull.into()));
     }
     Ok(())
+}
+
+fn cut_by_others() -> io::Error {
+    io::Error::other("somebody wrote without the lock")
 }
 
 fn not_regular() -> StoreError {

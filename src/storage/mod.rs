@@ -3,6 +3,7 @@
 //! Knows bytes, files and syncs; knows no HTTP, no configuration and no JSON beyond
 //! [`crate::event`].
 
+mod allocated;
 mod budget;
 mod disk;
 mod domains;
@@ -15,12 +16,14 @@ mod log;
 mod marker;
 mod pace;
 mod pieces;
+mod probe;
 mod ready;
 pub mod repair;
 mod rounds;
 mod share;
 pub mod snapshot;
 pub mod stats;
+mod sync_doubt;
 mod tail;
 mod threads;
 pub mod verify;
@@ -28,9 +31,9 @@ mod watch;
 mod whole_sync;
 mod writer;
 
-/// What `inbox`, `ready`, `rounds` and `share` build on; a test puts a model checker in its place.
+/// What `inbox`, `ready`, `rounds`, `share` and `sync_doubt` build on; a test puts a model checker in its place.
 mod sync {
-    pub(crate) use std::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 }
 
@@ -61,6 +64,7 @@ use pieces::{Neighbours, PIECE_BYTES};
 use ready::Ready;
 use rounds::Rounds;
 use snapshot::{SnapshotError, SnapshotOptions, SnapshotReport};
+use sync_doubt::SyncDoubt;
 use threads::{Sleepers, Turns};
 use writer::{DomainWriter, Job};
 
@@ -159,6 +163,8 @@ pub struct StoreHealth {
     pub reserve_bytes: u64,
     pub draining: bool,
     pub poisoned_domains: usize,
+    /// No sync has failed since the file system last brought something to the disk. If not, appends are refused.
+    pub disk_proven: bool,
     /// Handed to a writer and not yet answered.
     pub queued_requests: usize,
     pub in_flight_bytes: usize,
@@ -203,6 +209,7 @@ pub(crate) struct Shared<D: Disk> {
     sleepers: Sleepers,
     /// Writers that have written and not synced ([`Fsync::Always`] only).
     rounds: Rounds<Arc<DomainWriter<D>>>,
+    doubt: SyncDoubt,
     neighbours: Neighbours,
     started: Instant,
     draining: AtomicBool,
@@ -228,6 +235,7 @@ impl<D: Disk> Store<D> {
             ready: Ready::new(),
             sleepers: Sleepers::default(),
             rounds: Rounds::new(),
+            doubt: SyncDoubt::new(),
             neighbours: Neighbours::new(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -322,6 +330,7 @@ impl<D: Disk> Store<D> {
             reserve_bytes: shared.reserve_bytes(space),
             draining: shared.draining.load(Ordering::Relaxed),
             poisoned_domains: shared.poisoned.load(Ordering::Relaxed),
+            disk_proven: !shared.doubt.is_unproven(),
             queued_requests: shared.metrics.queue_depth(),
             in_flight_bytes: self.inner.budget.bytes_used(),
             in_flight_bytes_max: self.inner.budget.bytes_max(),
@@ -368,6 +377,7 @@ impl<D: Disk> Store<D> {
                 self.flush().await;
             }
             self.look_at_poisoned();
+            self.inner.shared.probe_if_due();
             self.inner.shared.look_at_ready();
             // Reads what the system has noted, so that it does not pile up.
             self.inner.shared.disk.lock_wanted("");
@@ -384,14 +394,14 @@ impl<D: Disk> Store<D> {
     }
 
     async fn flush(&self) {
-        let mut syncs = Vec::new();
-        for shard in &self.inner.shards {
-            syncs.extend(lock(shard).values().filter(|w| w.is_dirty()).map(|w| w.request_sync()));
-        }
-        for done in syncs {
+        for done in self.each_writer(|writer| writer.is_dirty().then(|| writer.request_sync())).into_iter().flatten() {
             // A failed sync has poisoned its domain and is in the log; nobody waits for it here.
             let _ = done.await;
         }
+    }
+
+    fn each_writer<T>(&self, look: impl Fn(&Arc<DomainWriter<D>>) -> T) -> Vec<T> {
+        self.inner.shards.iter().flat_map(|shard| lock(shard).values().map(&look).collect::<Vec<T>>()).collect()
     }
 
     /// A poisoned domain may have been dealt with; then it should be ready before anybody asks.
@@ -474,10 +484,10 @@ impl Store<RealDisk> {
     }
 
     /// Waits until nothing is in flight, and sees to it that everything acknowledged is on the disk,
-    /// with [`Fsync::Never`] by a sync of the whole file system.
+    /// with [`Fsync::Never`] by a sync of each domain whose files are open, and of the whole file system.
     ///
     /// # Errors
-    /// Whatever that sync says. With [`Fsync::EverySecond`] a failed sync poisons its domain instead.
+    /// Whatever these syncs say. With [`Fsync::EverySecond`] a failed sync poisons its domain instead.
     ///
     /// # Cancel safety
     /// As [`Store::drained`].
@@ -485,6 +495,16 @@ impl Store<RealDisk> {
         self.drained().await;
         if self.fsync() != Fsync::Never {
             return Ok(());
+        }
+        // A sync of the whole would not tell what ext4 has thrown away.
+        for done in self.each_writer(|writer| writer.request_sync()) {
+            match done.await {
+                Ok(Err(error @ StoreError::Sync { .. } | error @ StoreError::InDoubt)) => {
+                    return Err(io::Error::other(error));
+                }
+                // A domain that was poisoned before says nothing new.
+                _ => {}
+            }
         }
         let store = self.clone();
         let synced = tokio::task::spawn_blocking(move || store.inner.shared.disk.sync_file_system());

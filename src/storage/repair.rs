@@ -11,6 +11,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
+use super::allocated;
 use super::disk::{Disk, FileId, RealDisk};
 use super::error::{StoreError, chain};
 use super::layout::{REWRITE_SUFFIX, TORN_DIR, side_name};
@@ -240,7 +241,7 @@ impl Repair<'_> {
         }
         if need.tail != Tail::Clean {
             // An append of nothing: the same repair, the same sync.
-            log.append(self.disk, &[], SyncWhen::Now).map_err(|e| self.failed_append(need, &e))?;
+            log.append(self.disk, &[], SyncWhen::Now, || true).map_err(|e| self.failed_append(need, &e))?;
         }
         if need.stale_marker { marker::remove(self.disk, data).map_err(text) } else { Ok(()) }
     }
@@ -297,7 +298,12 @@ impl Repair<'_> {
             let _ = std::os::unix::fs::fchown(copy, None, Some(old.gid()));
         }
         // Owner and mode too, so more than `fdatasync`.
-        copy.sync_all()
+        copy.sync_all()?;
+        let len = sound_len + u64::from(need.tail == Tail::Whole);
+        // A hole that the old file has too comes from what is in it: some file systems make holes of zeros.
+        allocated::check_whole(copy, len)
+            .or_else(|e| if allocated::check_whole(&need.file, sound_len).is_err() { Ok(()) } else { Err(e) })?;
+        self.disk.check_alive(copy)
     }
 }
 

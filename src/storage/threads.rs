@@ -201,8 +201,13 @@ impl<D: Disk> Shared<D> {
         self.rounds.take(together)
     }
 
+    /// Will what was just written perhaps be synced by somebody else, or later, with that of other domains?
+    pub(super) fn is_round_awaited(&self) -> bool {
+        self.disk.syncs_together() && (self.rounds.are_together() || self.rounds.any_waiting())
+    }
+
     /// Syncs what waits for it, unless that goes with a later round. True: it did.
-    pub(super) fn help_with_a_round(&self) -> bool {
+    pub(super) fn help_with_a_round(self: &Arc<Self>) -> bool {
         let Some(round) = self.rounds.take(self.disk.syncs_together()) else { return false };
         self.sync(round);
         true
@@ -210,21 +215,16 @@ impl<D: Disk> Shared<D> {
 
     /// Makes everything durable that the writers of a round have afloat, with one call if there are several.
     /// Returns how many requests that was for.
-    fn sync(&self, round: Round<Arc<DomainWriter<D>>>) -> usize {
+    fn sync(self: &Arc<Self>, round: Round<Arc<DomainWriter<D>>>) -> usize {
         let groups: VecDeque<Groups<D>> =
             round.writers.iter().map(|writer| (writer.clone(), writer.take_afloat())).collect();
         let requests = groups.iter().flat_map(|(_, groups)| groups).map(Written::requests).sum();
         let mut under_way = UnderWay { shared: self, round, groups };
-        let mut together = under_way.groups.len() > 1 && self.sync_all(&under_way.groups);
-        let mut flushed = false;
-        while let Some((_, groups)) = under_way.groups.front() {
-            // The first file is synced by itself in any case, before anybody is answered: without a journal, ext4
-            // writes metadata after the flush of its `syncfs`, and this one's flush comes after that.
-            let result = if together && flushed { Ok(()) } else { self.sync_one(groups) };
-            together &= flushed || result.is_ok();
-            flushed = true;
+        // Nobody is answered before the last file is synced: if that fails, it speaks against the others too.
+        let results = self.sync_files(&mut under_way.groups);
+        for result in results {
             let Some((writer, groups)) = under_way.groups.pop_front() else { break };
-            match result {
+            match result.and_then(|()| self.is_sound(&groups)) {
                 Ok(()) => writer.landed(groups),
                 Err(error) => writer.sank(groups, &error),
             }
@@ -232,8 +232,34 @@ impl<D: Disk> Shared<D> {
         requests
     }
 
-    /// True: all of it is on the disk, once the device is flushed.
-    fn sync_all(&self, groups: &VecDeque<Groups<D>>) -> bool {
+    /// Has no sync failed on this file system since they were written?
+    fn is_sound(&self, groups: &[Written<D>]) -> Result<(), StoreError> {
+        let sound = groups.iter().all(|group| self.doubt.is_sound(group.since));
+        if sound { Ok(()) } else { Err(StoreError::InDoubt) }
+    }
+
+    /// What became of each.
+    fn sync_files(self: &Arc<Self>, groups: &mut VecDeque<Groups<D>>) -> Vec<Result<(), StoreError>> {
+        let mut together = groups.len() > 1 && self.sync_all(groups);
+        let mut flushed = false;
+        let sync = |(_, groups): &Groups<D>| {
+            // The first file is synced by itself in any case: without a journal, ext4 writes metadata after the flush
+            // of its `syncfs`, and this one's flush comes after that.
+            let result = self.sync_one(groups, together && flushed);
+            together &= flushed || result.is_ok();
+            flushed = true;
+            result.inspect_err(|error| {
+                if error.is_failed_sync() {
+                    self.sync_failed();
+                }
+            })
+        };
+        groups.iter().map(sync).collect()
+    }
+
+    /// True: all of it is on the disk, once the device is flushed and each file was looked at.
+    fn sync_all(self: &Arc<Self>, groups: &mut VecDeque<Groups<D>>) -> bool {
+        self.begin_writeback(groups);
         let afloat = || groups.iter().flat_map(|(_, groups)| groups).map(|group| &group.afloat);
         let files: Vec<FileId> = afloat().map(|afloat| afloat.file_id()).collect();
         let Some(since) = afloat().map(|afloat| afloat.started()).min() else { return false };
@@ -246,11 +272,30 @@ impl<D: Disk> Shared<D> {
         synced
     }
 
-    /// All groups that one writer has afloat are in one file, and are synced with the last.
-    fn sync_one(&self, groups: &[Written<D>]) -> Result<(), StoreError> {
-        let Some(last) = groups.last() else { return Ok(()) };
+    /// Starts the write-back of each file for which nobody has yet. A sync of the whole file system would start it too,
+    /// and keep its errors to itself.
+    fn begin_writeback(self: &Arc<Self>, groups: &mut VecDeque<Groups<D>>) {
+        for group in groups.iter_mut().flat_map(|(_, groups)| groups).filter(|group| !group.begun) {
+            group.begun = true;
+            group.error = group.afloat.begin_writeback(&self.disk, false).err();
+            if group.error.is_some() {
+                self.sync_failed();
+            }
+        }
+    }
+
+    /// All groups that one writer has afloat are in one file, and are synced with the last. `synced`: all are synced.
+    fn sync_one(&self, groups: &[Written<D>], synced: bool) -> Result<(), StoreError> {
+        let (Some(first), Some(last)) = (groups.first(), groups.last()) else { return Ok(()) };
+        // What was lost before does not come back by a sync.
+        if let Some(error) = groups.iter().find_map(|group| group.error.clone()) {
+            return Err(error);
+        }
+        if synced {
+            return last.afloat.check_stored(&self.disk, &first.afloat);
+        }
         let started = Instant::now();
-        last.afloat.sync(&self.disk)?;
+        last.afloat.sync(&self.disk, &first.afloat)?;
         self.metrics.synced(started.elapsed());
         Ok(())
     }
@@ -269,7 +314,7 @@ type Groups<D> = (Arc<DomainWriter<D>>, Vec<Written<D>>);
 
 /// A round until its end; if that is a panic, what it had is in doubt.
 struct UnderWay<'a, D: Disk> {
-    shared: &'a Shared<D>,
+    shared: &'a Arc<Shared<D>>,
     round: Round<Arc<DomainWriter<D>>>,
     groups: VecDeque<Groups<D>>,
 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FsWord, Mode, OFlags};
 
-/// `f_type` of ext2, ext3 and ext4, see statfs(2). Others may follow when somebody has measured them.
-const EXT4: FsWord = 0xef53;
+use super::disk::EXT4;
+
 /// The first Linux whose `syncfs` reports failed writes of any file since the last call, see syncfs(2).
 const REPORTS_SINCE: (u32, u32) = (5, 8);
 /// Most bytes that may wait to be written on this machine, by anybody: what a sync may have to carry.
@@ -51,6 +51,7 @@ struct Judged {
 impl WholeSync {
     /// For the file system, of type `system`, that `dir` is on; `None` where it is not to be used.
     pub(super) fn new(dir: impl AsFd, system: FsWord) -> Option<WholeSync> {
+        // Others may follow when somebody has measured them.
         if system != EXT4 || kernel()? < REPORTS_SINCE {
             return None;
         }

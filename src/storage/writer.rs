@@ -28,6 +28,7 @@ use super::log::{Afloat, FailedWrite, GROUP_JOBS_MAX, Log, SyncWhen, Write};
 use super::marker;
 use super::pace::Pace;
 use super::pieces::WriterId;
+use super::sync_doubt::Since;
 use super::threads::Turns;
 use super::{Fsync, Shared};
 use crate::domain::Domain;
@@ -44,6 +45,9 @@ const INLINE_TURNS_MAX: u32 = 4;
 /// First and longest pause between two looks at a foreign lock.
 const LOCK_POLL_MIN: Duration = Duration::from_millis(1);
 const LOCK_POLL_MAX: Duration = Duration::from_millis(50);
+/// Pause between two looks whether a probe of the file system has succeeded, and how long appends wait for that.
+const PROBE_POLL: Duration = Duration::from_millis(2);
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) type Ack = Result<(), StoreError>;
 
@@ -90,8 +94,12 @@ pub(crate) struct DomainWriter<D: Disk> {
 pub(super) struct Written<D: Disk> {
     jobs: Vec<Job>,
     pub(super) afloat: Afloat<D::File>,
-    /// Why its sync failed.
-    error: Option<StoreError>,
+    /// Before it was written.
+    pub(super) since: Since,
+    /// Its write-back was started when it was written, or was tried to.
+    pub(super) begun: bool,
+    /// Why its sync, or already the start of its write-back, failed.
+    pub(super) error: Option<StoreError>,
 }
 
 impl<D: Disk> Written<D> {
@@ -122,6 +130,7 @@ pub(super) struct Desk<D: Disk> {
     pace: Pace,
     lock_poll: Duration,
     lock_waiting_since: Option<Instant>,
+    probe_waiting_since: Option<Instant>,
     used_at: Instant,
 }
 
@@ -279,6 +288,8 @@ impl<D: Disk> DomainWriter<D> {
         if desk.group.is_empty() {
             return Turn::Done;
         }
+        let Some(since) = self.shared.doubt.begin() else { return self.wait_for_probe(desk) };
+        desk.probe_waiting_since = None;
         if let Some(pause) = self.make_way(desk) {
             return Turn::Pause(pause);
         }
@@ -296,7 +307,7 @@ impl<D: Disk> DomainWriter<D> {
         let bytes = group.iter().map(|job| job.lines.len()).sum();
         let when = self.sync_when(bytes);
         let _away = (!inline && bytes > self.shared.options.piece_bytes_max).then(|| self.shared.away());
-        let Err((group, results)) = self.write(desk, group, bytes, when) else { return Turn::Afloat };
+        let Err((group, results)) = self.write(desk, group, since, when) else { return Turn::Afloat };
         self.release(desk);
         if results.iter().any(Result::is_ok) {
             self.shared.metrics.succeeded(Instant::now());
@@ -335,13 +346,13 @@ impl<D: Disk> DomainWriter<D> {
         self: &Arc<Self>,
         desk: &mut Desk<D>,
         group: Vec<Job>,
-        bytes: usize,
+        since: Since,
         when: SyncWhen,
     ) -> Result<(), (Vec<Job>, Vec<Ack>)> {
         let lines: Vec<&[u8]> = group.iter().map(|job| job.lines.as_slice()).collect();
         if when != SyncWhen::Now || desk.poison.is_some() {
             self.calm(desk);
-            let results = self.append(desk, &lines, when);
+            let results = self.append(desk, &lines, when, since);
             return Err((group, results));
         }
         let mut written = desk.log.write(&self.shared.disk, &lines, false);
@@ -354,29 +365,34 @@ impl<D: Disk> DomainWriter<D> {
         }
         let results = match written {
             Ok(Write::Afloat(afloat)) => {
-                self.launch(desk, group, afloat, bytes);
+                self.launch(desk, group, afloat, since);
                 return Ok(());
             }
-            Ok(Write::Failed(failed)) => self.take_back(desk, failed, &lines),
+            Ok(Write::Failed(failed)) => self.take_back(desk, failed, &lines, since),
             // Poisoned meanwhile.
-            Ok(Write::NotCalm) => self.append(desk, &lines, when),
-            Err(error) => self.append_each(desk, &lines, error),
+            Ok(Write::NotCalm) => self.append(desk, &lines, when, since),
+            Err(error) => self.append_each(desk, &lines, error, since),
         };
         Err((group, results))
     }
 
-    fn launch(self: &Arc<Self>, desk: &mut Desk<D>, group: Vec<Job>, afloat: Afloat<D::File>, bytes: usize) {
+    fn launch(self: &Arc<Self>, desk: &mut Desk<D>, group: Vec<Job>, afloat: Afloat<D::File>, since: Since) {
+        let bytes = group.iter().map(|job| job.lines.len()).sum();
         self.shared.metrics.wrote(group.len(), bytes, afloat.write, afloat.foreign);
         if afloat.foreign {
             desk.pace.saw_foreign(Instant::now());
         }
-        if self.inbox.is_afloat() {
-            afloat.begin_sync(&self.shared.disk);
+        // Whoever syncs at once starts the write-back by that, and is told of its errors.
+        let behind = self.inbox.is_afloat();
+        let begun = behind || self.shared.is_round_awaited();
+        let error = if begun { afloat.begin_writeback(&self.shared.disk, behind).err() } else { None };
+        if error.is_some() {
+            self.shared.sync_failed();
         }
         if bytes > self.shared.options.piece_bytes_max {
             self.large.store(true, Ordering::Relaxed);
         }
-        if self.inbox.launch(Written { jobs: group, afloat, error: None }) {
+        if self.inbox.launch(Written { jobs: group, afloat, since, begun, error }) {
             self.list();
         }
     }
@@ -429,9 +445,12 @@ impl<D: Disk> DomainWriter<D> {
     /// After a failed sync: nothing that was written since the last good one may count.
     fn refuse_sunk(&self, desk: &mut Desk<D>) {
         let sunk = std::mem::take(&mut desk.sunk);
-        let error = sunk.iter().find_map(|group| group.error.clone()).unwrap_or(StoreError::Panicked);
+        let errors = || sunk.iter().filter_map(|group| group.error.as_ref());
+        // What has failed says more than what that casts doubt on.
+        let error = errors().find(|error| error.is_failed_sync()).or_else(|| errors().next()).cloned();
+        let error = error.unwrap_or(StoreError::Panicked);
         // They are in the order in which they were written, so with the first the others go too.
-        if let (Some(first), StoreError::Sync { .. }) = (sunk.first(), &error) {
+        if let (Some(first), StoreError::Sync { .. } | StoreError::InDoubt) = (sunk.first(), &error) {
             desk.log.cut_off(&self.shared.disk, &first.afloat);
         }
         self.poison(desk, error.label());
@@ -459,15 +478,15 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     /// Appends a group; when there is no room for all of it, each member on its own.
-    fn append(&self, desk: &mut Desk<D>, lines: &[&[u8]], when: SyncWhen) -> Vec<Ack> {
-        match self.append_lines(desk, lines, when) {
-            Err(error) => self.append_each(desk, lines, error),
+    fn append(self: &Arc<Self>, desk: &mut Desk<D>, lines: &[&[u8]], when: SyncWhen, since: Since) -> Vec<Ack> {
+        match self.append_lines(desk, lines, when, since) {
+            Err(error) => self.append_each(desk, lines, error, since),
             Ok(()) => vec![Ok(()); lines.len()],
         }
     }
 
     /// After a failed write.
-    fn take_back(&self, desk: &mut Desk<D>, failed: FailedWrite, lines: &[&[u8]]) -> Vec<Ack> {
+    fn take_back(self: &Arc<Self>, desk: &mut Desk<D>, failed: FailedWrite, lines: &[&[u8]], since: Since) -> Vec<Ack> {
         // A sync that failed meanwhile has had everything cut off that came after it; what of it a crash
         // brings back nobody knows.
         if desk.poison.is_some() {
@@ -475,31 +494,31 @@ impl<D: Disk> DomainWriter<D> {
         }
         let error = desk.log.take_back(&self.shared.disk, failed);
         if error.poisons() {
-            self.poison(desk, error.label());
+            self.failed(desk, &error);
         }
-        self.append_each(desk, lines, error)
+        self.append_each(desk, lines, error, since)
     }
 
     /// When there was no room for a whole group, tries its members, so that one huge batch does not
     /// fail its small neighbours.
-    fn append_each(&self, desk: &mut Desk<D>, lines: &[&[u8]], error: StoreError) -> Vec<Ack> {
+    fn append_each(self: &Arc<Self>, desk: &mut Desk<D>, lines: &[&[u8]], error: StoreError, since: Since) -> Vec<Ack> {
         match error {
             StoreError::Full { .. } if lines.len() > 1 => lines
                 .iter()
                 .map(|&line| {
                     let when = self.sync_when(line.len());
-                    self.append_lines(desk, &[line], when)
+                    self.append_lines(desk, &[line], when, since)
                 })
                 .collect(),
             error => vec![Err(error); lines.len()],
         }
     }
 
-    fn append_lines(&self, desk: &mut Desk<D>, lines: &[&[u8]], when: SyncWhen) -> Ack {
+    fn append_lines(self: &Arc<Self>, desk: &mut Desk<D>, lines: &[&[u8]], when: SyncWhen, since: Since) -> Ack {
         if let Some(poison) = &desk.poison {
             return Err(StoreError::Poisoned { reason: poison.reason });
         }
-        let result = desk.log.append(&self.shared.disk, lines, when);
+        let result = desk.log.append(&self.shared.disk, lines, when, || self.shared.doubt.is_sound(since));
         self.tell_torn(desk);
         match result {
             Ok(appended) => {
@@ -515,7 +534,7 @@ impl<D: Disk> DomainWriter<D> {
             }
             Err(error) => {
                 if error.poisons() {
-                    self.poison(desk, error.label());
+                    self.failed(desk, &error);
                 }
                 Err(error)
             }
@@ -536,12 +555,14 @@ impl<D: Disk> DomainWriter<D> {
         SyncWhen::Now
     }
 
-    fn sync(&self, desk: &mut Desk<D>) {
+    fn sync(self: &Arc<Self>, desk: &mut Desk<D>) {
         self.dirty.store(false, Ordering::Release);
-        let result = desk.log.sync(&self.shared.disk);
+        let since = self.shared.doubt.now();
+        let synced = desk.log.sync(&self.shared.disk);
+        let result = synced.and_then(|()| self.shared.doubt.is_sound(since).then_some(()).ok_or(StoreError::InDoubt));
         if let Err(error) = &result {
             tracing::error!(domain = %self.domain, error = %chain(error), "sync failed after the answer");
-            self.poison(desk, error.label());
+            self.failed(desk, error);
         }
         answer_syncs(desk, result);
     }
@@ -594,6 +615,27 @@ impl<D: Disk> DomainWriter<D> {
         answer_syncs(desk, Err(error.clone()));
         self.answer_all(std::mem::take(&mut desk.group), Err(error));
         false
+    }
+
+    /// Nobody knows what became of what was written.
+    fn failed(self: &Arc<Self>, desk: &mut Desk<D>, error: &StoreError) {
+        if error.is_failed_sync() {
+            self.shared.sync_failed();
+        }
+        self.poison(desk, error.label());
+    }
+
+    /// After a failed sync nothing is written before a probe has succeeded. That takes as long as a sync or two; if it
+    /// takes much longer, or fails, whoever waits is refused.
+    fn wait_for_probe(self: &Arc<Self>, desk: &mut Desk<D>) -> Turn {
+        self.calm(desk);
+        self.release(desk);
+        let since = *desk.probe_waiting_since.get_or_insert_with(Instant::now);
+        if !self.shared.doubt.is_dead() && since.elapsed() < PROBE_PATIENCE {
+            return Turn::Pause(PROBE_POLL);
+        }
+        self.answer_all(std::mem::take(&mut desk.group), Err(StoreError::Unproven));
+        Turn::Done
     }
 
     fn poison(&self, desk: &mut Desk<D>, reason: &'static str) {
@@ -674,6 +716,7 @@ impl<D: Disk> Desk<D> {
             pace: Pace::new(),
             lock_poll: LOCK_POLL_MIN,
             lock_waiting_since: None,
+            probe_waiting_since: None,
             used_at: Instant::now(),
         }
     }

@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -443,6 +444,26 @@ impl Disk for MemDisk {
         let failed = fs.fault("sync_data").map(error);
         fs.record(|| Op::SyncData { ino: file.ino, ok: failed.is_none() });
         failed.map_or(Ok(()), Err)
+    }
+
+    fn begin_writeback(&self, _file: &MemFile, _offset: u64) -> io::Result<()> {
+        self.fs().fault("begin_writeback").map_or(Ok(()), |fault| Err(error(fault)))
+    }
+
+    fn check_stored(&self, file: &MemFile, range: Range<u64>) -> io::Result<()> {
+        let mut fs = self.fs();
+        if (fs.files[file.ino].len() as u64) < range.end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        fs.fault("check_stored").map_or(Ok(()), |fault| Err(error(fault)))
+    }
+
+    fn check_alive(&self, _file: &MemFile) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn syncs_together(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -53,6 +54,8 @@ pub struct Plan {
     together: AtomicBool,
     held: Mutex<Held>,
     held_moved: Condvar,
+    probes: AtomicUsize,
+    probe_errno: Mutex<Option<i32>>,
     /// 0: as many as are asked for.
     read_bytes_max: AtomicUsize,
 }
@@ -122,6 +125,16 @@ impl Plan {
     /// How often somebody asked for room.
     pub fn room_looks(&self) -> usize {
         self.room_looks.load(Ordering::SeqCst)
+    }
+
+    /// From now on a probe of the file system fails with that, or succeeds again.
+    pub fn fail_probes(&self, errno: Option<i32>) {
+        *self.probe_errno.lock().unwrap() = errno;
+    }
+
+    /// How often the file system was probed.
+    pub fn probes(&self) -> usize {
+        self.probes.load(Ordering::SeqCst)
     }
 
     /// From now on a sync takes at least so long.
@@ -305,6 +318,30 @@ impl Disk for FaultyDisk {
         let time = *self.plan.slow_syncs.lock().unwrap();
         std::thread::sleep(time);
         self.real.sync_data(file)
+    }
+
+    fn begin_writeback(&self, file: &File, offset: u64) -> io::Result<()> {
+        self.plan.step("begin_writeback")?;
+        self.real.begin_writeback(file, offset)
+    }
+
+    fn check_stored(&self, file: &File, range: Range<u64>) -> io::Result<()> {
+        self.plan.step("check_stored")?;
+        self.real.check_stored(file, range)
+    }
+
+    fn check_alive(&self, file: &File) -> io::Result<()> {
+        self.plan.step("check_alive")?;
+        self.real.check_alive(file)
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        // Not part of an append: it comes when it comes.
+        self.plan.probes.fetch_add(1, Ordering::SeqCst);
+        match *self.plan.probe_errno.lock().unwrap() {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => self.real.probe(),
+        }
     }
 
     fn syncs_together(&self) -> bool {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// What the product's file finds instead of the standard library's mutex.
 mod sync {
-    pub use loom::sync::atomic::{AtomicUsize, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub use loom::sync::{Condvar, Mutex, MutexGuard};
 }
 #[path = "../../src/storage/inbox.rs"]
@@ -22,6 +22,9 @@ mod rounds;
 #[path = "../../src/storage/share.rs"]
 #[allow(dead_code, reason = "the checks do not need every function")]
 mod share;
+#[path = "../../src/storage/sync_doubt.rs"]
+#[allow(dead_code, reason = "the checks do not need every function")]
+mod sync_doubt;
 
 use inbox::Inbox;
 use loom::sync::{Arc, Mutex};
@@ -29,6 +32,7 @@ use loom::thread;
 use ready::{Call, Ready, SIDE_BY_SIDE};
 use rounds::Rounds;
 use share::Used;
+use sync_doubt::SyncDoubt;
 
 /// What a writer has at hand: jobs taken, jobs done, syncs done.
 #[derive(Default)]
@@ -358,4 +362,70 @@ fn of_several_that_want_a_share_at_least_one_gets_it() {
             assert_eq!(used.now(sync::Ordering::SeqCst), *held.lock().unwrap());
         });
     }
+}
+
+/// Broken, a group would be answered as stored although the commit that it waited for is known to have failed: in every
+/// order of a sync that hears nothing, one that hears of the failure, and a probe.
+#[test]
+fn nobody_is_answered_once_a_sync_that_overlapped_has_failed() {
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    loom::model(|| {
+        let doubt = Arc::new(SyncDoubt::new());
+        let (told, aborted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let deaf = thread::spawn({
+            let (doubt, told, aborted) = (doubt.clone(), told.clone(), aborted.clone());
+            move || {
+                let Some(since) = doubt.begin() else { return };
+                let written_before = !aborted.load(Ordering::SeqCst);
+                // Its sync returns 0, whatever happens. If the failure was told by then, it must not count.
+                let told = told.load(Ordering::SeqCst);
+                assert!(!(written_before && told && doubt.is_sound(since)));
+            }
+        });
+        let hears = thread::spawn({
+            let doubt = doubt.clone();
+            move || {
+                aborted.store(true, Ordering::SeqCst);
+                doubt.failed();
+                told.store(true, Ordering::SeqCst);
+            }
+        });
+        if let Some(probe) = doubt.begin_probe() {
+            let _ = doubt.end_probe(probe, true);
+        }
+        deaf.join().unwrap();
+        hears.join().unwrap();
+    });
+}
+
+/// Broken, a probe that began before a failure would let appends go on after it, or two would run at once.
+#[test]
+fn a_probe_proves_nothing_about_failures_that_come_after_its_begin() {
+    loom::model(|| {
+        let doubt = Arc::new(SyncDoubt::new());
+        doubt.failed();
+        let fails_again = thread::spawn({
+            let doubt = doubt.clone();
+            move || doubt.failed()
+        });
+        let probes = |doubt: &SyncDoubt| {
+            let Some(probe) = doubt.begin_probe() else { return };
+            assert!(doubt.begin_probe().is_none(), "one at a time");
+            let _ = doubt.end_probe(probe, true);
+        };
+        let also_probes = thread::spawn({
+            let doubt = doubt.clone();
+            move || {
+                let _ = doubt.begin_probe().map(|probe| doubt.end_probe(probe, false));
+            }
+        });
+        probes(&doubt);
+        fails_again.join().unwrap();
+        also_probes.join().unwrap();
+        // Whoever probes last lets the appends go on, if it succeeds.
+        while let Some(probe) = doubt.begin_probe() {
+            let _ = doubt.end_probe(probe, true);
+        }
+        assert!(doubt.begin().is_some());
+    });
 }

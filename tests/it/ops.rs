@@ -252,7 +252,7 @@ fn health_says_what_is_checked() {
         let body = ready.json();
         assert_eq!((&body["status"], &body["fsync"]), (&"ok".into(), &fsync.into()));
         let checks = body["checks"].as_object().unwrap();
-        for check in ["data_dir_writable", "disk_reserve", "not_draining", "no_poisoned_domain"] {
+        for check in ["data_dir_writable", "disk_reserve", "not_draining", "no_poisoned_domain", "disk_proven"] {
             assert_eq!(checks[check], true, "{check}");
         }
         assert!(!ready.text().contains("health-domain"));

@@ -22,31 +22,31 @@ const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 const EDQUOT: i32 = 122;
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn options(fsync: Fsync) -> StoreOptions {
+pub fn options(fsync: Fsync) -> StoreOptions {
     StoreOptions { fsync, lock_timeout: Duration::from_millis(300), reserve_bytes: Some(0), ..StoreOptions::default() }
 }
 
-fn faulty(dir: &Path) -> (Store<FaultyDisk>, Arc<Plan>) {
+pub fn faulty(dir: &Path) -> (Store<FaultyDisk>, Arc<Plan>) {
     faulty_with(dir, options(Fsync::Always))
 }
 
-fn faulty_with(dir: &Path, options: StoreOptions) -> (Store<FaultyDisk>, Arc<Plan>) {
+pub fn faulty_with(dir: &Path, options: StoreOptions) -> (Store<FaultyDisk>, Arc<Plan>) {
     let (disk, plan) = FaultyDisk::open(dir);
     plan.clear();
     (Store::new(disk, options, StoreMetrics::new()), plan)
 }
 
 /// One event is little, and two go in two pieces.
-fn options_for_pieces() -> StoreOptions {
+pub fn options_for_pieces() -> StoreOptions {
     StoreOptions { piece_bytes_max: 40, ..options(Fsync::Always) }
 }
 
 /// Makes the domain `b` a neighbour for whom large groups go in pieces.
-async fn write_little_often(store: &Store<FaultyDisk>) {
+pub async fn write_little_often(store: &Store<FaultyDisk>) {
     for _ in 0..10 {
         append(store, "b", &[1]).await.unwrap();
     }
@@ -57,16 +57,16 @@ fn batch(domain: &str, ids: &[u32]) -> Batch {
     Batch::parse(&text, Format::Lines, Some(Domain::parse(domain).unwrap())).unwrap().unwrap()
 }
 
-async fn append<D: Disk>(store: &Store<D>, domain: &str, ids: &[u32]) -> Result<(), StoreError> {
+pub async fn append<D: Disk>(store: &Store<D>, domain: &str, ids: &[u32]) -> Result<(), StoreError> {
     in_time(store.append(batch(domain, ids), store.reserve(1)?)).await
 }
 
-fn content(dir: &Path, domain: &str) -> String {
+pub fn content(dir: &Path, domain: &str) -> String {
     std::fs::read_to_string(dir.join(format!("{domain}.jsonl"))).unwrap_or_default()
 }
 
 /// The ids in a file, after checking that every line is whole and sound.
-fn ids(dir: &Path, domain: &str) -> Vec<u32> {
+pub fn ids(dir: &Path, domain: &str) -> Vec<u32> {
     let text = content(dir, domain);
     assert!(text.is_empty() || text.ends_with('\n'), "torn: {text:?}");
     let parsed = Domain::parse(domain).unwrap();
@@ -311,7 +311,7 @@ fn a_group_goes_in_pieces_only_while_others_write_little() {
 
 /// Appends `id` to `domain` without waiting for the answer. So much that a thread of its own writes it if
 /// the others sync.
-fn begin(store: &Store<FaultyDisk>, domain: &str, id: u32) -> tokio::task::JoinHandle<Result<(), StoreError>> {
+pub fn begin(store: &Store<FaultyDisk>, domain: &str, id: u32) -> tokio::task::JoinHandle<Result<(), StoreError>> {
     let text = format!("{{\"id\":{id},\"text\":\"{}\"}}\n", "x".repeat(20_000));
     let batch = Batch::parse(&text, Format::Lines, Some(Domain::parse(domain).unwrap())).unwrap().unwrap();
     let store = store.clone();
@@ -480,7 +480,8 @@ fn domains_that_wait_are_synced_with_one_call() {
     });
 }
 
-/// Broken, a failed sync of all would count as one of each, or poison domains that are sound.
+/// Broken, a failed sync of all would count as one of each, or poison domains that are sound; or what was synced beside a
+/// file whose own sync failed would be taken for stored.
 #[test]
 fn after_a_failed_sync_of_all_each_file_tells_its_own_story() {
     runtime().block_on(async {
@@ -502,7 +503,7 @@ fn after_a_failed_sync_of_all_each_file_tells_its_own_story() {
         for answer in answers {
             failed += usize::from(answer.await.unwrap().is_err());
         }
-        assert_eq!((failed, store.health().poisoned_domains), (1, 1));
+        assert_eq!((failed, store.health().poisoned_domains), (3, 3), "the domains of the round, and not the first");
     });
 }
 

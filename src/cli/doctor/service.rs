@@ -301,6 +301,10 @@ fn advice(check: &str) -> (&'static str, &'static str) {
         "no_poisoned_domain" => {
             ("a domain is refused after a failed sync", "leitstand verify (RUNBOOK, \"Poisoned domain\")")
         }
+        "disk_proven" => (
+            "a sync has failed, and no probe of the file system has succeeded since",
+            "dmesg | tail; leitstand verify (RUNBOOK, \"Failed sync\")",
+        ),
         "not_read_only" => {
             ("an operator has switched writing off", "GET /admin/read-only tells why (RUNBOOK, \"Maintenance window\")")
         }

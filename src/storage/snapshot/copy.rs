@@ -14,6 +14,8 @@ use memmap2::MmapMut;
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
+use crate::storage::allocated;
+
 /// What direct reads and writes must be aligned to; enough for every device we know.
 pub(super) const ALIGN: usize = 4096;
 /// A huge page, where they are smallest.
@@ -86,6 +88,28 @@ pub(super) struct Sink {
     len: u64,
     /// Written through the page cache since the last sync.
     unsynced: AtomicU64,
+    /// Some file systems make holes of zeros.
+    zeros: AtomicBool,
+}
+
+/// A whole copy, not yet synced to its end.
+pub(super) struct Copied {
+    pub(super) file: File,
+    /// Its length, if it must not have holes.
+    whole: Option<u64>,
+}
+
+impl Copied {
+    /// A file that shares its blocks with another, on the disk or not.
+    pub(super) fn clone_of_another(file: File) -> Copied {
+        Copied { file, whole: None }
+    }
+
+    /// Brings it to the disk. What the system has thrown away before, and told nobody, is an error too.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        self.whole.map_or(Ok(()), |len| allocated::check_whole(&self.file, len))
+    }
 }
 
 impl Sink {
@@ -99,7 +123,13 @@ impl Sink {
             }
             direct = set_direct(&file, true).is_ok();
         }
-        Ok(Sink { file, direct: AtomicBool::new(direct), len, unsynced: AtomicU64::new(0) })
+        Ok(Sink {
+            file,
+            direct: AtomicBool::new(direct),
+            len,
+            unsynced: AtomicU64::new(0),
+            zeros: AtomicBool::new(false),
+        })
     }
 
     /// Writes a block, at a multiple of the size of one. Only the last one may be shorter.
@@ -115,6 +145,9 @@ impl Sink {
             }
         }
         self.file.write_all_at(block.bytes(), at)?;
+        if memchr::memchr(0, block.bytes()).is_some() {
+            self.zeros.store(true, Ordering::Relaxed);
+        }
         let bytes = block.bytes().len() as u64;
         if self.unsynced.fetch_add(bytes, Ordering::Relaxed) + bytes >= UNSYNCED_BYTES_MAX {
             self.unsynced.store(0, Ordering::Relaxed);
@@ -125,7 +158,8 @@ impl Sink {
     }
 
     /// The whole file, not yet synced to its end.
-    pub(super) fn end(self) -> io::Result<File> {
+    pub(super) fn end(self) -> io::Result<Copied> {
+        let mut whole = None;
         if self.direct.load(Ordering::Relaxed) {
             // The last block was written with what it lacks to a whole one.
             self.file.set_len(self.len)?;
@@ -134,11 +168,15 @@ impl Sink {
             rustix::fs::fdatasync(&self.file)?;
             self.forget();
         }
-        Ok(self.file)
+        if !self.direct.load(Ordering::Relaxed) && !self.zeros.load(Ordering::Relaxed) {
+            whole = Some(self.len);
+        }
+        Ok(Copied { file: self.file, whole })
     }
 
     /// Nobody reads it soon; the room in the page cache is of more use to others. What cannot be
-    /// dropped stays.
+    /// dropped stays. The write-back that this starts of what other threads have written meanwhile tells nobody of
+    /// its errors; [`Copied::sync`] finds what it lost.
     fn forget(&self) {
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }

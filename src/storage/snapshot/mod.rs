@@ -26,6 +26,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::allocated;
 use super::disk::{Disk, FileId, FileKind, RealDisk};
 use super::layout::{FileNames, Owner, POISONED_SUFFIX, TORN_DIR, side_name};
 use super::lock::lock;
@@ -34,7 +35,7 @@ use super::tail::{self, Tail};
 use super::verify::{Kind, Progress, shown};
 use crate::timestamp::{compact, rfc3339_ns, rfc3339_s};
 use content::Content;
-use copy::{Block, Memory, Sink};
+use copy::{Block, Copied, Memory, Sink};
 use directory::Directory;
 use manifest::{FORMAT, VERSION, read_exact_at, segment_fault, segment_name};
 use pace::Pace;
@@ -200,7 +201,8 @@ fn write_all(dir: &Directory, name: &str, file: &mut File, text: &str) -> Result
         file.seek(SeekFrom::Start(0))?;
         file.set_len(0)?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()
+        file.sync_all()?;
+        allocated::check_whole(file, text.len() as u64)
     };
     write(file).map_err(|e| SnapshotError::io("write", dir.path_of(name), e))
 }
@@ -280,7 +282,7 @@ struct Taking<'a> {
     pace: Pace,
     block: Block<'a>,
     /// Small files that are written and not yet synced.
-    unsynced: Vec<(String, File)>,
+    unsynced: Vec<(String, Copied)>,
     unsynced_bytes: u64,
     copied_bytes: u64,
     /// Of all files together, as far as is known, and of those that are done.
@@ -511,7 +513,7 @@ impl Taking<'_> {
                 self.step(name, content.bytes());
             }
             part = content.clone();
-            clone
+            Copied::clone_of_another(clone)
         } else {
             self.check_room(bytes)?;
             let sink = self.dir.create(segment).and_then(|file| Sink::over(file, bytes)).map_err(fail)?;
@@ -594,7 +596,7 @@ impl Taking<'_> {
     /// Syncs what was written and not synced.
     fn sync(&mut self) -> Result<(), SnapshotError> {
         for (name, file) in self.unsynced.drain(..) {
-            file.sync_all().map_err(|e| SnapshotError::io("sync", self.dir.path_of(&name), e))?;
+            file.sync().map_err(|e| SnapshotError::io("sync", self.dir.path_of(&name), e))?;
         }
         self.unsynced_bytes = 0;
         Ok(())

@@ -460,13 +460,13 @@ impl<'a> Run<'a> {
     /// All pieces are right: the owner, the disk, the mark.
     fn finish(&self, entry: &FileEntry, sink: Sink) -> Result<(), SnapshotError> {
         let fail = |e| SnapshotError::io("write", self.to.path_of(&entry.name), e);
-        let file = sink.end().map_err(fail)?;
+        let copied = sink.end().map_err(fail)?;
         if let Some((user, group)) = self.owner {
-            std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(fail)?;
+            std::os::unix::fs::fchown(&copied.file, Some(user), Some(group)).map_err(fail)?;
         }
-        file.sync_all().map_err(fail)?;
+        copied.sync().map_err(fail)?;
         match (&self.side, &entry.poisoned) {
-            (Some(side), Some(reason)) => self.mark(side, entry, reason, &file),
+            (Some(side), Some(reason)) => self.mark(side, entry, reason, &copied.file),
             _ => Ok(()),
         }
     }

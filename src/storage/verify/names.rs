@@ -7,7 +7,7 @@ use super::finding::{Finding, Found, Kind, NotChecked};
 use super::{Look, data_files, shown};
 use crate::storage::disk::{Disk, FileKind, FileStat, RealDisk};
 use crate::storage::layout::{
-    DATA_SUFFIX, FileNames, Owner, POISONED_SUFFIX, REWRITE_SUFFIX, TORN_DIR, is_lock_name, side_name,
+    DATA_SUFFIX, FileNames, Owner, POISONED_SUFFIX, PROBE_NAME, REWRITE_SUFFIX, TORN_DIR, is_lock_name, side_name,
 };
 use crate::storage::{marker, tail};
 
@@ -60,6 +60,8 @@ impl Look<'_> {
         let kind = match stat.kind {
             FileKind::Symlink => Kind::Symlink,
             FileKind::Other => Kind::StrayName,
+            // It is removed before the next one is made.
+            FileKind::Regular if text == PROBE_NAME => return Ok(()),
             FileKind::Regular if text.ends_with(REWRITE_SUFFIX) => Kind::UnfinishedRewrite,
             FileKind::Regular if text.ends_with(POISONED_SUFFIX) => return self.marker(text, found),
             FileKind::Regular if is_torn_name(text) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
 use leitstand::storage::{Disk, DiskSpace, FileId, FileKind, FileStat};
 
@@ -101,6 +102,22 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_data(&self, _: &File) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn begin_writeback(&self, _: &File, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn check_stored(&self, _: &File, _: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn check_alive(&self, _: &File) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn probe(&self) -> io::Result<()> {
         Ok(())
     }
 
