@@ -525,6 +525,13 @@ def _check_size(line: bytes) -> None:
         )
 
 
+def _check_same_domain(domain: object, event: object) -> None:
+    """Of what goes to a spool, the server would refuse later what names another domain than its call."""
+    named = event.get("domain") if isinstance(event, Mapping) else None
+    if isinstance(named, str) and isinstance(domain, str) and named.strip().lower() != domain.strip().lower():
+        raise IngestError(f"domain mismatch: the event is of {named[:80]!a}, the call is for {domain[:80]!a}")
+
+
 def _fits(count: int, size: int, line: bytes) -> bool:
     """Whether one more line fits into a request; size counts the line ends."""
     return count < MAX_REQUEST_EVENTS and size + len(line) + 1 <= MAX_REQUEST_BYTES
@@ -533,7 +540,8 @@ def _fits(count: int, size: int, line: bytes) -> bool:
 class _Feed:
     """The events taken from an iterable and not sent yet."""
 
-    def __init__(self, domain: str, events: object) -> None:
+    def __init__(self, domain: str, events: object, with_spool: bool) -> None:
+        self.with_spool = with_spool
         if isinstance(events, (Mapping, str, bytes)):
             raise IngestError("events must be an iterable of mappings; for one event there is ingest_event")
         self.domain = domain
@@ -551,6 +559,8 @@ class _Feed:
         try:
             line = _encode(event)
             _check_size(line)
+            if self.with_spool:
+                _check_same_domain(self.domain, event)
         except IngestError as error:
             self.refused = (event, error)
             return True
@@ -1201,6 +1211,7 @@ class _Rules:
         _check_domain(domain)
         if self.spool is not None:
             _check_size(line)
+            _check_same_domain(domain, data)
         try:
             return (yield from self._call(domain, _one(domain, line), [line]))
         except IngestError as error:
@@ -1828,7 +1839,7 @@ class Client(_Base):
         return self._ingest(domain, events).acknowledged
 
     def _ingest(self, domain: str, events: Iterable[object]) -> _Feed:
-        feed = _Feed(domain, events)
+        feed = _Feed(domain, events, self._settings.spool is not None)
         taken = iter(events)
         while True:
             try:
@@ -2038,7 +2049,7 @@ class AsyncClient(_Base):
 
     async def ingest_events(self, domain: str, events: Iterable[Event] | AsyncIterable[Event]) -> int:
         """Sends many events in few requests; returns how many are delivered or spooled."""
-        feed = _Feed(domain, events)
+        feed = _Feed(domain, events, self._settings.spool is not None)
         taken = events.__aiter__() if isinstance(events, AsyncIterable) else iter(events)
         while True:
             try:

@@ -175,6 +175,18 @@ def test_a_domain_that_is_no_directory(domain: str, spool: Path, dead_url: str, 
     assert list(tmp_path.rglob("*.ndjson")) == []
 
 
+def test_an_event_of_another_domain(spool: Path, dead_url: str) -> None:
+    """If this fails, an event that the server will refuse is called safe."""
+    more = settings(dead_url, spool)
+    with pytest.raises(IngestError, match="domain mismatch") as raised:
+        ingest_event("example.com", event(1, domain="other.example"), **more)
+    assert (raised.value.written, raised.value.retryable) == ("no", False)
+    with pytest.raises(IngestError, match="event 2 of the feed: domain mismatch"):
+        ingest_events("example.com", [event(1), event(2, domain="other.example")], **more)
+    assert ingest_event("example.com", event(3, domain=" Example.COM"), **more) == "spooled"
+    assert [json.loads(path.read_text())["n"] for path in spool_files(spool)] == [1, 3]
+
+
 def test_a_system_without_flock(spool: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, the module cannot even be imported on Windows, or a spool there is used without a lock."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
