@@ -96,8 +96,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How the delivery of one domain of the spool ended.
 enum Flushed {
-    /// Everything that was there is gone: this many events were acknowledged.
-    Empty(u64),
+    /// Everything that was there is gone.
+    Empty,
     HeldElsewhere,
 }
 
@@ -185,9 +185,9 @@ impl Live {
         }
         // A spool in trouble holds nothing up; the next flush tells.
         if spool.holds(domain).unwrap_or(false) {
-            match self.flush_domain(spool, domain, 0, &Wish::default()) {
+            match self.flush_domain(spool, domain, 0, &Wish::default(), &mut 0) {
                 Ok(Flushed::HeldElsewhere) => return Ok(None),
-                Ok(Flushed::Empty(_)) => {}
+                Ok(Flushed::Empty) => {}
                 Err(failure) if failure.kind == Kind::Spool => {}
                 // It was about other events; these were not sent.
                 Err(failure) => return Err(Failure { written: Written::No, ..failure }),
@@ -234,15 +234,14 @@ impl Live {
                 if wish.is_gone() {
                     break;
                 }
-                match self.flush_domain(spool, &domain, retries, wish) {
-                    Ok(Flushed::Empty(delivered)) => report.delivered += delivered,
+                match self.flush_domain(spool, &domain, retries, wish, &mut report.delivered) {
+                    Ok(Flushed::Empty) => {}
                     Ok(Flushed::HeldElsewhere) => report.held_elsewhere += 1,
                     Err(failure) => {
                         let nobody_there = failure.kind == Kind::Connect;
                         if failure.retryable {
                             retries = 0;
                         }
-                        report.delivered += failure.delivered;
                         failures.push((domain, failure));
                         if nobody_there {
                             break;
@@ -266,11 +265,13 @@ impl Live {
         domain: &str,
         retries: u32,
         wish: &Wish,
+        delivered: &mut u64,
     ) -> Result<Flushed, Failure> {
         let Some(locked) = spool.lock(domain).map_err(|e| Failure::spool(e, None))? else {
             return Ok(Flushed::HeldElsewhere);
         };
-        Drain::new(self, domain, locked, retries, wish).run().map(Flushed::Empty)
+        let mut drain = Drain { live: self, domain: domain.into(), locked, retries, wish, delivered };
+        drain.run().map(|()| Flushed::Empty)
     }
 }
 

@@ -13,13 +13,14 @@ use crate::wish::Wish;
 
 /// The delivery of one domain of the spool, under its lock.
 pub(crate) struct Drain<'a> {
-    live: &'a Arc<Live>,
-    domain: Arc<str>,
-    locked: Locked<'a>,
+    pub live: &'a Arc<Live>,
+    pub domain: Arc<str>,
+    pub locked: Locked<'a>,
     /// Attempts of each request after the first.
-    retries: u32,
-    wish: &'a Wish,
-    delivered: u64,
+    pub retries: u32,
+    pub wish: &'a Wish,
+    /// Grows by the events that were acknowledged, also when it fails.
+    pub delivered: &'a mut u64,
 }
 
 /// Files that go in one request.
@@ -32,20 +33,9 @@ struct Joined {
     events: usize,
 }
 
-impl<'a> Drain<'a> {
-    pub fn new(live: &'a Arc<Live>, domain: &str, locked: Locked<'a>, retries: u32, wish: &'a Wish) -> Drain<'a> {
-        Drain { live, domain: domain.into(), locked, retries, wish, delivered: 0 }
-    }
-
-    /// Sends everything; says how many events were acknowledged, also when it fails.
-    pub fn run(mut self) -> Result<u64, Failure> {
-        match self.send_all() {
-            Ok(()) => Ok(self.delivered),
-            Err(failure) => Err(Failure { delivered: self.delivered, ..failure }),
-        }
-    }
-
-    fn send_all(&mut self) -> Result<(), Failure> {
+impl Drain<'_> {
+    /// Sends everything.
+    pub fn run(&mut self) -> Result<(), Failure> {
         self.locked.remove_left_over().map_err(broken)?;
         self.locked.remove_delivered().map_err(broken)?;
         loop {
@@ -92,7 +82,7 @@ impl<'a> Drain<'a> {
         let (lines, events) = (Bytes::from(joined.lines), joined.events as u64);
         let failure = match self.attempt(lines.clone(), events) {
             Ok(()) => {
-                self.delivered += events;
+                *self.delivered += events;
                 return self.locked.remove(&joined.names).map_err(broken);
             }
             Err(failure) if is_about_events(&failure) => failure,
@@ -123,7 +113,7 @@ impl<'a> Drain<'a> {
         let mut result = Ok(());
         for line in lines.split_inclusive(|b| *b == b'\n') {
             match self.attempt(lines.slice_ref(line), 1) {
-                Ok(()) => self.delivered += 1,
+                Ok(()) => *self.delivered += 1,
                 Err(failure) if is_about_events(&failure) => {
                     refused.extend_from_slice(line);
                     reasons.push_str(&reason(&failure));

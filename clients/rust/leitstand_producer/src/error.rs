@@ -139,10 +139,10 @@ impl ProducerError {
     /// Of a flush: every domain that failed, and how. The others were delivered, as far as they were tried.
     pub fn failed_domains(&self) -> impl Iterator<Item = (&str, &str)> {
         let domains = match self {
-            ProducerError::Http(error) => &error.0.0.domains[..],
-            ProducerError::Json(_) => &[],
+            ProducerError::Http(error) => error.0.0.domains.as_deref(),
+            ProducerError::Json(_) => None,
         };
-        domains.iter().map(|(domain, told)| (domain.as_str(), told.as_str()))
+        domains.into_iter().flat_map(|domains| &domains.0).map(|(domain, told)| (domain.as_str(), told.as_str()))
     }
 
     fn progress(&self) -> &Progress {
@@ -272,11 +272,13 @@ pub(crate) struct Failure {
     pub retryable: bool,
     pub retry_after: Option<Duration>,
     pub source: Option<Box<dyn Error + Send + Sync>>,
-    /// Events that a flush of one domain had delivered before it failed.
-    pub delivered: u64,
     /// Of a flush: every domain that failed, and how.
-    pub domains: Vec<(String, String)>,
+    pub domains: Option<Box<FailedDomains>>,
 }
+
+/// Domains that a flush could not deliver, and why.
+#[derive(Debug)]
+pub(crate) struct FailedDomains(Vec<(String, String)>);
 
 impl Failure {
     pub fn new(kind: Kind, what: impl Into<String>, written: Written, retryable: bool) -> Failure {
@@ -290,8 +292,7 @@ impl Failure {
             retryable,
             retry_after: None,
             source: None,
-            delivered: 0,
-            domains: Vec::new(),
+            domains: None,
         }
     }
 
@@ -326,7 +327,7 @@ impl Failure {
         let retryable = failures.iter().any(|(_, failure)| failure.retryable);
         let (_, first) = failures.into_iter().next()?;
         let written = if is_maybe { Written::Maybe } else { Written::No };
-        Some(Failure { written, retryable, domains: told, ..first })
+        Some(Failure { written, retryable, domains: Some(Box::new(FailedDomains(told))), ..first })
     }
 
     pub fn caused_by(mut self, source: impl Error + Send + Sync + 'static) -> Failure {
@@ -337,11 +338,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.domains.is_empty() {
-            for (at, (domain, told)) in self.domains.iter().take(SHOWN_DOMAINS).enumerate() {
+        if let Some(FailedDomains(domains)) = self.domains.as_deref() {
+            for (at, (domain, told)) in domains.iter().take(SHOWN_DOMAINS).enumerate() {
                 write!(f, "{}{domain}: {told}", if at == 0 { "" } else { "; " })?;
             }
-            let more = self.domains.len().saturating_sub(SHOWN_DOMAINS);
+            let more = domains.len().saturating_sub(SHOWN_DOMAINS);
             return if more == 0 { Ok(()) } else { write!(f, "; and {more} more domains") };
         }
         f.write_str(&self.what)?;

@@ -90,7 +90,8 @@ impl Spool {
             return Ok(());
         }
         // The same directory was a spool before, and still looks like one: somebody has removed the marker.
-        if !has_marker && !(state.identity == identity && self.holds_domains_only()?) {
+        let is_known = has_marker || (state.identity == identity && self.holds_domains_only()?);
+        if !is_known {
             // Asked in this order: another process may have put the marker there meanwhile.
             let is_empty = fs::read_dir(&self.directory)?.next().is_none();
             if !is_empty && !marker.try_exists()? {
