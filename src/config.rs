@@ -325,7 +325,7 @@ impl Config {
                     n => Ok(n as usize),
                 })
                 // A body as large as allowed must fit, or it could never be accepted.
-                .max(2 * max_body_bytes),
+                .max(3 * max_body_bytes),
             reserve_bytes: reader
                 .get("LEITSTAND_DISK_RESERVE", |text| if text.is_empty() { Ok(None) } else { bytes(text).map(Some) }),
             request_timeout: reader
@@ -842,7 +842,7 @@ mod tests {
         }
         assert!(
             load(&[("LEITSTAND_TOKEN", "t"), ("LEITSTAND_MAX_BODY", "100MiB")]).unwrap().in_flight_bytes_max
-                >= 200 << 20
+                >= 300 << 20
         );
     }
 

@@ -8,9 +8,15 @@
 //!   surrogates): [`Scanner::lenient`] becomes true, so the caller can still report what the
 //!   original reported first (compat: a domain mismatch beside a NaN is a domain mismatch).
 
+mod output;
+mod text;
+
 use std::ops::Range;
 
 use wide::u8x16;
+
+pub(crate) use output::{BLOCK, Length, Output};
+pub(crate) use text::{code_points, key_text, unescape, unescapes_to};
 
 /// Deepest nesting below the outermost value of an event.
 ///
@@ -58,22 +64,38 @@ impl StrToken {
 /// Reads `src` once from the front and copies what it has passed to `out`.
 ///
 /// Bytes are copied in runs: everything between two stretches of white space at once.
-pub(crate) struct Scanner<'a> {
+pub(crate) struct Scanner<'a, O: Output = Vec<u8>> {
     src: &'a [u8],
     pos: usize,
     /// Up to here `src` is already in `out` (or was left out on purpose).
     copied: usize,
-    out: &'a mut Vec<u8>,
+    out: &'a mut O,
     lenient: bool,
     /// Of the 64 bytes that were looked at last.
     specials: Specials,
 }
 
-impl<'a> Scanner<'a> {
+impl<'a, O: Output> Scanner<'a, O> {
     /// Starts at the front of `src`; copies go to the end of `out`.
-    pub(crate) fn new(src: &'a str, out: &'a mut Vec<u8>) -> Self {
+    pub(crate) fn new(src: &'a str, out: &'a mut O) -> Self {
+        Scanner::at(src, 0, out)
+    }
+
+    /// Starts at `pos` of `src`; copies go to the end of `out`.
+    pub(crate) fn at(src: &'a str, pos: usize, out: &'a mut O) -> Self {
         let src = src.as_bytes();
-        Scanner { src, pos: 0, copied: 0, out, lenient: false, specials: Specials::at(src, 0) }
+        Scanner { src, pos, copied: pos, out, lenient: false, specials: Specials::at(src, pos) }
+    }
+
+    /// Where in the source it is.
+    pub(crate) fn pos(&self) -> usize {
+        self.pos
+    }
+
+    /// How much of the source is still to come.
+    #[inline(always)]
+    pub(crate) fn left(&self) -> usize {
+        self.src.len() - self.pos
     }
 
     /// Something was passed that Python reads and RFC 8259 does not allow.
@@ -109,7 +131,7 @@ impl<'a> Scanner<'a> {
             pos += 1;
         }
         if pos > start {
-            copy_run(src, self.copied..start, self.out);
+            self.out.copy(src, self.copied..start);
             self.copied = pos;
         }
         pos
@@ -118,7 +140,7 @@ impl<'a> Scanner<'a> {
     /// Copies everything passed so far.
     #[inline]
     pub(crate) fn flush(&mut self) {
-        copy_run(self.src, self.copied..self.pos, self.out);
+        self.out.copy(self.src, self.copied..self.pos);
         self.copied = self.pos;
     }
 
@@ -128,7 +150,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The output, with everything passed so far in it.
-    pub(crate) fn flushed(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn flushed(&mut self) -> &mut O {
         self.flush();
         self.out
     }
@@ -147,6 +169,36 @@ impl<'a> Scanner<'a> {
             return Ok(());
         }
         Err(Malformed)
+    }
+
+    /// Passes `{` and the first key with its colon; the value is next. `None`: the object is empty, and passed.
+    pub(crate) fn first_member(&mut self) -> Result<Option<StrToken>, Malformed> {
+        self.expect(b'{')?;
+        self.space();
+        if self.peek() == Some(b'}') {
+            self.pos += 1;
+            return Ok(None);
+        }
+        self.key().map(Some)
+    }
+
+    /// As [`Scanner::first_member`] behind a value of an object. `None`: its end is passed.
+    pub(crate) fn next_member(&mut self) -> Result<Option<StrToken>, Malformed> {
+        self.space();
+        if self.peek() == Some(b'}') {
+            self.pos += 1;
+            return Ok(None);
+        }
+        self.expect(b',')?;
+        self.space();
+        self.key().map(Some)
+    }
+
+    /// Passes a key with its colon.
+    pub(crate) fn key(&mut self) -> Result<StrToken, Malformed> {
+        let key = self.string_at(self.pos)?;
+        self.pos = self.colon_at(key.after())?;
+        Ok(key)
     }
 
     /// Where the scanner is, to come back to.
@@ -506,6 +558,13 @@ pub(crate) struct Mark {
     out_len: usize,
 }
 
+impl Mark {
+    /// Where in the source it is.
+    pub(crate) fn source(self) -> usize {
+        self.pos
+    }
+}
+
 /// Which containers are open: one bit each, 1 for an object, the innermost lowest.
 #[derive(Default)]
 struct OpenContainers {
@@ -542,22 +601,6 @@ impl OpenContainers {
     #[inline(always)]
     fn innermost(&self) -> Option<bool> {
         (self.depth > 0).then_some(self.inner & 1 == 1)
-    }
-}
-
-/// Copies a part of `src`. Most are short, so those need no call.
-#[inline(always)]
-fn copy_run(src: &[u8], run: Range<usize>, out: &mut Vec<u8>) {
-    const BLOCK: usize = 32;
-    let len = run.end - run.start;
-    if len <= BLOCK
-        && let Some(block) = src[run.start..].first_chunk::<BLOCK>()
-    {
-        let end = out.len() + len;
-        out.extend_from_slice(block);
-        out.truncate(end);
-    } else {
-        out.extend_from_slice(&src[run]);
     }
 }
 
@@ -739,74 +782,11 @@ const fn short_word(name: &[u8]) -> u64 {
     word
 }
 
-/// The value of a string token as UTF-8. A lone surrogate becomes U+FFFD.
-///
-/// `raw` is the content without quotes, already checked by a [`Scanner`].
-pub(crate) fn unescape(raw: &[u8], into: &mut Vec<u8>) {
-    let mut rest = raw;
-    while let Some(at) = rest.iter().position(|&b| b == b'\\') {
-        into.extend_from_slice(&rest[..at]);
-        rest = &rest[at + 1..];
-        let plain = match rest[0] {
-            b'u' => {
-                let (c, used) = unescape_unicode(rest);
-                into.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-                rest = &rest[used..];
-                continue;
-            }
-            b'b' => 8,
-            b'f' => 12,
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            other => other,
-        };
-        into.push(plain);
-        rest = &rest[1..];
-    }
-    into.extend_from_slice(rest);
-}
-
-/// Decodes `uXXXX`, or `uXXXX\uXXXX` when that is a surrogate pair; how many bytes it took.
-fn unescape_unicode(text: &[u8]) -> (char, usize) {
-    let unit = |at: usize| {
-        text.get(at..at + 4)
-            .and_then(|hex| std::str::from_utf8(hex).ok())
-            .and_then(|hex| u32::from_str_radix(hex, 16).ok())
-    };
-    let high = unit(1).unwrap_or(0xfffd);
-    if (0xd800..0xdc00).contains(&high)
-        && text.get(5..7) == Some(b"\\u")
-        && let Some(low @ 0xdc00..=0xdfff) = unit(7)
-    {
-        let c = char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00));
-        return (c.unwrap_or(char::REPLACEMENT_CHARACTER), 11);
-    }
-    (char::from_u32(high).unwrap_or(char::REPLACEMENT_CHARACTER), 5)
-}
-
-/// How many code points a checked string token has; a surrogate pair counts one, a lone one too.
-pub(crate) fn code_points(raw: &[u8]) -> usize {
-    let mut count = 0;
-    let mut rest = raw;
-    while let Some((&first, tail)) = rest.split_first() {
-        let used = match (first, tail.first()) {
-            (b'\\', Some(b'u')) => 1 + unescape_unicode(tail).1,
-            (b'\\', _) => 2,
-            _ => 1,
-        };
-        // Continuation bytes belong to the code point before them.
-        count += usize::from(first & 0xc0 != 0x80);
-        rest = &rest[used..];
-    }
-    count
-}
-
 /// Is `text` exactly one JSON value that every strict reader takes, with white space around it
 /// at most?
 pub(crate) fn is_whole_value(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
-    let mut out = Vec::new();
+    let mut out = Length::default();
     let mut scanner = Scanner::new(text, &mut out);
     scanner.space();
     if scanner.value(0).is_err() {

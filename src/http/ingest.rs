@@ -21,7 +21,7 @@ use super::live::Terms;
 use super::state::AppState;
 use crate::config::Feature;
 use crate::domain::Domain;
-use crate::event::{Batch, EventError, Format, Reason};
+use crate::event::{Batch, EventError, Format, Limits, Reason, Refusal, Shortage};
 use crate::storage::Reservation;
 use crate::token::Scope;
 
@@ -39,6 +39,14 @@ pub(crate) const OK: &str = "ok";
 pub(crate) const OK_TYPE: &str = "text/plain; charset=utf-8";
 /// Larger bodies are parsed off the async workers, so that they hold up nobody else.
 const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
+
+/// Most events of a request.
+const EVENTS_MAX: u64 = 10_000_000;
+/// Most bytes that a request becomes, each event with its domain: so many times the largest body, and so many in any case.
+const LINES_BYTES_FACTOR: usize = 4;
+const LINES_BYTES_MIN: usize = 1 << 20;
+/// Of bodies up to this size the share of the budget stays as it was reserved at first.
+const COUNTED_ROUGHLY_BYTES_MAX: usize = 4 << 10;
 
 /// The two routes and what differs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,7 +255,8 @@ async fn ingest<'a, F: Fields>(
     let held = body::read(state, asked.call.conn, body, coding, terms.body_deadline, limit_bytes, reservation).await?;
     subject.body_bytes = held.body.len() as u64;
     let default_domain = subject.pass.default_domain().cloned();
-    let unparsed = Unparsed { route: asked.route, named: format_of(asked.fields), held, domain, default_domain };
+    let unparsed =
+        Unparsed { route: asked.route, named: format_of(asked.fields), held, domain, default_domain, limit_bytes };
     attended(body, pin!(store(state, unparsed, (terms, asked.call), subject))).await
 }
 
@@ -290,7 +299,7 @@ async fn attended<'a, T>(body: &mut impl Source<'a>, mut work: Pin<&mut impl Fut
 /// reservation need not grow. A large one grows with what really arrives.
 fn expected_bytes<'a>(body: &impl Source<'a>) -> usize {
     match body.left() {
-        Some(bytes) if bytes <= 4096 => 2 * bytes as usize + 512,
+        Some(bytes) if bytes <= 4096 => 2 * bytes as usize + bytes as usize / 8 + 512,
         _ => 1,
     }
 }
@@ -305,6 +314,8 @@ struct Unparsed<'a> {
     domain: Option<Domain>,
     /// The domain that the token gives to events whose request names none.
     default_domain: Option<Domain>,
+    /// Of the largest body.
+    limit_bytes: usize,
 }
 
 impl Unparsed<'_> {
@@ -327,7 +338,7 @@ impl Unparsed<'_> {
     /// compat: on the old path a document that is no UTF-8 is invalid JSON, and any type but the line
     /// formats is a document.
     fn parse_now(self) -> Result<Option<(Batch, Reservation)>, ApiError> {
-        let Unparsed { route, named, held: Held { body, reservation }, domain, default_domain } = self;
+        let Unparsed { route, named, held: Held { body, mut reservation }, domain, default_domain, limit_bytes } = self;
         let Ok(text) = std::str::from_utf8(&body) else {
             let as_json = route == Route::Old && named != Some(Format::Lines);
             let invalid_json = EventError { reason: Reason::InvalidJson, line: None };
@@ -337,14 +348,44 @@ impl Unparsed<'_> {
             Route::V1 => named.ok_or(ApiError::ContentType)?,
             Route::Old => named.unwrap_or(Format::Document),
         };
-        let batch = match (Batch::parse(text, format, domain), default_domain) {
+        let limits = limits(limit_bytes, reservation.bytes_max().saturating_sub(text.len()));
+        let hold = &mut |bytes| hold(&mut reservation, text.len() + bytes);
+        let parsed = match (Batch::parse_within(text, format, domain, limits, hold), default_domain) {
             // Read once more, which only such requests of such tokens pay for.
-            (Err(EventError { reason: Reason::DomainMissing, .. }), Some(default)) => {
-                Batch::parse(text, format, Some(default))?
+            (Err(Refusal::Event(EventError { reason: Reason::DomainMissing, .. })), Some(default)) => {
+                Batch::parse_within(text, format, Some(default), limits, hold)
             }
-            (parsed, _) => parsed?,
+            (parsed, _) => parsed,
         };
-        Ok(batch.map(|batch| (batch, reservation)))
+        let is_large = body.len() > COUNTED_ROUGHLY_BYTES_MAX;
+        drop(body);
+        let batch = parsed.map_err(|refusal| match refusal {
+            Refusal::Event(error) => ApiError::Event(error),
+            Refusal::Memory(Shortage::NotNow) => ApiError::Store(reservation.refuse()),
+            // Asking again would not help.
+            Refusal::Memory(Shortage::Never) | Refusal::TooLarge => {
+                ApiError::TooLarge { limit_bytes: limits.bytes_max }
+            }
+        })?;
+        let Some(batch) = batch else { return Ok(None) };
+        if is_large {
+            reservation.shrink_to(batch.memory_bytes());
+        }
+        Ok(Some((batch, reservation)))
+    }
+}
+
+/// What a request may become, if its body may have `body_bytes_max` and this much of the budget is left for it.
+fn limits(body_bytes_max: usize, left_bytes: usize) -> Limits {
+    let bytes_max = body_bytes_max.saturating_mul(LINES_BYTES_FACTOR).max(LINES_BYTES_MIN);
+    Limits { events_max: EVENTS_MAX, bytes_max: bytes_max.min(left_bytes) }
+}
+
+fn hold(reservation: &mut Reservation, bytes: usize) -> Result<(), Shortage> {
+    match reservation.try_grow_to(bytes) {
+        true => Ok(()),
+        false if bytes > reservation.bytes_max() => Err(Shortage::Never),
+        false => Err(Shortage::NotNow),
     }
 }
 
@@ -396,7 +437,7 @@ mod tests {
         let (domain, default_domain) =
             (domain.map(|name| Domain::parse(name).unwrap()), Some(Domain::parse("default").unwrap()));
         let held = Held { body: Whole::Owned(body.into()), reservation };
-        Unparsed { route: Route::V1, named: Some(named), held, domain, default_domain }
+        Unparsed { route: Route::V1, named: Some(named), held, domain, default_domain, limit_bytes: 1 << 24 }
     }
 
     /// Broken, hundreds of clients that hang up after sending make the service parse everything they sent at once,

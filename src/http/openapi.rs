@@ -80,7 +80,7 @@ pub(crate) enum IngestErrors {
     /// `length required`: neither Content-Length nor chunked coding.
     #[response(status = 411, content_type = "application/json")]
     LengthRequired(Detail),
-    /// `payload too large`.
+    /// `payload too large`: the body is, or its events would become with their domain, larger than allowed.
     #[response(status = 413, content_type = "application/json")]
     TooLarge(Detail),
     /// `unsupported content-type` or `unsupported content-encoding`.

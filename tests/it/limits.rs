@@ -381,20 +381,20 @@ fn the_refusal_of_a_connection_carries_a_request_id() {
 #[test]
 fn bodies_in_flight_are_bounded_and_the_bound_is_given_back() {
     let server =
-        TestServer::builder().env("LEITSTAND_MAX_IN_FLIGHT", "1MiB").env("LEITSTAND_MAX_BODY", "512KiB").start();
-    let held_bytes = 500 << 10;
-    let mut held: Vec<_> = (0..2)
+        TestServer::builder().env("LEITSTAND_MAX_IN_FLIGHT", "1MiB").env("LEITSTAND_MAX_BODY", "340KiB").start();
+    let held_bytes = 330 << 10;
+    let mut held: Vec<_> = (0..3)
         .map(|_| {
             let mut client = server.connect();
-            client.send(Request::post("held", "").header("Content-Length", (512 << 10).to_string()).head());
+            client.send(Request::post("held", "").header("Content-Length", (340 << 10).to_string()).head());
             client.send(vec![b' '; held_bytes]);
             client
         })
         .collect();
     wait_for("the bodies are in memory", PATIENCE, || {
-        (server.metric("leitstand_in_flight_bytes", "") >= 2.0 * held_bytes as f64).then_some(())
+        (server.metric("leitstand_in_flight_bytes", "") >= 3.0 * held_bytes as f64).then_some(())
     });
-    let large = format!("{{\"a\":\"{}\"}}", "x".repeat(200 << 10));
+    let large = format!("{{\"a\":\"{}\"}}", "x".repeat(100 << 10));
     for request in [Request::post("busy", &large), Request::post("busy", "").chunked(&large, 1000)] {
         let answer = server.send(&request);
         answer.assert_error(503, "busy");
@@ -403,7 +403,7 @@ fn bodies_in_flight_are_bounded_and_the_bound_is_given_back() {
     // A small one still fits.
     server.post("small", "{}").assert_accepted();
     // One finishes its body (which is no JSON), the other hangs up: both give back.
-    held[0].send(vec![b' '; (512 << 10) - held_bytes]);
+    held[0].send(vec![b' '; (340 << 10) - held_bytes]);
     held[0].read_answer("POST").assert_error(400, "invalid json");
     server.post("busy", &large).assert_accepted();
     drop(held);
