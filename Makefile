@@ -94,7 +94,7 @@ $(VENV)/.ready: tests/system/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
 	@touch $@
 
-check: tools ## format, lints, documentation, licences, drift of generated files
+check: tools venv ## format, lints, documentation, licences, drift of generated files
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-features --all-targets --quiet -- --deny warnings
 	cargo clippy --locked --package leitstand --no-default-features --all-targets --quiet -- --deny warnings
@@ -102,6 +102,7 @@ check: tools ## format, lints, documentation, licences, drift of generated files
 	python3 .ci/licences.py
 	@cargo run --locked --quiet -- openapi | diff -u docs/openapi.yaml - \
 		|| { echo "docs/openapi.yaml is stale: run 'make openapi' and commit it" >&2; exit 1; }
+	@$(VENV)/bin/python .ci/openapi.py
 	cargo fmt --check --manifest-path benches/limits/Cargo.toml
 	@python3 benches/selftest.py
 	@$(MAKE) --no-print-directory instructions-check

@@ -88,8 +88,8 @@ pub(crate) struct SwitchThrottle {
 }
 
 /// Is read-only mode on?
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/admin/read-only", tag = "admin", security(("x-auth" = [])),
-    responses((status = 200, body = ReadOnlyState), super::openapi::AdminErrors)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/admin/read-only", operation_id = "get_read_only", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, description = "What holds now.", body = ReadOnlyState), super::openapi::TokenErrors)))]
 pub(crate) async fn read_only(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Admin)?;
     Ok(json(StatusCode::OK, &read_only_state(&state, None)))
@@ -99,9 +99,9 @@ pub(crate) async fn read_only(State(state): State<Arc<AppState>>, request: Reque
 ///
 /// While it is on, events are refused with 503 `read only` and `Retry-After: 60`. The answer comes when
 /// nothing is in flight any more, at most 10 seconds later. A restart ends it.
-#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/read-only", tag = "admin", security(("x-auth" = [])),
+#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/read-only", operation_id = "set_read_only", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
     request_body(content = SwitchReadOnly, example = json!({"on": true, "reason": "volume snapshot"})),
-    responses((status = 200, body = ReadOnlyState), super::openapi::AdminErrors, super::openapi::AdminBodyErrors)))]
+    responses((status = 200, description = "What holds now.", body = ReadOnlyState), super::openapi::TokenErrors, super::openapi::AdminBodyErrors)))]
 pub(crate) async fn set_read_only(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let pass = authorise(&state, &request, Scope::Admin)?;
     let (actor, client) = (actor(&pass, request.headers()), Caller::of(request.extensions()).client);
@@ -119,8 +119,8 @@ pub(crate) async fn set_read_only(State(state): State<Arc<AppState>>, request: R
 }
 
 /// Is there a throttle?
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/admin/throttle", tag = "admin", security(("x-auth" = [])),
-    responses((status = 200, body = ThrottleState), super::openapi::AdminErrors)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/admin/throttle", operation_id = "get_throttle", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, description = "What holds now.", body = ThrottleState), super::openapi::TokenErrors)))]
 pub(crate) async fn throttle(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Admin)?;
     Ok(json(StatusCode::OK, &throttle_state(&state)))
@@ -130,9 +130,9 @@ pub(crate) async fn throttle(State(state): State<Arc<AppState>>, request: Reques
 ///
 /// One limit for the ingest requests of all clients together, on top of the limit of each. Above it
 /// requests get 429 with `Retry-After`. It ends by itself, and with a restart.
-#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/throttle", tag = "admin", security(("x-auth" = [])),
+#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/throttle", operation_id = "set_throttle", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
     request_body(content = SwitchThrottle, example = json!({"rate": "10/second", "for": "10m"})),
-    responses((status = 200, body = ThrottleState), super::openapi::AdminErrors, super::openapi::AdminBodyErrors)))]
+    responses((status = 200, description = "What holds now.", body = ThrottleState), super::openapi::TokenErrors, super::openapi::AdminBodyErrors)))]
 pub(crate) async fn set_throttle(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let pass = authorise(&state, &request, Scope::Admin)?;
     let (actor, client) = (actor(&pass, request.headers()), Caller::of(request.extensions()).client);

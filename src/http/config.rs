@@ -115,8 +115,8 @@ pub(crate) struct Drift {
 /// What holds, and where it comes from
 ///
 /// With `drift` where the files say something else by now.
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/config", tag = "admin", security(("x-auth" = [])),
-    responses((status = 200, body = ConfigDocument), super::openapi::AdminErrors)))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/config", operation_id = "get_config", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, description = "What holds now.", body = ConfigDocument), super::openapi::TokenErrors)))]
 pub(crate) async fn show(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Admin)?;
     answer(state, |state| Ok(state.settings.document())).await
@@ -126,13 +126,13 @@ pub(crate) async fn show(State(state): State<Arc<AppState>>, request: Request) -
 ///
 /// A JSON merge patch (RFC 7396): all of it or nothing. `null` takes a change back. Gone with the next
 /// start, unless `persist=1` writes it into the TOML file.
-#[cfg_attr(feature = "docs", utoipa::path(post, path = "/config", tag = "admin", security(("x-auth" = [])),
+#[cfg_attr(feature = "docs", utoipa::path(post, path = "/config", operation_id = "change_config", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
     params(("persist" = Option<String>, Query, pattern = "^[01]$", description = "1: also write it into the TOML file.")),
     request_body(content(
         (super::openapi::ConfigPatch = "application/json", example = json!({"logging": {"level": "DEBUG"}})),
         (super::openapi::ConfigPatch = "application/merge-patch+json"),
     )),
-    responses((status = 200, body = ConfigDocument), super::openapi::AdminErrors, super::openapi::AdminBodyErrors,
+    responses((status = 200, description = "What holds now.", body = ConfigDocument), super::openapi::TokenErrors, super::openapi::AdminBodyErrors,
         (status = 415, description = "`unsupported content-type`: neither JSON nor a merge patch.", body = super::openapi::Detail))))]
 pub(crate) async fn change(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let pass = authorise(&state, &request, Scope::Admin)?;

@@ -102,6 +102,7 @@ pub(crate) struct Subject {
 #[cfg_attr(feature = "docs", utoipa::path(
     post,
     path = "/v1/ingest",
+    operation_id = "ingest",
     tag = "ingest",
     params(("domain" = Option<String>, Query, pattern = "^(\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*)?$", max_length = 253, description = "Domain of all events; else the first event's `domain` counts.")),
     request_body(
@@ -132,6 +133,7 @@ pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> 
 #[cfg_attr(feature = "docs", utoipa::path(
     post,
     path = "/ingest/{domain}",
+    operation_id = "ingest_by_path",
     tag = "ingest",
     params(("domain" = String, Path, pattern = "^\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*$", max_length = 253, description = "Domain of all events.")),
     request_body(

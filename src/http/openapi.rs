@@ -103,17 +103,17 @@ pub(crate) enum IngestErrors {
     Full(Detail),
 }
 
-/// What every admin request can be refused for.
+/// What every request that needs a token can be refused for.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only described, never built")]
-pub(crate) enum AdminErrors {
-    /// `unauthorized`: X-Auth is missing, wrong or sent twice.
+pub(crate) enum TokenErrors {
+    /// `unauthorized`: the token is missing, wrong, expired or sent twice.
     #[response(status = 401, content_type = "application/json")]
     Unauthorized(Detail),
-    /// `forbidden`: the token may not do this; see `LEITSTAND_ADMIN_TOKEN`.
+    /// `forbidden`: the token may not do this. Changes need one of `LEITSTAND_ADMIN_TOKEN`, or a named one for administration.
     #[response(status = 403, content_type = "application/json")]
     Forbidden(Detail),
-    /// `too many requests`: too many wrong tokens.
+    /// `too many requests`: too many wrong tokens. Wait for `Retry-After` seconds.
     #[response(status = 429, content_type = "text/plain", headers(("Retry-After" = u64)))]
     TooMany(String),
 }
@@ -196,7 +196,7 @@ pub(crate) struct FeaturesPatch {
 #[openapi(
     info(
         title = "leitstand",
-        description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced.",
+        description = "HTTP ingest of JSON events into one append-only JSONL file per domain. A 2xx means: written and synced. Whatever the operation, what is no HTTP/1.1 is refused with 400, a method that a path does not have with 405, a head over 32 KiB with 431, and while the service shuts down or has no connection left, the answer is 503.",
         license(name = "MIT", identifier = "MIT")
     ),
     paths(ingest::v1, ingest::old, ops::health, ops::live, ops::ready, ops::version, ops::metrics,

@@ -103,22 +103,22 @@ impl AppState {
 }
 
 /// Is the token right and the service up?
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health", tag = "ops", security(("x-auth" = []), ("bearer" = [])),
-    responses((status = 200, body = Health), (status = 401, body = super::openapi::Detail), (status = 403, body = super::openapi::Detail))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health", operation_id = "get_health", tag = "ops", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, description = "The token is right.", body = Health), super::openapi::TokenErrors)))]
 pub(crate) async fn health(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Read)?;
     Ok(json(StatusCode::OK, &Health { status: "ok" }))
 }
 
 /// Does the process answer? Needs no token and says nothing about the disk.
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health/live", tag = "ops", responses((status = 200, body = Live))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health/live", operation_id = "get_liveness", tag = "ops", responses((status = 200, description = "The process answers.", body = Live))))]
 pub(crate) async fn live(State(state): State<Arc<AppState>>) -> Response {
     json(StatusCode::OK, &Live { status: "ok", version: state.version.clone() })
 }
 
 /// Would an event be accepted now? Needs no token.
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health/ready", tag = "ops",
-    responses((status = 200, body = Ready), (status = 503, body = Ready))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/health/ready", operation_id = "get_readiness", tag = "ops",
+    responses((status = 200, description = "It would.", body = Ready), (status = 503, description = "It would not; `checks` says why.", body = Ready))))]
 pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
     let checks = Checks::of(&state, &health);
@@ -135,16 +135,16 @@ pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Result<Response
 }
 
 /// Which version is this?
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/version", tag = "ops", security(("x-auth" = []), ("bearer" = [])),
-    responses((status = 200, body = VersionInfo), (status = 401, body = super::openapi::Detail), (status = 403, body = super::openapi::Detail))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/version", operation_id = "get_version", tag = "ops", security(("x-auth" = []), ("bearer" = [])),
+    responses((status = 200, description = "The version.", body = VersionInfo), super::openapi::TokenErrors)))]
 pub(crate) async fn version(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Read)?;
     Ok(json(StatusCode::OK, &VersionInfo { version: state.version.clone() }))
 }
 
 /// Figures for Prometheus, text format 0.0.4. Needs no token.
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/metrics", tag = "ops",
-    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/metrics", operation_id = "get_metrics", tag = "ops",
+    responses((status = 200, description = "The figures of now.", body = String, content_type = "text/plain; version=0.0.4; charset=utf-8"))))]
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
     let observed = Observed {

@@ -63,19 +63,17 @@ pub(crate) struct SnapshotTaken {
 ///
 /// Copies the data directory, consistent for each domain, while events are accepted. Answers when all
 /// of it is on the disk. Needs a token for administration.
-#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/snapshot", operation_id = "take_snapshot", tag = "ops", security(("x-auth" = [])),
+#[cfg_attr(feature = "docs", utoipa::path(post, path = "/admin/snapshot", operation_id = "take_snapshot", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
     request_body = Option<SnapshotWanted>,
     responses(
-        (status = 200, body = SnapshotTaken),
+        (status = 200, description = "The snapshot is on the disk.", body = SnapshotTaken),
+        super::openapi::TokenErrors,
         (status = 400, description = "`invalid body`, `invalid path` or `invalid base`.", body = super::openapi::Detail),
-        (status = 401, body = super::openapi::Detail),
-        (status = 403, description = "`forbidden`: the token is not for administration.", body = super::openapi::Detail),
         (status = 404, description = "`Not Found`: `LEITSTAND_SNAPSHOT_DIR` is not set.", body = super::openapi::Detail),
         (status = 408, description = "`request timeout`.", body = super::openapi::Detail),
         (status = 409, description = "`another snapshot is running` or `path is taken`.", body = super::openapi::Detail),
         (status = 413, description = "`payload too large`.", body = super::openapi::Detail),
         (status = 415, description = "`unsupported content-type` or `unsupported content-encoding`.", body = super::openapi::Detail),
-        (status = 429, description = "`too many requests`: too many wrong tokens.", body = String, content_type = "text/plain"),
         (status = 500, description = "`storage error`; the log says which.", body = super::openapi::Detail),
         (status = 503, description = "`lock timeout`, `busy` or `shutting down`.", body = super::openapi::Detail),
         (status = 507, description = "`insufficient storage`: nothing is left of it.", body = super::openapi::Detail),

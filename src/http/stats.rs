@@ -183,12 +183,12 @@ pub(crate) struct OpsMetrics {
 ///
 /// Lines are counted once and then only what was added; counting takes at most half a second of an
 /// answer, and goes on with the next.
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/stats", tag = "admin", security(("x-auth" = [])),
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/stats", operation_id = "get_stats", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
     params(
         ("domain" = Option<String>, Query, pattern = "^\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*$", max_length = 253, description = "Only this domain."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 10000, description = "Most domains, the first ones by name; 1000 if it is not given."),
     ),
-    responses((status = 200, body = Stats), super::openapi::AdminErrors,
+    responses((status = 200, description = "The figures of the domains, by name.", body = Stats), super::openapi::TokenErrors,
         (status = 422, description = "What is wrong with the query, and what is allowed.", body = super::openapi::Detail))))]
 pub(crate) async fn stats(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     authorise(&state, &request, Scope::Admin)?;
@@ -202,8 +202,8 @@ pub(crate) async fn stats(State(state): State<Arc<AppState>>, request: Request) 
 /// Figures for checkers, as one flat object
 ///
 /// Needs no token, as `/metrics`: it holds numbers, and names no domain and no client.
-#[cfg_attr(feature = "docs", utoipa::path(get, path = "/api/v1/ops/metrics", tag = "ops",
-    responses((status = 200, body = OpsMetrics))))]
+#[cfg_attr(feature = "docs", utoipa::path(get, path = "/api/v1/ops/metrics", operation_id = "get_ops_metrics", tag = "ops",
+    responses((status = 200, description = "The figures of now.", body = OpsMetrics))))]
 pub(crate) async fn ops_metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let health = store_health(&state).await?;
     Ok(json(StatusCode::OK, &OpsMetrics::of(&state, &health, &state.metrics.figures())))
