@@ -24,6 +24,7 @@ mod lane;
 pub mod metrics;
 pub mod patterns;
 pub mod rate;
+mod replace;
 mod rng;
 pub mod storage;
 pub mod timestamp;

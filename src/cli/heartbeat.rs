@@ -3,8 +3,7 @@
 //! It stays when the service stops: what it says of the last success is worth reading then, and a
 //! restart within the age that the alarm allows raises none.
 
-use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -62,19 +61,7 @@ pub(super) async fn keep(path: PathBuf, state: Arc<AppState>) {
 
 /// Whole or not at all, and without a sync: after a crash of the machine it is old anyway.
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut beside = OsString::from(path);
-    beside.push(".tmp");
-    match fs::remove_file(&beside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    // Made anew, so that nothing is written where a link leads.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| fs::rename(&beside, path));
-    written.inspect_err(|_| {
-        // If even this fails, the next attempt removes it.
-        let _ = fs::remove_file(&beside);
-    })
+    crate::replace::replace(path, 0o644, |file| file.write_all(text.as_bytes()))
 }
 
 /// What a heartbeat says.
@@ -147,6 +134,8 @@ pub(super) fn judge(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn ago(s: u64) -> SystemTime {
@@ -188,7 +177,11 @@ mod tests {
         write(&path, "{\"at\":\"2026-11-21T18:42:00.000Z\",\"last_success\":null}\n").unwrap();
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "mine");
         assert!(read(&path).unwrap().last_success.is_none());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            3,
+            "nothing is left beside it, and nothing of others is gone"
+        );
         for (name, text) in [("empty", ""), ("half", "{\"at\":\"2026"), ("other", "{}")] {
             fs::write(dir.path().join(name), text).unwrap();
             assert!(read(&dir.path().join(name)).is_err(), "{name}");

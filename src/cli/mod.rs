@@ -26,6 +26,7 @@ mod snapshot;
 mod support_bundle;
 mod token;
 mod token_watch;
+mod unix_socket;
 mod verify;
 
 use std::path::PathBuf;

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,24 +95,12 @@ fn persist(loader: &Loader, document: &Map<String, Value>, rest: &Values) -> Res
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     // The file behind a link is replaced, not the link.
     let path = std::fs::canonicalize(path)?;
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let new = dir.join(format!(".{}.new", name.display()));
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mode = std::fs::metadata(&path)?.permissions().mode() & 0o777;
-    let written = (|| {
-        // Nobody else may have put something there in the meantime that would be followed.
-        let _ = std::fs::remove_file(&new);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+    crate::replace::replace(&path, 0o600, |file| {
         file.write_all(content)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        std::fs::rename(&new, &path)
-    })();
-    if written.is_err() {
-        // What is left of it is of no use.
-        let _ = std::fs::remove_file(&new);
-    }
-    written?;
+        file.sync_all()
+    })?;
     File::open(dir)?.sync_all()
 }

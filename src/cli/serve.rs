@@ -1,21 +1,19 @@
 //! `leitstand serve`: wires everything; the only place that spawns long-lived tasks.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::env::Loader;
 use super::token_watch::TokenWatch;
+use super::unix_socket::UnixSocket;
 use super::{BindArgs, heartbeat, logging, reload};
 use crate::config::{Bind, Config, Values};
 use crate::giving_way;
@@ -117,7 +115,7 @@ async fn start(
     let store = Store::open(&config.data_dir, options, metrics.store()).map_err(|e| {
         format!("cannot use the data directory {:?}: {e}\n  LEITSTAND_DATA_DIR must name a directory that this user may write to", config.data_dir)
     })?;
-    let (listener, address) = bind(&config.bind).await?;
+    let (listener, address, socket) = bind(&config.bind).await?;
     let state = AppState::new(&config, store.clone(), metrics.clone(), share.connections);
     let state = Arc::new(state.with_outside(&config, reload::outside(&loader, logging.switches())));
     let tokens = TokenWatch::start(config.token_store.clone(), state.clone(), metrics.clone())?;
@@ -136,9 +134,8 @@ async fn start(
     }
     watch.abort();
     drop(tokens);
-    if let Bind::Unix(path) = &config.bind {
-        // If it is gone already, so much the better.
-        let _ = std::fs::remove_file(path);
+    if let Some(socket) = socket {
+        socket.remove();
     }
     if drained {
         tracing::info!("stopped, 0 writes pending");
@@ -215,18 +212,18 @@ impl Signals {
     }
 }
 
-async fn bind(bind: &Bind) -> Result<(BoundListener, String), String> {
+async fn bind(bind: &Bind) -> Result<(BoundListener, String, Option<UnixSocket>), String> {
     match bind {
         Bind::Tcp { host, port } => {
             let listener = bind_tcp(host, *port).await.map_err(|e| {
                 format!("cannot listen on {host}:{port}: {e}\n  is another process on that port? (ss -ltnp) Set LEITSTAND_HOST and LEITSTAND_PORT, or --host and --port")
             })?;
             let address = listener.local_addr().map_err(|e| format!("cannot read the bound address: {e}"))?;
-            Ok((BoundListener::Tcp(listener), address.to_string()))
+            Ok((BoundListener::Tcp(listener), address.to_string(), None))
         }
         Bind::Unix(path) => {
-            let listener = bind_unix(path).map_err(|e| format!("cannot listen on {path:?}: {e}"))?;
-            Ok((BoundListener::Unix(listener), format!("unix:{}", path.display())))
+            let (listener, socket) = UnixSocket::bind(path).map_err(|e| format!("cannot listen on {path:?}: {e}"))?;
+            Ok((BoundListener::Unix(listener), format!("unix:{}", path.display()), Some(socket)))
         }
     }
 }
@@ -244,18 +241,6 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
         }
     }
     Err(last)
-}
-
-/// A socket file that nobody listens on any more is left over from a crash and makes way.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
-        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-    if stale {
-        std::fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
 }
 
 /// Raises the soft limit of open files to the hard one, and says what holds.

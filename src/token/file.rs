@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::store::{STORE_BYTES_MAX, TokenStore};
+use crate::replace::replace;
 
 /// Longest wait for another command that changes the store.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -159,24 +160,12 @@ impl TokenFile {
 
     /// The old store or the new one, whatever happens, and the new one once this has returned.
     fn replace(&self, bytes: &[u8], owner: Owner) -> io::Result<()> {
-        let new = self.beside(".new");
-        match std::fs::remove_file(&new) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-            // Left over from a command that was killed, if there was one.
-            _ => {}
-        }
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            owner.own(&file)?;
+        replace(&self.path, 0o600, |file| {
+            owner.own(file)?;
             // A umask may have taken bits away.
             file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
             file.write_all(bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)
-        };
-        write().inspect_err(|_| {
-            // It says why it failed; what is left of it is in nobody's way.
-            let _ = std::fs::remove_file(&new);
+            file.sync_all()
         })?;
         File::open(directory(&self.path))?.sync_all()
     }

@@ -490,9 +490,9 @@ fn commands_at_once_lose_nothing() {
     assert_eq!(listed(dir).len(), 20);
 }
 
-/// Broken, a command that was killed half-way would stand in the way of every other.
+/// Broken, what somebody else keeps beside the store would be removed, or stand in the way.
 #[test]
-fn what_a_killed_command_left_is_in_nobodys_way() {
+fn what_stands_beside_the_store_stays_and_is_in_nobodys_way() {
     let dir = temp_dir();
     let dir = dir.path();
     done(dir, &["add", "first"]);
@@ -500,7 +500,12 @@ fn what_a_killed_command_left_is_in_nobodys_way() {
     fs::write(&left, "{\"version\": 1, \"tok").unwrap();
     done(dir, &["add", "second"]);
     assert_eq!(listed(dir).len(), 2);
-    assert!(!left.exists());
+    assert_eq!(fs::read_to_string(&left).unwrap(), "{\"version\": 1, \"tok");
+    assert_eq!(
+        fs::read_dir(dir.join("data/.leitstand")).unwrap().count(),
+        3,
+        "the store, its lock, and what was there"
+    );
     // A link is not followed: what is behind it is not ours.
     fs::rename(store(dir), dir.join("elsewhere")).unwrap();
     symlink(dir.join("elsewhere"), store(dir)).unwrap();
