@@ -263,6 +263,9 @@ impl Command {
 
 /// Runs the command that the arguments of the process name.
 pub fn run() -> ExitCode {
+    if !drill::outlives_nobody() {
+        return ExitCode::FAILURE;
+    }
     // clap prints usage errors and exits with 2.
     let command = Cli::parse().chosen();
     command.run().unwrap_or_else(|message| {

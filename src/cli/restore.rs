@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::data::{count, print, refused, sha256};
 use super::progress::ProgressLine;
-use super::snapshot::poisoned;
-use crate::storage::snapshot::{Chosen, RestoreOptions, RestoreReport, newest_until, restore};
+use super::snapshot::{left_alone, left_alone_lines, poisoned};
+use crate::storage::snapshot::{Chosen, Poisoned, RestoreOptions, RestoreReport, newest_until, restore};
 use crate::timestamp::parse_rfc3339;
 
 /// What to restore, and where to.
@@ -71,28 +71,26 @@ fn document(report: &RestoreReport, options: &RestoreOptions, chosen: Option<&Ch
         "files": manifest.totals.files,
         "lines": manifest.totals.lines,
         "bytes": manifest.totals.bytes,
-        "poisoned": poisoned(manifest),
+        "poisoned": poisoned(manifest.poisoned()),
         "tokens": manifest.tokens.is_some(),
+        "left_alone": left_alone(&report.left_alone),
         "duration_ms": report.took.as_millis() as u64,
     })
 }
 
 fn lines(report: &RestoreReport, chosen: Option<&Chosen>) -> String {
     let manifest = &report.manifest;
-    let mut text = String::new();
+    let mut text = left_alone_lines(&report.left_alone);
     if let Some(chosen) = chosen {
         for path in &chosen.damaged {
             text += &format!("note: {path:?} is damaged and may be newer; see `leitstand verify --snapshot`\n");
         }
         text += &format!("note: chosen is {:?}\n", chosen.path);
     }
-    for file in &manifest.files {
-        if let Some(reason) = &file.poisoned {
-            text += &format!(
-                "note: {}: was poisoned ({reason}); `leitstand repair` says what to do, see RUNBOOK, \"Poisoned domain\"\n",
-                file.name
-            );
-        }
+    for Poisoned { file, reason } in manifest.poisoned() {
+        text += &format!(
+            "note: {file}: was poisoned ({reason}); `leitstand repair` says what to do, see RUNBOOK, \"Poisoned domain\"\n"
+        );
     }
     if manifest.tokens.is_some() {
         text += "note: the named tokens are those of the snapshot, so what was revoked or rotated since is good again; \

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::data::{SOMETHING_FOUND, count, open_data_dir, print, refused};
 use super::progress::ProgressLine;
-use crate::storage::snapshot::{Manifest, SnapshotOptions, SnapshotReport, snapshot};
+use crate::storage::snapshot::{LeftAlone, Poisoned, SnapshotOptions, SnapshotReport, snapshot};
 
 /// What to copy, and where to.
 #[derive(Debug, Args)]
@@ -78,36 +78,43 @@ fn document(report: &SnapshotReport) -> Value {
         "bytes": manifest.totals.bytes,
         "copied_bytes": report.copied_bytes,
         "manifest_sha256": report.manifest_sha256,
-        "torn_tails": manifest.files.iter().filter(|file| file.torn_tail_bytes > 0).map(|file| json!({
-            "file": file.name, "bytes": file.torn_tail_bytes,
+        "torn_tails": manifest.torn_tails.iter().map(|tail| json!({
+            "file": tail.file, "bytes": tail.bytes,
         })).collect::<Vec<_>>(),
-        "poisoned": poisoned(manifest),
-        "tokens": manifest.tokens.is_some(),
+        "poisoned": poisoned(manifest.poisoned.iter().cloned()),
+        "tokens": manifest.has_tokens,
         "skipped": manifest.skipped,
+        "left_alone": left_alone(&report.left_alone),
         "duration_ms": report.took.as_millis() as u64,
     })
 }
 
-pub(super) fn poisoned(manifest: &Manifest) -> Vec<Value> {
-    let poisoned = manifest.files.iter().filter_map(|file| Some((file, file.poisoned.as_ref()?)));
-    poisoned.map(|(file, reason)| json!({"file": file.name, "reason": reason})).collect()
+pub(super) fn poisoned(poisoned: impl Iterator<Item = Poisoned>) -> Vec<Value> {
+    poisoned.map(|Poisoned { file, reason }| json!({"file": file, "reason": reason})).collect()
+}
+
+pub(super) fn left_alone(left: &[LeftAlone]) -> Vec<Value> {
+    left.iter().map(|left| json!({"name": left.name, "reason": left.reason})).collect()
+}
+
+/// What stands beside and was not touched.
+pub(super) fn left_alone_lines(left: &[LeftAlone]) -> String {
+    left.iter().map(|left| format!("note: {:?} beside it was left alone: {}\n", left.name, left.reason)).collect()
 }
 
 fn lines(report: &SnapshotReport) -> String {
     let manifest = &report.manifest;
-    let mut text = String::new();
+    let mut text = left_alone_lines(&report.left_alone);
     for skipped in &manifest.skipped {
         let word = if skipped.harmless { "note: not copied" } else { "skipped" };
         text += &format!("{word}: {}: {}: {}\n", skipped.name, skipped.kind, skipped.reason);
     }
-    for file in &manifest.files {
-        if file.torn_tail_bytes > 0 {
-            let bytes = count(file.torn_tail_bytes, "byte");
-            text += &format!("note: {}: half a line at the end is left out, {bytes}\n", file.name);
-        }
-        if let Some(reason) = &file.poisoned {
-            text += &format!("note: {}: poisoned ({reason}), and so will it be when restored\n", file.name);
-        }
+    for tail in &manifest.torn_tails {
+        let bytes = count(tail.bytes, "byte");
+        text += &format!("note: {}: half a line at the end is left out, {bytes}\n", tail.file);
+    }
+    for Poisoned { file, reason } in &manifest.poisoned {
+        text += &format!("note: {file}: poisoned ({reason}), and so will it be when restored\n");
     }
     let totals = manifest.totals;
     text += &format!(

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -17,6 +17,7 @@ use super::env::Loader;
 use super::http::{Bounds, Connection};
 use super::{BindArgs, config_check, doctor, host};
 use crate::config::{Config, Values};
+use crate::storage::snapshot::{Purpose, Target};
 use crate::timestamp::rfc3339_s;
 
 const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(5), answer_bytes_max: 64 << 20 };
@@ -60,7 +61,15 @@ pub(super) fn run(args: &SupportBundleArgs) -> Result<ExitCode, String> {
     let secrets = config.map_or(Vec::new(), |config| {
         config.tokens.expose().iter().chain(config.admin_tokens.expose()).cloned().collect()
     });
-    let mut bundle = Bundle::create(&args.to, secrets)?;
+    if args.to.symlink_metadata().is_ok() {
+        return Err(format!("{:?} is there already; name a directory that is not there yet", args.to));
+    }
+    let target = Target::find(&args.to).map_err(|e| e.to_string())?;
+    // What is told by it concerns snapshots, and `doctor` names it.
+    let _ = target.clear();
+    // Removed when this fails, with whatever is in it; when it is killed, by the next one.
+    let partial = target.begin(Purpose::SupportBundle).map_err(|e| e.to_string())?;
+    let mut bundle = Bundle { dir: partial.path().to_owned(), secrets, files: Vec::new(), lacks: Vec::new() };
     bundle.put("config.json", &format!("{:#}\n", config_check::checked(&args.bind)))?;
     match doctor::document(&args.bind) {
         Ok(document) => bundle.put("doctor.json", &format!("{document:#}\n"))?,
@@ -91,6 +100,7 @@ pub(super) fn run(args: &SupportBundleArgs) -> Result<ExitCode, String> {
         "lacks": bundle.lacks.iter().map(|(name, why)| json!({"file": name, "why": why})).collect::<Vec<_>>(),
     });
     bundle.put("bundle.json", &format!("{about:#}\n"))?;
+    partial.finish().map_err(|e| e.to_string())?;
     // Without a log it is whole, if none was asked for.
     let whole = bundle.lacks.iter().all(|(name, _)| *name == "log.txt" && args.log.is_none());
     if args.json {
@@ -110,14 +120,6 @@ struct Bundle {
 }
 
 impl Bundle {
-    fn create(dir: &Path, secrets: Vec<String>) -> Result<Bundle, String> {
-        fs::DirBuilder::new().mode(0o700).create(dir).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => format!("{dir:?} is there already; name a directory that is not there yet"),
-            _ => format!("cannot make {dir:?}: {e}"),
-        })?;
-        Ok(Bundle { dir: dir.to_owned(), secrets, files: Vec::new(), lacks: Vec::new() })
-    }
-
     /// Writes a file, with all secrets of the settings masked, wherever they may have come from.
     fn put(&mut self, name: &'static str, text: &str) -> Result<(), String> {
         let masked = self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), MASKED));

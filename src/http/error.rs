@@ -159,9 +159,10 @@ impl ApiError {
                 | SnapshotError::BadBase(_) => StatusCode::BAD_REQUEST,
                 SnapshotError::NoSpace { .. } => StatusCode::INSUFFICIENT_STORAGE,
                 SnapshotError::Locked { .. } => StatusCode::SERVICE_UNAVAILABLE,
-                SnapshotError::Damaged { .. } | SnapshotError::NotFound { .. } | SnapshotError::Io { .. } => {
-                    StatusCode::INTERNAL_SERVER_ERROR
-                }
+                SnapshotError::TooLarge { .. }
+                | SnapshotError::Damaged { .. }
+                | SnapshotError::NotFound { .. }
+                | SnapshotError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             },
             ApiError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -211,9 +212,10 @@ impl ApiError {
                 SnapshotError::OtherFileSystem { .. } | SnapshotError::BadBase(_) => "invalid base",
                 SnapshotError::NoSpace { .. } => "insufficient storage",
                 SnapshotError::Locked { .. } => "lock timeout",
-                SnapshotError::Damaged { .. } | SnapshotError::NotFound { .. } | SnapshotError::Io { .. } => {
-                    "storage error"
-                }
+                SnapshotError::TooLarge { .. }
+                | SnapshotError::Damaged { .. }
+                | SnapshotError::NotFound { .. }
+                | SnapshotError::Io { .. } => "storage error",
             },
             ApiError::Panicked => "internal error",
         };
@@ -276,9 +278,10 @@ impl ApiError {
                 SnapshotError::OtherFileSystem { .. } | SnapshotError::BadBase(_) => "invalid_base",
                 SnapshotError::NoSpace { .. } => "insufficient_storage",
                 SnapshotError::Locked { .. } => "lock_timeout",
-                SnapshotError::Damaged { .. } | SnapshotError::NotFound { .. } | SnapshotError::Io { .. } => {
-                    "storage_error"
-                }
+                SnapshotError::TooLarge { .. }
+                | SnapshotError::Damaged { .. }
+                | SnapshotError::NotFound { .. }
+                | SnapshotError::Io { .. } => "storage_error",
             },
             ApiError::Panicked => "internal_error",
         }

@@ -141,6 +141,9 @@ async fn take(
             let (id, duration_ms) = (&report.manifest.id, report.took.as_millis() as u64);
             let (files, bytes) = (totals.files, totals.bytes);
             tracing::info!(id, path = name, files, bytes, duration_ms, actor, %client, "snapshot taken");
+            for left in &report.left_alone {
+                tracing::warn!(name = left.name, reason = left.reason, "left alone beside the snapshot");
+            }
         }
         drop(turn);
         // Nobody may be waiting any more.

@@ -221,6 +221,16 @@ impl RealDisk {
         }
     }
 
+    /// As [`RealDisk::stat_name`], with the time of the last change of anything about it (`st_ctime`), in
+    /// nanoseconds since 1970.
+    pub(crate) fn stat_touched(&self, name: &str) -> io::Result<Option<(FileStat, i64)>> {
+        match rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some((file_stat(&stat), nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64)))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// `syncfs`: everything that was written to this file system, by anybody.
     pub(crate) fn sync_file_system(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.dir().fd)?)
@@ -326,6 +336,11 @@ fn create_dirs(path: &Path) -> io::Result<()> {
 
 pub(super) fn file_id(stat: &rustix::fs::Stat) -> FileId {
     FileId { dev: stat.st_dev, ino: stat.st_ino }
+}
+
+/// A time of a file as one number; the last one that there is for all later ones.
+pub(super) fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 fn file_stat(stat: &rustix::fs::Stat) -> FileStat {

@@ -119,7 +119,7 @@ def manifest(name):
 
 
 def content(name, entry):
-    return b"".join(open(os.path.join(name, segment["name"]), "rb").read() for segment in entry["segments"])
+    return b"".join(open(os.path.join(name, segment["name"]), "rb").read() for segment in entry.get("segments") or [entry])
 
 
 def grown(name, before):

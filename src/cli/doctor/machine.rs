@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::service::some_of;
@@ -10,6 +11,7 @@ use crate::cli::data::count;
 use crate::cli::heartbeat;
 use crate::config::{Bind, Config};
 use crate::rate::RateLimits;
+use crate::storage::snapshot::look_at_left_overs;
 use crate::storage::stats::look_at_ends;
 use crate::storage::{Disk as _, Fsync, RealDisk};
 
@@ -22,6 +24,7 @@ pub(super) fn look(config: &Config, patient: &Patient, report: &mut Report) {
         release(config, report);
     }
     data_dir(config, report);
+    left_overs(config, report);
     if let Some(path) = &config.heartbeat_file {
         let next = "is the service ready? (RUNBOOK, \"Heartbeat\")";
         let judged =
@@ -83,6 +86,20 @@ fn release(config: &Config, report: &mut Report) {
     }
     // Not to be seen from here, and forgotten most often.
     report.warn("release", "whether a backup is made cannot be seen from here", "RUNBOOK, \"Backup by copy\"");
+}
+
+/// What killed snapshots and restores left, and what only looks like it.
+fn left_overs(config: &Config, report: &mut Report) {
+    let above = config.data_dir.canonicalize().ok().and_then(|dir| dir.parent().map(Path::to_owned));
+    let mut dirs: Vec<PathBuf> = config.snapshot_dir.iter().cloned().chain(above).collect();
+    dirs.dedup();
+    for dir in dirs {
+        // What this user may not look into is none of his business.
+        for left in look_at_left_overs(&dir).unwrap_or_default() {
+            let text = format!("{:?} in {}: {}", left.name, dir.display(), left.reason);
+            report.warn("left-overs", text, "RUNBOOK, \"Take a snapshot\"");
+        }
+    }
 }
 
 fn data_dir(config: &Config, report: &mut Report) {

@@ -30,6 +30,7 @@ use self::interrupt::Interrupt;
 use self::progress::Progress;
 use self::report::{Report, Source};
 use self::service::Binary;
+pub(super) use self::service::outlives_nobody;
 use self::workdir::WorkDir;
 use super::data::{SOMETHING_FOUND, print};
 use super::span;

@@ -33,6 +33,18 @@ const FINDINGS_TOLD_MAX: usize = 3;
 /// The last words of a failed child that are told.
 const LAST_WORDS_BYTES: usize = 2000;
 
+/// Tells a child whose it is. No setting: only a drill gives it, and only to its own children.
+const DRILL_PID: &str = "_LEITSTAND_DRILL_PID";
+
+/// Makes a child of a drill end with it, however that ends; SIGKILL leaves a process no time to see to its children.
+/// False: the drill has ended already. Any other process is none of a drill's.
+pub(in crate::cli) fn outlives_nobody() -> bool {
+    let Some(drill) = std::env::var(DRILL_PID).ok().and_then(|pid| pid.parse().ok()) else { return true };
+    // Who may not ask for it goes on all the same, as every process does.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    rustix::process::getppid().map(Pid::as_raw_pid) == Some(drill)
+}
+
 /// How to start children.
 pub(super) struct Binary {
     path: PathBuf,
@@ -99,7 +111,7 @@ impl Binary {
                 command.env_remove(&name);
             }
         }
-        command.stdin(Stdio::null());
+        command.stdin(Stdio::null()).env(DRILL_PID, std::process::id().to_string());
         command
     }
 

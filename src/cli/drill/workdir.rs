@@ -5,6 +5,10 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::storage::snapshot::{Marked, Purpose, clear_marked, clear_within};
+
+/// How the names of directories begin that nobody chose.
+const NAME: &str = "leitstand-drill-";
 /// All that a drill makes but its report is below this name in its directory.
 const WORK: &str = "work";
 /// Names in there.
@@ -19,6 +23,8 @@ pub(super) struct WorkDir {
     path: PathBuf,
     /// It was not there before.
     created: bool,
+    /// Whoever is killed here leaves it, and the next drill removes what it made.
+    mark: Marked,
 }
 
 impl WorkDir {
@@ -26,9 +32,16 @@ impl WorkDir {
     pub(super) fn enter(wanted: Option<&Path>, run: &str) -> Result<WorkDir, String> {
         let path = match wanted {
             Some(path) => path.to_owned(),
-            None => std::env::temp_dir().join(format!("leitstand-drill-{run}")),
+            None => {
+                // What cannot be looked at is left to whoever clears the temporary directory.
+                let _ = clear_marked(&std::env::temp_dir(), NAME, Purpose::Drill);
+                std::env::temp_dir().join(format!("{NAME}{run}"))
+            }
         };
         let refused = |e: io::Error| format!("cannot work in {path:?}: {e}");
+        if wanted.is_some() && path.is_dir() {
+            clear_within(&path, WORK, Purpose::Drill).map_err(refused)?;
+        }
         let created = match fs::read_dir(&path) {
             Ok(mut entries) => {
                 if entries.next().is_some() {
@@ -43,10 +56,11 @@ impl WorkDir {
             Err(e) => return Err(refused(e)),
         };
         let path = path.canonicalize().map_err(refused)?;
+        let mark = Marked::enter(&path, Purpose::Drill).map_err(refused)?;
         let work = path.join(WORK);
         DirBuilder::new().mode(0o700).create(&work).map_err(refused)?;
         std::env::set_current_dir(&work).and_then(|()| fs::create_dir(SNAPSHOTS)).map_err(refused)?;
-        Ok(WorkDir { path, created })
+        Ok(WorkDir { path, created, mark })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -57,6 +71,7 @@ impl WorkDir {
     pub(super) fn clear(&self) -> Result<(), String> {
         let clear = || {
             fs::remove_dir_all(self.path.join(WORK))?;
+            self.mark.release();
             if self.created && fs::read_dir(&self.path)?.next().is_none() {
                 fs::remove_dir(&self.path)?;
             }

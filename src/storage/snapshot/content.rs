@@ -155,7 +155,7 @@ mod tests {
             lines: content.lines(),
             sha256: content.sha256(),
             modified: String::new(),
-            source: Source { dev: 1, ino: 1 },
+            source: Source { dev: 1, ino: 1, changed_ns: None },
             torn_tail_bytes: 0,
             poisoned: None,
             hash_state: Some(content.state()),

@@ -108,6 +108,11 @@ impl Copied {
     /// Brings it to the disk. What the system has thrown away before, and told nobody, is an error too.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()?;
+        self.check()
+    }
+
+    /// The look of [`Copied::sync`], where all was synced at once.
+    pub(super) fn check(&self) -> io::Result<()> {
         self.whole.map_or(Ok(()), |len| allocated::check_whole(&self.file, len))
     }
 }

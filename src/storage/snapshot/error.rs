@@ -30,6 +30,12 @@ pub enum SnapshotError {
     /// No space or quota left, or the reserve of the service would be touched.
     #[error("no room in {path:?}: {reason}; make room, or name a directory on another disk")]
     NoSpace { path: PathBuf, reason: String },
+    /// What was written could not be read again.
+    #[error(
+        "cannot make {path:?}: its manifest {reason}; nothing was copied. Take domains that are not used any more out \
+         of the data directory, or divide it among several services"
+    )]
+    TooLarge { path: PathBuf, reason: String },
     /// The base is no whole snapshot.
     #[error("the base cannot be used: {0}; take a full snapshot without a base")]
     BadBase(#[source] Box<SnapshotError>),
@@ -75,6 +81,7 @@ impl SnapshotError {
             SnapshotError::BadTarget { .. } => "bad_target",
             SnapshotError::OtherFileSystem { .. } => "other_file_system",
             SnapshotError::NoSpace { .. } => "no_space",
+            SnapshotError::TooLarge { .. } => "too_large",
             SnapshotError::BadBase(_) => "bad_base",
             SnapshotError::Damaged { .. } => "damaged",
             SnapshotError::NotFound { .. } => "not_found",

@@ -1,16 +1,16 @@
 //! The manifest: what a snapshot holds, and by which hash that is known.
 //!
-//! `manifest.json` is read only after its own hash, which stands beside it. No name in it is taken
-//! for a path: it must be the name of some domain's file.
+//! It is one JSON document, laid out so that it can be read and written line by line (`manifest_lines.rs`). No name
+//! in it is taken for a path: it must be the name of some domain's file.
 
-use std::collections::HashSet;
-use std::io::{self, Read as _};
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{PIECE_BYTES, is_sha256, is_state, sha256};
+use super::content::{PIECE_BYTES, is_sha256, is_state};
 use super::directory::Directory;
 use super::error::SnapshotError;
+use super::manifest_lines::ManifestReader;
 use super::tokens::TokensEntry;
 use crate::storage::disk::{FileKind, FileStat};
 use crate::storage::layout::{Owner, side_name};
@@ -18,13 +18,18 @@ use crate::storage::layout::{Owner, side_name};
 pub const MANIFEST: &str = "manifest.json";
 /// The hash of the manifest, as `sha256sum -c` reads it.
 pub const MANIFEST_SHA256: &str = "manifest.json.sha256";
-/// The only format so far.
-pub const VERSION: u32 = 1;
+/// What is written. [`VERSION_1`] is read too.
+pub const VERSION: u32 = 2;
+/// One document with every part of every file, read as a whole.
+pub(super) const VERSION_1: u32 = 1;
 
 pub(super) const FORMAT: &str = "leitstand-snapshot";
-/// Enough for a million domains.
-const MANIFEST_BYTES_MAX: u64 = 1 << 30;
-const SHA256_BYTES_MAX: u64 = 1 << 10;
+/// Longest manifest, written or read: enough for some millions of domains.
+pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 30;
+/// Longest line of one, written or read: enough for what is skipped, and for a file of 20 TiB.
+pub(super) const LINE_BYTES_MAX: u64 = 64 << 20;
+/// A part that is not longer is copied anew with what follows it: it costs less than one more name.
+pub(super) const PART_BYTES_MIN: u64 = 32 << 10;
 
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,14 +78,19 @@ pub struct FileEntry {
     pub modified: String,
     pub source: Source,
     /// Half a line at the end of the source, which is left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub torn_tail_bytes: u64,
     /// Why a sync of the source had failed, if one had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poisoned: Option<String>,
     /// Where the hash stands after these bytes, for a snapshot that is built on this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_state: Option<String>,
     /// Where it stands after each 32 MiB, so that they can be checked side by side; or nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub piece_states: Vec<String>,
-    /// Their contents in this order are the file.
+    /// Their contents in this order are the file. None: it is its own only part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<Segment>,
 }
 
@@ -89,6 +99,9 @@ pub struct FileEntry {
 pub struct Source {
     pub dev: u64,
     pub ino: u64,
+    /// When anything about it was changed last (`st_ctime`), in nanoseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_ns: Option<i64>,
 }
 
 /// One file of the snapshot.
@@ -120,101 +133,135 @@ impl FileEntry {
     pub(super) fn owner(&self) -> Owner {
         Owner::of(&self.name).expect("the manifest was checked")
     }
+
+    /// As it is read: with its parts, also where it is its own only one.
+    pub(super) fn with_parts(mut self) -> FileEntry {
+        if self.segments.is_empty() {
+            self.segments = vec![Segment { name: self.name.clone(), bytes: self.bytes, sha256: self.sha256.clone() }];
+        }
+        self
+    }
+
+    /// As it is written: without parts where it is its own only one.
+    pub(super) fn without_own_part(mut self) -> FileEntry {
+        if let [part] = &self.segments[..]
+            && (&part.name, part.bytes, &part.sha256) == (&self.name, self.bytes, &self.sha256)
+        {
+            self.segments.clear();
+        }
+        self
+    }
+
+    /// The reason is a whole sentence but for its beginning.
+    fn check(&self) -> Result<(), String> {
+        let name = &self.name;
+        if Owner::of(name).is_none() {
+            return Err(format!("names the file {name:?}, and no domain has a file of that name"));
+        }
+        let mut bytes = 0u64;
+        for (number, segment) in self.segments.iter().enumerate() {
+            if segment.name != segment_name(name, number) {
+                return Err(format!("names {:?} as part {number} of {name:?}", segment.name));
+            }
+            bytes = bytes.saturating_add(segment.bytes);
+        }
+        if self.segments.is_empty() || bytes != self.bytes {
+            return Err(format!("the parts of {name:?} have {bytes} bytes, not {}", self.bytes));
+        }
+        let hashes = self.segments.iter().map(|segment| &segment.sha256).chain([&self.sha256]);
+        if let Some(hash) = hashes.into_iter().find(|hash| !is_sha256(hash)) {
+            return Err(format!("gives {hash:?} as a hash of {name:?}"));
+        }
+        let pieces = self.piece_states.len() as u64;
+        if pieces != 0 && (pieces != self.bytes / PIECE_BYTES || !self.piece_states.iter().all(|s| is_state(s))) {
+            return Err(format!("gives {pieces} states of the hash of {name:?} that cannot be right"));
+        }
+        let is_word =
+            |text: &String| !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_lowercase());
+        if self.poisoned.as_ref().is_some_and(|reason| !is_word(reason)) {
+            return Err(format!("gives no word as the reason why {name:?} is poisoned"));
+        }
+        Ok(())
+    }
+}
+
+/// Most bytes that the line of a file of this name and length has.
+pub(super) fn entry_bytes_max(name: &str, bytes: u64) -> u64 {
+    let name_bytes = name.len() as u64;
+    // Each part is longer than all that follow it together, see `parts_kept`.
+    let parts = u64::from((bytes / PART_BYTES_MIN).checked_ilog2().map_or(1, |n| n + 3));
+    512 + 2 * name_bytes + (bytes / PIECE_BYTES) * 84 + parts * (name_bytes + 160)
+}
+
+/// How many of the parts stay as they are when `more` bytes follow. The others become one with them, so that each is
+/// longer than all that follow it together: a file has few parts however often something was added to it.
+pub(super) fn parts_kept(segments: &[Segment], more: u64) -> usize {
+    let (mut kept, mut behind) = (segments.len(), more);
+    for (number, segment) in segments.iter().enumerate().rev() {
+        if behind > 0 && segment.bytes <= behind.max(PART_BYTES_MIN) {
+            kept = number;
+        }
+        behind = behind.saturating_add(segment.bytes);
+    }
+    kept
+}
+
+/// Goes through the files of a manifest in their order.
+#[derive(Debug, Default)]
+pub(super) struct Checker {
+    last: Option<String>,
+    totals: Totals,
+}
+
+impl Checker {
+    /// The reason is a whole sentence but for its beginning.
+    pub(super) fn entry(&mut self, file: &FileEntry) -> Result<(), String> {
+        file.check()?;
+        match &self.last {
+            Some(last) if *last == file.name => return Err(format!("names the file {last:?} twice")),
+            Some(last) if *last > file.name => return Err(format!("names {:?} after {last:?}", file.name)),
+            _ => {}
+        }
+        self.last = Some(file.name.clone());
+        self.totals.add(file);
+        Ok(())
+    }
+
+    pub(super) fn end(&self, totals: &Totals) -> Result<(), String> {
+        if *totals == self.totals { Ok(()) } else { Err("its totals are not those of its files".to_owned()) }
+    }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Manifest {
     /// Reads the manifest of a snapshot and checks everything in it that needs no other file.
     /// Gives it with its hash.
     pub(super) fn read(dir: &Directory) -> Result<(Manifest, String), SnapshotError> {
-        let bad = |reason: String| SnapshotError::damaged(dir.path(), reason);
-        let text = read_file(dir, MANIFEST, MANIFEST_BYTES_MAX)?.ok_or_else(|| SnapshotError::NotFound {
-            path: dir.path().to_owned(),
-            reason: format!("it holds no {MANIFEST}; name the directory that holds one"),
-        })?;
-        let sums = read_file(dir, MANIFEST_SHA256, SHA256_BYTES_MAX)?.ok_or_else(|| {
-            bad(format!("{MANIFEST_SHA256} is missing, so nobody can tell whether {MANIFEST} is whole"))
-        })?;
-        let sha = sha256(&text);
-        let want =
-            listed_hash(&sums).ok_or_else(|| bad(format!("{MANIFEST_SHA256} is not `<SHA-256>  {MANIFEST}`")))?;
-        if want != sha {
-            return Err(bad(format!(
-                "{MANIFEST} has the SHA-256 {sha}, and {MANIFEST_SHA256} says {want}; take another copy of the snapshot"
-            )));
+        let mut reader = ManifestReader::open(dir)?;
+        let mut files = Vec::new();
+        while let Some(file) = reader.next()? {
+            files.push(file);
         }
-        let manifest = Manifest::parse(&text).map_err(|reason| bad(format!("{MANIFEST}: {reason}")))?;
+        let (head, sha) = (reader.head().clone(), reader.sha256().to_owned());
+        let foot = reader.end()?;
+        let manifest = Manifest {
+            format: head.format,
+            version: head.version,
+            id: head.id,
+            created: head.created,
+            tool: head.tool,
+            data_dir: head.data_dir,
+            base: head.base,
+            base_sha256: head.base_sha256,
+            totals: foot.totals,
+            files,
+            tokens: foot.tokens,
+            skipped: foot.skipped,
+        };
         Ok((manifest, sha))
-    }
-
-    /// The reason is a whole sentence but for its beginning.
-    fn parse(text: &[u8]) -> Result<Manifest, String> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: String,
-            version: u32,
-        }
-        let head: Head = serde_json::from_slice(text).map_err(|e| format!("cannot be read: {e}"))?;
-        if head.format != FORMAT {
-            return Err(format!("is of the format {:?}, not {FORMAT:?}", head.format));
-        }
-        if head.version != VERSION {
-            return Err(format!(
-                "is of version {}, and this program reads version {VERSION}; use the leitstand that made it, or a newer one",
-                head.version
-            ));
-        }
-        let manifest: Manifest = serde_json::from_slice(text).map_err(|e| format!("cannot be read: {e}"))?;
-        manifest.check().map(|()| manifest)
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let mut seen = HashSet::new();
-        let mut totals = Totals::default();
-        for file in &self.files {
-            let name = &file.name;
-            if Owner::of(name).is_none() {
-                return Err(format!("names the file {name:?}, and no domain has a file of that name"));
-            }
-            if !seen.insert(name) {
-                return Err(format!("names the file {name:?} twice"));
-            }
-            let mut bytes = 0u64;
-            for (number, segment) in file.segments.iter().enumerate() {
-                if segment.name != segment_name(name, number) {
-                    return Err(format!("names {:?} as part {number} of {name:?}", segment.name));
-                }
-                bytes = bytes.saturating_add(segment.bytes);
-            }
-            if file.segments.is_empty() || bytes != file.bytes {
-                return Err(format!("the parts of {name:?} have {bytes} bytes, not {}", file.bytes));
-            }
-            let hashes = file.segments.iter().map(|segment| &segment.sha256).chain([&file.sha256]);
-            if let Some(hash) = hashes.into_iter().find(|hash| !is_sha256(hash)) {
-                return Err(format!("gives {hash:?} as a hash of {name:?}"));
-            }
-            let pieces = file.piece_states.len() as u64;
-            if pieces != 0 && (pieces != file.bytes / PIECE_BYTES || !file.piece_states.iter().all(|s| is_state(s))) {
-                return Err(format!("gives {pieces} states of the hash of {name:?} that cannot be right"));
-            }
-            let is_word =
-                |text: &String| !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_lowercase());
-            if file.poisoned.as_ref().is_some_and(|reason| !is_word(reason)) {
-                return Err(format!("gives no word as the reason why {name:?} is poisoned"));
-            }
-            totals.add(file);
-        }
-        if totals != self.totals {
-            return Err("its totals are not those of its files".to_owned());
-        }
-        Ok(())
-    }
-
-    /// The text, and the text of the file with its hash.
-    pub(super) fn texts(&self) -> (String, String, String) {
-        let text = serde_json::to_string_pretty(self).expect("plain data") + "\n";
-        let sha = sha256(text.as_bytes());
-        let sums = format!("{sha}  {MANIFEST}\n");
-        (text, sums, sha)
     }
 
     /// As [`Manifest::read`], and only if it has this hash, which somebody kept elsewhere.
@@ -231,9 +278,22 @@ impl Manifest {
         }
     }
 
-    /// Skipped names that somebody may take for data.
-    pub fn losses(&self) -> impl Iterator<Item = &Skipped> {
-        self.skipped.iter().filter(|skipped| !skipped.harmless)
+    /// Domains a sync of which had failed.
+    pub fn poisoned(&self) -> impl Iterator<Item = Poisoned> {
+        self.files.iter().filter_map(Poisoned::of)
+    }
+}
+
+/// A file whose source was poisoned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Poisoned {
+    pub file: String,
+    pub reason: String,
+}
+
+impl Poisoned {
+    pub(super) fn of(file: &FileEntry) -> Option<Poisoned> {
+        Some(Poisoned { file: file.name.clone(), reason: file.poisoned.clone()? })
     }
 }
 
@@ -257,44 +317,86 @@ pub(super) fn segment_fault(stat: Option<FileStat>, segment: &Segment) -> Option
     }
 }
 
-/// `<hash>  manifest.json`, with the one line end that `sha256sum` writes.
-fn listed_hash(sums: &[u8]) -> Option<&str> {
-    let line = std::str::from_utf8(sums).ok()?.strip_suffix('\n')?;
-    let (hash, name) = line.split_at_checked(64)?;
-    ([format!("  {MANIFEST}"), format!(" *{MANIFEST}")].iter().any(|want| want == name) && is_sha256(hash))
-        .then_some(hash)
-}
-
-fn read_file(dir: &Directory, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SnapshotError> {
-    let fail = |e| SnapshotError::io("read", dir.path_of(name), e);
-    let kind = dir.stat(name).map_err(fail)?.map(|stat| stat.kind);
-    match kind {
-        None => return Ok(None),
-        Some(FileKind::Regular) => {}
-        Some(_) => return Err(SnapshotError::damaged(dir.path(), format!("{name} is not a regular file"))),
-    }
-    let mut bytes = Vec::new();
-    let file = dir.open_read(name).map_err(fail)?;
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(fail)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(SnapshotError::damaged(dir.path(), format!("{name} is longer than any that was ever written")));
-    }
-    Ok(Some(bytes))
-}
-
 impl From<Source> for crate::storage::FileId {
     fn from(source: Source) -> Self {
         crate::storage::FileId { dev: source.dev, ino: source.ino }
     }
 }
 
-impl From<crate::storage::FileId> for Source {
-    fn from(id: crate::storage::FileId) -> Self {
-        Source { dev: id.dev, ino: id.ino }
-    }
-}
-
 /// What it reads, all at once, at an offset; an early end is an error.
 pub(super) fn read_exact_at(file: &std::fs::File, buf: &mut [u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, buf, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn segments(sizes: &[u64]) -> Vec<Segment> {
+        let segment = |(number, bytes): (usize, &u64)| Segment {
+            name: segment_name("a.jsonl", number),
+            bytes: *bytes,
+            sha256: "0".repeat(64),
+        };
+        sizes.iter().enumerate().map(segment).collect()
+    }
+
+    /// Broken, a snapshot of a long chain would hold as many names as there were snapshots before it.
+    #[test]
+    fn parts_grow_together() {
+        const MIB: u64 = 1 << 20;
+        for (sizes, more, kept) in [
+            (&[][..], 5, 0),
+            (&[5], 0, 1),
+            (&[5], 5, 0),
+            (&[MIB], 0, 1),
+            (&[MIB], 5, 1),
+            (&[MIB], MIB, 0),
+            (&[9 * MIB, MIB], MIB, 1),
+            (&[9 * MIB, 2 * MIB], MIB, 2),
+            (&[9 * MIB, 5], 0, 2),
+            (&[9 * MIB, 3 * MIB, 2 * MIB], MIB, 1),
+            // As version 1 left them.
+            (&[MIB; 30], 0, 0),
+        ] {
+            assert_eq!(parts_kept(&segments(sizes), more), kept, "{sizes:?} and {more}");
+        }
+    }
+
+    proptest! {
+        /// Broken, a line could be longer than was reckoned before the copy began, and nobody could read it.
+        #[test]
+        fn no_line_is_longer_than_was_reckoned(
+            more in proptest::collection::vec(1..(1u64 << 38), 1..200),
+            name in "[a-z]{1,63}(\\.[a-z]{1,63}){0,2}\\.jsonl",
+        ) {
+            let mut sizes: Vec<u64> = Vec::new();
+            for more in more {
+                let more = more >> (more % 38);
+                let kept = parts_kept(&segments(&sizes), more);
+                let merged: u64 = sizes.drain(kept..).sum();
+                sizes.push(merged + more);
+            }
+            let bytes: u64 = sizes.iter().sum();
+            let mut parts = segments(&sizes);
+            parts.iter_mut().enumerate().for_each(|(number, part)| part.name = segment_name(&name, number));
+            let entry = FileEntry {
+                name: name.clone(),
+                domain: Some(name.clone()),
+                bytes,
+                lines: u64::MAX,
+                sha256: "0".repeat(64),
+                modified: "2026-11-28T12:00:00.000000000Z".to_owned(),
+                source: Source { dev: u64::MAX, ino: u64::MAX, changed_ns: Some(i64::MIN) },
+                torn_tail_bytes: u64::MAX,
+                poisoned: Some("x".repeat(32)),
+                hash_state: Some("0".repeat(80)),
+                piece_states: vec!["0".repeat(80); (bytes / PIECE_BYTES) as usize],
+                segments: parts,
+            };
+            let line = serde_json::to_string(&entry.without_own_part()).unwrap().len() as u64;
+            prop_assert!(line <= entry_bytes_max(&name, bytes), "{} bytes", line);
+        }
+    }
 }

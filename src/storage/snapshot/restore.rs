@@ -5,6 +5,7 @@
 //! between two pieces is in the manifest: a piece that leads from one state to the next is right if
 //! all the others are.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,8 +20,11 @@ use super::copy::{Block, DIRECT_BYTES_MIN, Memory, Sink};
 use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{FileEntry, Manifest, segment_fault};
+use super::manifest_lines::peek_created;
 use super::source::Source;
 use super::target::Target;
+use super::unfinished::{LeftAlone, Purpose};
+use super::unsynced::Unsynced;
 use super::{open_snapshot, read_parts, tokens};
 use crate::storage::layout::{POISONED_SUFFIX, TORN_DIR, side_name};
 use crate::storage::marker;
@@ -57,6 +61,8 @@ pub struct RestoreOptions {
 pub struct RestoreReport {
     pub path: PathBuf,
     pub manifest: Manifest,
+    /// What stands beside it under a name of something unfinished, and is none of ours.
+    pub left_alone: Vec<LeftAlone>,
     pub took: Duration,
 }
 
@@ -75,8 +81,8 @@ pub fn restore(
     let target = Target::find(&options.to)?;
     let id = from.id().map_err(|e| SnapshotError::io("look at", from.path(), e))?;
     target.refuse_inside(id, from.path())?;
-    target.remove_dead_restores()?;
-    let partial = target.begin_restore()?;
+    let left_alone = target.clear()?;
+    let partial = target.begin(Purpose::Restore)?;
     let run = Run::new(&from, &partial.dir, &manifest, target.owner)?;
     run.check_room(&manifest, &options.to)?;
     run.all(&manifest, progress)?;
@@ -87,14 +93,14 @@ pub fn restore(
         partial.dir.give_to(owner).map_err(|e| SnapshotError::io("give away", partial.dir.path(), e))?;
     }
     partial.finish()?;
-    Ok(RestoreReport { path: options.to.clone(), manifest, took: began.elapsed() })
+    Ok(RestoreReport { path: options.to.clone(), manifest, left_alone, took: began.elapsed() })
 }
 
 /// A snapshot among others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
     pub path: PathBuf,
-    /// Those beside it whose manifests cannot be used, so that nobody knows whether they are newer.
+    /// Those beside it whose manifests cannot be used, and which are newer or may be.
     pub damaged: Vec<PathBuf>,
 }
 
@@ -104,32 +110,48 @@ pub struct Chosen {
 /// [`SnapshotError::NotFound`] when there is none.
 pub fn newest_until(dir: &Path, until: SystemTime) -> Result<Chosen, SnapshotError> {
     let all = open_snapshot(dir)?;
-    let mut newest: Option<(SystemTime, PathBuf)> = None;
+    let mut begun: Vec<(SystemTime, OsString)> = Vec::new();
     let mut damaged = Vec::new();
     for name in all.names().map_err(|e| SnapshotError::io("list", dir, e))? {
-        let path = dir.join(&name);
         // What holds no manifest is no snapshot.
         let Ok(below) = all.open_dir(&name) else { continue };
-        let created = match Manifest::read(&below) {
-            Err(SnapshotError::NotFound { .. }) => continue,
-            Err(_) => None,
-            Ok((manifest, _)) => parse_rfc3339(&manifest.created),
-        };
-        match created {
-            None => damaged.push(path),
-            Some(created) if created > until => {}
-            // Names tell those of one second apart: the later one comes later.
-            Some(created) if newest.as_ref().is_some_and(|(newest, _)| *newest > created) => {}
-            Some(created) => newest = Some((created, path)),
+        match created(&below) {
+            Ok(Some(created)) => begun.extend((created <= until).then_some((created, name))),
+            Ok(None) => {}
+            Err(_) => damaged.push(name),
         }
     }
-    match newest {
-        Some((_, path)) => Ok(Chosen { path, damaged }),
-        None => Err(SnapshotError::NotFound {
-            path: dir.to_owned(),
-            reason: "it holds none that was begun by then; name the directory that holds the snapshots".to_owned(),
-        }),
+    // Names tell those of one second apart: the later one comes later.
+    begun.sort();
+    while let Some((at, name)) = begun.pop() {
+        let sound = all.open_dir(&name).map(|below| Manifest::read(&below));
+        match sound {
+            Ok(Ok((manifest, _))) if parse_rfc3339(&manifest.created) == Some(at) => {
+                damaged.sort();
+                let damaged = damaged.iter().map(|name| dir.join(name)).collect();
+                return Ok(Chosen { path: dir.join(&name), damaged });
+            }
+            _ => damaged.push(name),
+        }
     }
+    Err(SnapshotError::NotFound {
+        path: dir.to_owned(),
+        reason: "it holds none that was begun by then; name the directory that holds the snapshots".to_owned(),
+    })
+}
+
+/// When a snapshot was begun. `None`: it is none. By its first line if that vouches for itself; else all of its
+/// manifest is read.
+fn created(dir: &Directory) -> Result<Option<SystemTime>, SnapshotError> {
+    let no_time = || SnapshotError::damaged(dir.path(), "it does not say when it was begun");
+    let created = match peek_created(dir) {
+        Some(created) => created,
+        None => match Manifest::read(dir) {
+            Err(SnapshotError::NotFound { .. }) => return Ok(None),
+            other => other?.0.created,
+        },
+    };
+    parse_rfc3339(&created).map(Some).ok_or_else(no_time)
 }
 
 /// Before a byte is copied: every part is there and as long as it must be.
@@ -195,6 +217,7 @@ struct Run<'a> {
     bytes_done: AtomicU64,
     /// The file system can let files share blocks, as far as is known.
     clones: AtomicBool,
+    unsynced: Mutex<Unsynced>,
     stop: AtomicBool,
     failed: Mutex<Option<SnapshotError>>,
 }
@@ -231,6 +254,7 @@ impl<'a> Run<'a> {
             next: AtomicUsize::new(0),
             bytes_done: AtomicU64::new(0),
             clones: AtomicBool::new(true),
+            unsynced: Mutex::new(Unsynced::new(to)?),
             stop: AtomicBool::new(false),
             failed: Mutex::new(None),
         })
@@ -299,6 +323,7 @@ impl<'a> Run<'a> {
         if let Some(failed) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(failed);
         }
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).sync()?;
         if let Some(side) = &self.side {
             if let Some(owner) = self.owner {
                 side.give_to(owner).map_err(|e| SnapshotError::io("give away", side.path(), e))?;
@@ -464,11 +489,15 @@ impl<'a> Run<'a> {
         if let Some((user, group)) = self.owner {
             std::os::unix::fs::fchown(&copied.file, Some(user), Some(group)).map_err(fail)?;
         }
-        copied.sync().map_err(fail)?;
-        match (&self.side, &entry.poisoned) {
-            (Some(side), Some(reason)) => self.mark(side, entry, reason, &copied.file),
-            _ => Ok(()),
+        if let (Some(side), Some(reason)) = (&self.side, &entry.poisoned) {
+            self.mark(side, entry, reason, &copied.file)?;
         }
+        if entry.bytes >= DIRECT_BYTES_MIN {
+            // So that others need not wait for it.
+            return copied.sync().map_err(fail);
+        }
+        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        unsynced.copied(self.to.path_of(&entry.name), copied, entry.bytes)
     }
 
     /// The mark of a poisoned domain, about the file that now stands for it.
