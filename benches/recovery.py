@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """What a snapshot costs others, and how fast a restore is, on RECOVERY_MIB (1024) of events in four domains.
 
-    python3 benches/recovery.py [restore] [snapshot]
+    python3 benches/recovery.py [restore] [snapshot] [domains]
 
 `restore`: `cp -r`, `cp -r` and a sync of what was copied, and `leitstand restore`, in turn, RECOVERY_ROUNDS (3) times
 with the snapshot out of the page cache, as after a loss, and as often with it there. A restore hashes every
 byte and has synced all of it when it ends; `cp -r` alone does neither.
 `snapshot`: p99 of 3 s of W1 while a snapshot is taken, against 3 s of W1 alone right before it. The snapshot begins first,
 and must last longer.
+`domains`: RECOVERY_DOMAINS (100000) domains of one line each: time and memory of a full snapshot, of one that is built on
+it with nothing new and with one line more in each domain, of the last of a chain of RECOVERY_CHAIN (30), of a restore, of
+a restore to a time, and the memory of a service that is asked for one.
 Writes to RECOVERY_DIR (target/bench/recovery), which must not be a file system in memory.
 """
-import json, os, random, shutil, statistics, subprocess, sys, time
+import json, os, random, shutil, socket, statistics, subprocess, sys, time, urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import load, payload, peers  # noqa: E402
@@ -18,6 +21,8 @@ import load, payload, peers  # noqa: E402
 MIB = int(os.environ.get("RECOVERY_MIB", 1024))
 ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", 3))
 DIR = os.path.abspath(os.environ.get("RECOVERY_DIR", os.path.join(peers.TARGET, "recovery")))
+DOMAINS = int(os.environ.get("RECOVERY_DOMAINS", 100_000))
+CHAIN = int(os.environ.get("RECOVERY_CHAIN", 30))
 SECONDS = 3
 DATA, SNAPSHOT, COPY, SERVICE = (os.path.join(DIR, name) for name in ("generated", "snapshot", "copy", "service"))
 
@@ -123,11 +128,88 @@ def beside_snapshot():
     print(f"    median {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
+def measured(what, *args):
+    """Runs a command, and says how long it took and how much memory it had."""
+    began = time.perf_counter()
+    child = subprocess.Popen([peers.LEITSTAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    took = time.perf_counter() - began
+    if child.returncode: sys.exit(f"leitstand {' '.join(args)}: {child.returncode}")
+    print(f"{what}: {took:.2f} s, {used.ru_maxrss / 1024:.0f} MiB", flush=True)
+
+
+def memory_mib(pid, figure):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(figure + ":"))
+
+
+def asked_service(data, backups):
+    """A snapshot over HTTP: what the service holds before, at most, and 10 s after."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "LEITSTAND_TOKEN": "bench", "LEITSTAND_ADMIN_TOKEN": "bench-admin", "LEITSTAND_DATA_DIR": data, "LEITSTAND_SNAPSHOT_DIR": backups}
+    server = subprocess.Popen([peers.LEITSTAND, "serve", "--port", str(port)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(3)
+        before = memory_mib(server.pid, "VmRSS")
+        began = time.perf_counter()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/admin/snapshot", json.dumps({"path": "asked"}).encode(),
+                                         {"X-Auth": "bench-admin", "Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=3600).read()
+        took = time.perf_counter() - began
+        time.sleep(10)
+        print(f"POST /admin/snapshot: {took:.2f} s; the service has {before:.0f} MiB before, {memory_mib(server.pid, 'VmHWM'):.0f} at most, "
+              f"{memory_mib(server.pid, 'VmRSS'):.0f} after", flush=True)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def many_domains():
+    data, backups = os.path.join(DIR, "domains"), os.path.join(DIR, "backups")
+    names = [f"n{n:06}.example" for n in range(DOMAINS)]
+
+    def add(number):
+        for name in names:
+            with open(os.path.join(data, f"{name}.jsonl"), "a") as file: file.write(f'{{"id":{number},"domain":"{name}"}}\n')
+
+    def snapshot(what, to, base=None):
+        measured(what, "snapshot", "--data-dir", data, "--to", os.path.join(backups, to), *(["--base", os.path.join(backups, base)] if base else []))
+
+    os.makedirs(data, mode=0o700)
+    os.makedirs(backups)
+    add(0)
+    os.sync()
+    time.sleep(4)   # a file that has just changed is looked at once more
+    snapshot(f"full, {DOMAINS} domains", "full")
+    snapshot("built on it, nothing new", "same", "full")
+    last = "full"
+    for n in range(1, CHAIN + 1):
+        add(n)
+        os.sync()
+        snapshot(f"built on it, one line more in each, {n}", f"chain{n}", last)
+        if last != "full": remove(os.path.join(backups, last))
+        last = f"chain{n}"
+    snapshot("full again", "full2")
+    size = os.path.getsize(os.path.join(backups, last, "manifest.json"))
+    print(f"manifest of the last of the chain: {size / DOMAINS:.0f} bytes a domain; {len(os.listdir(os.path.join(backups, last)))} names")
+    measured("restore", "restore", "--from", os.path.join(backups, last), "--to", COPY)
+    remove(COPY)
+    measured("restore to a time", "restore", "--from", backups, "--until", "2099-01-01T00:00:00Z", "--to", COPY)
+    asked_service(data, backups)
+
+
 def main():
-    wanted = sys.argv[1:] or ["restore", "snapshot"]
+    wanted = sys.argv[1:] or ["restore", "snapshot", "domains"]
     remove(DIR)
     try:
-        generate()
+        if "domains" in wanted:
+            os.makedirs(DIR)
+            many_domains()
+            remove(DIR)
+        if wanted != ["domains"]: generate()
         if "restore" in wanted:
             leitstand("snapshot", "--data-dir", DATA, "--to", SNAPSHOT)
             restore()
