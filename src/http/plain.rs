@@ -45,7 +45,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
     let mut out = Vec::new();
     loop {
         let (has_room, is_long) = (buffer.has_room(), buffer.is_long());
-        let is_news = buffer.may_end_a_head();
+        let is_news = is_long && buffer.may_end_a_head();
         let (here, spare) = buffer.split();
         let seen = match is_long {
             false => head::look(here),

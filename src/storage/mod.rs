@@ -306,7 +306,8 @@ impl<D: Disk> Store<D> {
         let (domain, lines, events) = batch.into_parts();
         reservation.grow_to(lines.capacity())?;
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
-        let writer = self.writer_for(&domain, admit)?;
+        let writer = lock(self.shard(&domain)).get(&domain).cloned();
+        let writer = writer.map_or_else(|| self.new_writer(&domain, admit), Ok)?;
         let (ack, done) = oneshot::channel();
         self.inner.shared.metrics.submitted();
         let home = Handle::current();
@@ -423,24 +424,26 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// The writer of a domain. Of one that has neither a writer nor a file, `admit` is asked, and then there
-    /// must be a place for it.
-    fn writer_for<E: From<StoreError>>(
+    fn shard(&self, domain: &Domain) -> &Mutex<Writers<D>> {
+        &self.inner.shards[self.inner.hasher.hash_one(domain) as usize % SHARDS]
+    }
+
+    /// The writer of a domain that had none. If it has no file either, `admit` is asked, and then there must be
+    /// a place for it.
+    #[cold]
+    #[inline(never)]
+    fn new_writer<E: From<StoreError>>(
         &self,
         domain: &Domain,
         admit: impl FnOnce() -> Result<(), E>,
     ) -> Result<Arc<DomainWriter<D>>, E> {
-        let shard = &self.inner.shards[self.inner.hasher.hash_one(domain) as usize % SHARDS];
-        if let Some(writer) = lock(shard).get(domain) {
-            return Ok(writer.clone());
-        }
         // What cannot be looked at is not new; whoever opens it says what is wrong.
         let is_new = matches!(self.inner.shared.disk.stat(&FileNames::of(domain).data), Ok(None));
         if is_new {
             admit()?;
             self.inner.domains.take().inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         }
-        match lock(shard).entry(domain.clone()) {
+        match lock(self.shard(domain)).entry(domain.clone()) {
             Entry::Occupied(writer) => {
                 // Another request for it came in between.
                 if is_new {
@@ -604,7 +607,7 @@ mod tests {
         let rests = async {
             let (store, domain) = (store(dir.path()), Domain::parse("a").unwrap());
             append(&store, &domain).await;
-            let writer = store.writer_for(&domain, || Ok::<_, StoreError>(())).unwrap();
+            let writer = lock(store.shard(&domain)).get(&domain).cloned().unwrap();
             assert!(writer.is_dirty() && !writer.rest(Duration::ZERO), "not synced");
             store.flush().await;
             // The turn that synced may still be at the desk.

@@ -85,6 +85,8 @@ pub(crate) fn look(bytes: &[u8]) -> Seen<'_> {
 
 /// Looks at a head that is not plain: only whether it is whole. Until it is, it waits where it takes little
 /// room.
+#[cold]
+#[inline(never)]
 pub(super) fn look_at_any(bytes: &[u8]) -> Seen<'_> {
     let mut fields = [const { MaybeUninit::uninit() }; ANY_FIELDS_MAX];
     match httparse::Request::new(&mut []).parse_with_uninit_headers(bytes, &mut fields) {
