@@ -72,6 +72,12 @@ impl<Writer> Rounds<Writer> {
         self.state().together
     }
 
+    /// Will whoever lists a domain now perhaps share a round with others, or wait for one?
+    pub(crate) fn is_shared(&self) -> bool {
+        let state = self.state();
+        state.together || !state.small.is_empty() || !state.large.is_empty()
+    }
+
     /// Is there a domain that nobody syncs?
     pub(crate) fn any_waiting(&self) -> bool {
         let state = self.state();

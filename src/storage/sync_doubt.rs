@@ -84,7 +84,7 @@ impl SyncDoubt {
             self.proven.store(probe.0, Ordering::SeqCst);
         }
         self.dead.store(!succeeded, Ordering::SeqCst);
-        self.probing.store(false, Ordering::SeqCst);
+        self.probing.swap(false, Ordering::SeqCst);
         succeeded && self.is_unproven()
     }
 }

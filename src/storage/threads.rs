@@ -203,7 +203,7 @@ impl<D: Disk> Shared<D> {
 
     /// Will what was just written perhaps be synced by somebody else, or later, with that of other domains?
     pub(super) fn is_round_awaited(&self) -> bool {
-        self.disk.syncs_together() && (self.rounds.are_together() || self.rounds.any_waiting())
+        self.disk.syncs_together() && self.rounds.is_shared()
     }
 
     /// Syncs what waits for it, unless that goes with a later round. True: it did.
