@@ -14,7 +14,7 @@ def run():
     """Broken, a few clients with a token, or one that hangs up again and again, take the memory of the whole machine."""
     many_objects_for_a_long_domain()
     hang_ups(setting("HANG_UPS", 40, 200))
-    peaks(setting("BODY_MIB", 8, 64))
+    peaks(setting("BODY_MIB", 16, 64))
     sixteen_at_once()
 
 
@@ -138,11 +138,13 @@ def peaks(mib):
                 assert status in (202, 400, 413), (name, status)
                 ratio = (memory_kib(server.p.pid, "VmHWM") - before) * 1024 / len(body)
                 wait_until(lambda: gauge(server.port) == 0, 10, "nothing is in flight")
-                figures[f"{name}{', ' + coding if coding else ''}"] = (status, round(ratio, 2))
-    print(f"memory_bounds: peak in bodies of {mib} MiB (status, peak): {figures}")
-    # Threads, buffers and what the allocator keeps are not of the body; 2 MiB of them.
-    big = {name: figure for name, figure in figures.items() if figure[1] > 3 + 2 / mib}
-    assert not big, f"over three bodies: {big}"
+                # Many small events may become four times the largest body; that is held beside the body.
+                becomes = sum(len(content) for name, content in server.files().items() if name != "warm.jsonl") / len(body) if status == 202 else 0
+                figures[f"{name}{', ' + coding if coding else ''}"] = (status, round(ratio, 2), round(max(3, 1 + becomes), 2))
+    print(f"memory_bounds: peak in bodies of {mib} MiB (status, peak, most): {figures}")
+    # Threads, and what the allocator keeps of the smaller rooms that the body had while it came.
+    big = {name: figure for name, figure in figures.items() if figure[1] > figure[2] + 0.3 + 4 / mib}
+    assert not big, f"too much: {big}"
 
 
 def sixteen_at_once():
