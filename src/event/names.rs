@@ -84,7 +84,7 @@ impl Names {
         let places = (1u32 << self.place_bits) - 1;
         let tag = hash as u32 & !WRITTEN & !places;
         // The upper half, spread over all slots.
-        let mut at = ((hash >> 32) * self.slots.len() as u64 >> 32) as usize;
+        let mut at = (((hash >> 32) * self.slots.len() as u64) >> 32) as usize;
         loop {
             let slot = self.slots[at];
             if slot == 0 {

@@ -250,7 +250,7 @@ impl<'m> Parser<'m> {
     /// What one more event takes at most, if the rest of the body is `left` bytes long.
     #[inline(always)]
     fn wanted(&self, left: usize) -> usize {
-        left + self.domain.as_ref().map_or(0, |domain| domain_bytes(domain)) + BLOCK
+        left + self.domain.as_ref().map_or(0, domain_bytes) + BLOCK
     }
 
     /// Reckons with events as small as those so far.
