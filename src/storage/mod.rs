@@ -501,12 +501,9 @@ impl Store<RealDisk> {
         }
         // A sync of the whole would not tell what ext4 has thrown away.
         for done in self.each_writer(|writer| writer.request_sync()) {
-            match done.await {
-                Ok(Err(error @ StoreError::Sync { .. } | error @ StoreError::InDoubt)) => {
-                    return Err(io::Error::other(error));
-                }
-                // A domain that was poisoned before says nothing new.
-                _ => {}
+            // A domain that was poisoned before says nothing new.
+            if let Ok(Err(error @ (StoreError::Sync { .. } | StoreError::InDoubt))) = done.await {
+                return Err(io::Error::other(error));
             }
         }
         let store = self.clone();
