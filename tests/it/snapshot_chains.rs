@@ -57,7 +57,7 @@ fn a_large_file_has_few_parts_and_keeps_its_first() {
         let parts = names(&place.path(&format!("s{n}"))).len() - 2;
         assert!(parts <= 7, "{parts} parts after {n}");
     }
-    assert!(copied < 4 * (30 * 101 << 10), "each byte a few times: {copied}");
+    assert!(copied < 4 * ((30 * 101) << 10), "each byte a few times: {copied}");
     for n in [1, 2, 3, 7, 15, 16, 29, 30] {
         assert_eq!(place.found(&format!("s{n}")).0, vec![] as Vec<(String, String)>, "{n}");
         assert_eq!(place.restored(&format!("s{n}"), &format!("r{n}")), held[n], "{n}");
