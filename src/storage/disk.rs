@@ -6,13 +6,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read as _, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FsWord, Mode, OFlags};
@@ -62,7 +62,8 @@ pub trait Disk: Send + Sync + 'static {
     /// An open file.
     type File: Send + Sync + 'static;
 
-    /// Fails when the data directory is not where it was; follows a directory that was replaced.
+    /// Fails while the path of the data directory leads to another directory than the one that was opened,
+    /// or to none: a volume was unmounted or mounted over it, or somebody moved or replaced it.
     fn check_root(&self) -> io::Result<()>;
     /// Opens the lock file, creating it empty with mode 0644. Never follows a link.
     fn open_lock(&self, name: &str) -> io::Result<Self::File>;
@@ -71,6 +72,19 @@ pub trait Disk: Send + Sync + 'static {
     fn open_data(&self, name: &str) -> io::Result<Self::File>;
     /// Creates a file that must not exist in the side directory `dir`, which is created if needed.
     fn create_side(&self, dir: &str, name: &str) -> io::Result<Self::File>;
+    /// Opens a file of the side directory that is there, for reading and appending. Never follows a link.
+    fn open_side(&self, _dir: &str, _name: &str) -> io::Result<Self::File> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+    /// Up to `bytes_max` bytes of a file in the side directory, or as many as can be read; `None` when it is
+    /// not there. Never follows a link.
+    fn read_side(&self, _dir: &str, _name: &str, _bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// The names in a side directory; none when it is not there.
+    fn list_side(&self, _dir: &str) -> io::Result<Vec<OsString>> {
+        Ok(Vec::new())
+    }
     /// Removes what [`Disk::create_side`] made.
     fn remove_side(&self, dir: &str, name: &str) -> io::Result<()>;
     /// `flock(LOCK_EX | LOCK_NB)`: false when somebody else holds it.
@@ -145,8 +159,13 @@ pub trait Disk: Send + Sync + 'static {
 /// The data directory on a real file system.
 #[derive(Debug)]
 pub struct RealDisk {
+    /// As it was given, from the root of the file system on. Links in it are looked up anew each time.
+    path: PathBuf,
+    /// Without links, for people and for what must not lie in it.
     root: PathBuf,
-    dir: RwLock<Arc<Dir>>,
+    dir: Dir,
+    /// The last look found another directory.
+    displaced: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -174,10 +193,11 @@ impl RealDisk {
     pub fn open(path: &Path) -> io::Result<RealDisk> {
         // compat: an empty name is the working directory, as Python's Path("").
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        create_dirs(path)?;
-        let root = path.canonicalize()?;
-        let dir = RwLock::new(Arc::new(Dir::open(&root)?));
-        Ok(RealDisk { root, dir })
+        if !path.is_dir() {
+            create_dirs(path)?;
+            tracing::warn!(path = %path.display(), "the data directory was missing and was created; if a volume belongs there, it is not mounted");
+        }
+        RealDisk::open_dir(path)
     }
 
     /// Opens a data directory that is there. Creates nothing.
@@ -186,9 +206,14 @@ impl RealDisk {
     /// Whatever the operating system says.
     pub fn open_existing(path: &Path) -> io::Result<RealDisk> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let root = path.canonicalize()?;
-        let dir = RwLock::new(Arc::new(Dir::open(&root)?));
-        Ok(RealDisk { root, dir })
+        RealDisk::open_dir(path)
+    }
+
+    fn open_dir(path: &Path) -> io::Result<RealDisk> {
+        // Not by the working directory: a volume that is unmounted lazily takes that along.
+        let path = std::path::absolute(path)?;
+        let (root, dir) = (path.canonicalize()?, Dir::open(&path)?);
+        Ok(RealDisk { path, root, dir, displaced: AtomicBool::new(false) })
     }
 
     /// The directory, without links in its path.
@@ -198,12 +223,12 @@ impl RealDisk {
 
     /// The names in the data directory, sorted, without `.` and `..`.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
-        list(&self.dir().fd)
+        list(&self.dir.fd)
     }
 
     /// Shows every name of the data directory to `look`, unsorted; holds one at a time.
     pub(crate) fn each_name(&self, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
-        for entry in rustix::fs::Dir::read_from(&self.dir().fd)? {
+        for entry in rustix::fs::Dir::read_from(&self.dir.fd)? {
             look(OsStr::from_bytes(entry?.file_name().to_bytes()));
         }
         Ok(())
@@ -211,7 +236,7 @@ impl RealDisk {
 
     /// As [`Disk::stat`], with the time of the last change of the content.
     pub(crate) fn stat_changed(&self, name: &str) -> io::Result<Option<(FileStat, SystemTime)>> {
-        match rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(&self.dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
                 let since = Duration::new(u64::try_from(stat.st_mtime).unwrap_or(0), stat.st_mtime_nsec as u32);
                 Ok(Some((file_stat(&stat), UNIX_EPOCH + since)))
@@ -224,7 +249,7 @@ impl RealDisk {
     /// As [`RealDisk::stat_name`], with the time of the last change of anything about it (`st_ctime`), in
     /// nanoseconds since 1970.
     pub(crate) fn stat_touched(&self, name: &str) -> io::Result<Option<(FileStat, i64)>> {
-        match rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(&self.dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some((file_stat(&stat), nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64)))),
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(e) => Err(e.into()),
@@ -233,12 +258,12 @@ impl RealDisk {
 
     /// `syncfs`: everything that was written to this file system, by anybody.
     pub(crate) fn sync_file_system(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.dir().fd)?)
+        Ok(rustix::fs::syncfs(&self.dir.fd)?)
     }
 
     /// The names in a side directory; `None` when there is none.
     pub(crate) fn side_names(&self, dir: &str) -> io::Result<Option<Vec<OsString>>> {
-        match open_side(&self.dir(), dir) {
+        match open_side(&self.dir, dir) {
             Ok(side) => Ok(Some(list(&side)?)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -247,17 +272,17 @@ impl RealDisk {
 
     /// What any name of the data directory stands for, links not followed.
     pub(crate) fn stat_name(&self, name: &OsStr) -> io::Result<Option<FileStat>> {
-        found(rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW))
+        found(rustix::fs::statat(&self.dir.fd, name, AtFlags::SYMLINK_NOFOLLOW))
     }
 
     /// What a name in a side directory stands for, links not followed.
     pub(crate) fn stat_side(&self, dir: &str, name: &OsStr) -> io::Result<Option<FileStat>> {
-        found(rustix::fs::statat(&open_side(&self.dir(), dir)?, name, AtFlags::SYMLINK_NOFOLLOW))
+        found(rustix::fs::statat(&open_side(&self.dir, dir)?, name, AtFlags::SYMLINK_NOFOLLOW))
     }
 
     /// Is the name a directory?
     pub(crate) fn is_dir(&self, name: &OsStr) -> bool {
-        rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::statat(&self.dir.fd, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
     }
 
@@ -267,24 +292,17 @@ impl RealDisk {
         self.openat(name, OFlags::RDONLY, 0)
     }
 
-    /// Opens a file of a side directory for reading.
-    pub(crate) fn open_side_read(&self, dir: &str, name: &str) -> io::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        Ok(File::from(rustix::fs::openat(open_side(&self.dir(), dir)?, name, flags, Mode::empty())?))
-    }
-
     /// Renames a file of a side directory over the data file `name`.
     pub(crate) fn replace(&self, dir: &str, side_name: &str, name: &str) -> io::Result<()> {
-        let root = self.dir();
-        Ok(rustix::fs::renameat(open_side(&root, dir)?, side_name, &root.fd, name)?)
+        let root = &self.dir;
+        Ok(rustix::fs::renameat(open_side(root, dir)?, side_name, &root.fd, name)?)
     }
 
     /// Gives the lock file and the side directory to the owner of `like`. For an operator who works
     /// as root: what he creates on his way must not lock the service out.
     pub(crate) fn share_with_owner(&self, like: &File, lock: &str, side: &str) -> io::Result<()> {
         let want = like.metadata()?;
-        for fd in
-            [self.open_read(lock).map(OwnedFd::from).ok(), open_side(&self.dir(), side).ok()].into_iter().flatten()
+        for fd in [self.open_read(lock).map(OwnedFd::from).ok(), open_side(&self.dir, side).ok()].into_iter().flatten()
         {
             let have = rustix::fs::fstat(&fd)?;
             if have.st_uid != want.uid() && have.st_uid == rustix::process::geteuid().as_raw() {
@@ -294,20 +312,16 @@ impl RealDisk {
         Ok(())
     }
 
-    fn dir(&self) -> Arc<Dir> {
-        self.dir.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     fn openat(&self, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = retry_on_intr(|| rustix::fs::openat(&self.dir().fd, name, flags, Mode::from_raw_mode(mode)))?;
+        let fd = retry_on_intr(|| rustix::fs::openat(&self.dir.fd, name, flags, Mode::from_raw_mode(mode)))?;
         Ok(File::from(fd))
     }
 }
 
 impl Dir {
     fn open(root: &Path) -> io::Result<Dir> {
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         let fd = retry_on_intr(|| rustix::fs::open(root, flags, Mode::empty()))?;
         let stat = retry_on_intr(|| rustix::fs::fstat(&fd))?;
         // btrfs: when space runs out, the kernel first puts what was written so far into one extent.
@@ -356,15 +370,14 @@ impl Disk for RealDisk {
     type File = File;
 
     fn check_root(&self) -> io::Result<()> {
-        let stat = retry_on_intr(|| rustix::fs::lstat(&self.root))?;
-        let known = self.dir();
-        if file_id(&stat) == known.id {
-            return Ok(());
+        let found = retry_on_intr(|| rustix::fs::stat(&self.path)).map(|stat| file_id(&stat));
+        let displaced = found != Ok(self.dir.id);
+        if displaced != self.displaced.swap(displaced, Ordering::Relaxed) {
+            tell_displaced(&self.path, displaced);
         }
-        // The directory was moved away and another put in its place, as in a restore from backup.
-        // A link in its place is not followed: O_NOFOLLOW fails.
-        let dir = Arc::new(Dir::open(&self.root)?);
-        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = dir;
+        if found? != self.dir.id {
+            return Err(io::Error::other("another directory stands at the path of the data directory"));
+        }
         Ok(())
     }
 
@@ -380,19 +393,42 @@ impl Disk for RealDisk {
     }
 
     fn create_side(&self, dir: &str, name: &str) -> io::Result<File> {
-        let root = self.dir();
+        let root = &self.dir;
         match retry_on_intr(|| rustix::fs::mkdirat(&root.fd, dir, Mode::from_raw_mode(0o700))) {
             Ok(()) => rustix::fs::fsync(&root.fd)?,
             Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
         }
-        let side = open_side(&root, dir)?;
+        let side = open_side(root, dir)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(retry_on_intr(|| rustix::fs::openat(&side, name, flags, Mode::from_raw_mode(0o600)))?))
     }
 
+    fn open_side(&self, dir: &str, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let side = open_side(&self.dir, dir)?;
+        Ok(File::from(retry_on_intr(|| rustix::fs::openat(&side, name, flags, Mode::empty()))?))
+    }
+
+    fn read_side(&self, dir: &str, name: &str, bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(side) = side_if_any(&self.dir, dir)? else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match retry_on_intr(|| rustix::fs::openat(&side, name, flags, Mode::empty())) {
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            other => File::from(other?),
+        };
+        let mut bytes = Vec::new();
+        // What cannot be read is there all the same.
+        let _ = file.take(bytes_max as u64).read_to_end(&mut bytes);
+        Ok(Some(bytes))
+    }
+
+    fn list_side(&self, dir: &str) -> io::Result<Vec<OsString>> {
+        side_if_any(&self.dir, dir)?.map_or(Ok(Vec::new()), |side| list(&side))
+    }
+
     fn remove_side(&self, dir: &str, name: &str) -> io::Result<()> {
-        let side = open_side(&self.dir(), dir)?;
+        let side = open_side(&self.dir, dir)?;
         Ok(retry_on_intr(|| rustix::fs::unlinkat(&side, name, AtFlags::empty()))?)
     }
 
@@ -412,20 +448,20 @@ impl Disk for RealDisk {
     }
 
     fn lock_wanted(&self, name: &str) -> Wanted {
-        self.dir().watch.as_ref().map_or(Wanted::Unknown, |watch| watch.take(name))
+        self.dir.watch.as_ref().map_or(Wanted::Unknown, |watch| watch.take(name))
     }
 
     fn lock_looked_at(&self, name: &str) -> bool {
-        self.dir().watch.as_ref().is_some_and(|watch| watch.peek(name))
+        self.dir.watch.as_ref().is_some_and(|watch| watch.peek(name))
     }
 
     fn stat_by_path(&self, name: &str) -> io::Result<Option<FileStat>> {
-        let path = self.root.join(name);
+        let path = self.path.join(name);
         found(retry_on_intr(|| rustix::fs::lstat(&path)))
     }
 
     fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
-        found(retry_on_intr(|| rustix::fs::statat(&self.dir().fd, name, AtFlags::SYMLINK_NOFOLLOW)))
+        found(retry_on_intr(|| rustix::fs::statat(&self.dir.fd, name, AtFlags::SYMLINK_NOFOLLOW)))
     }
 
     fn fstat(&self, file: &File) -> io::Result<FileStat> {
@@ -472,7 +508,7 @@ impl Disk for RealDisk {
     }
 
     fn check_alive(&self, file: &File) -> io::Result<()> {
-        if self.dir().system == EXT4 { journal_is_alive(file) } else { Ok(()) }
+        if self.dir.system == EXT4 { journal_is_alive(file) } else { Ok(()) }
     }
 
     fn probe(&self) -> io::Result<()> {
@@ -480,31 +516,30 @@ impl Disk for RealDisk {
     }
 
     fn syncs_together(&self) -> bool {
-        self.dir().whole.as_ref().is_some_and(WholeSync::is_worth_it)
+        self.dir.whole.as_ref().is_some_and(WholeSync::is_worth_it)
     }
 
     fn sync_all(&self, files: &[FileId], written_since: Instant) -> bool {
-        let dir = self.dir();
-        // The directory may have been replaced since by one on another file system.
+        let dir = &self.dir;
         let here = files.iter().all(|file| file.dev == dir.id.dev);
         here && dir.whole.as_ref().is_some_and(|whole| whole.sync(written_since))
     }
 
     fn sync_root(&self) -> io::Result<()> {
-        Ok(rustix::fs::fsync(self.dir().fd.as_fd())?)
+        Ok(rustix::fs::fsync(self.dir.fd.as_fd())?)
     }
 
     fn sync_side(&self, dir: &str) -> io::Result<()> {
-        Ok(rustix::fs::fsync(open_side(&self.dir(), dir)?)?)
+        Ok(rustix::fs::fsync(open_side(&self.dir, dir)?)?)
     }
 
     fn space(&self) -> io::Result<DiskSpace> {
-        space(self.dir().fd.as_fd())
+        space(self.dir.fd.as_fd())
     }
 
     fn room(&self) -> Option<u64> {
         // btrfs: a file keeps all that one write took, as long as it keeps the first byte of it.
-        if self.dir().system != BTRFS {
+        if self.dir.system != BTRFS {
             return None;
         }
         self.space().ok().map(|space| space.free_bytes)
@@ -518,7 +553,16 @@ impl Disk for RealDisk {
 
     fn writable(&self) -> io::Result<()> {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        Ok(retry_on_intr(|| rustix::fs::accessat(&self.dir().fd, ".", access, AtFlags::EACCESS))?)
+        Ok(retry_on_intr(|| rustix::fs::accessat(&self.dir.fd, ".", access, AtFlags::EACCESS))?)
+    }
+}
+
+fn tell_displaced(path: &Path, displaced: bool) {
+    let path = path.display();
+    if displaced {
+        tracing::error!(%path, "another directory, or none, stands at the path of the data directory: appends are refused; mount the volume again or move the directory back, or restart the service to use what is there now, see RUNBOOK");
+    } else {
+        tracing::warn!(%path, "the data directory is back at its path, appends go on");
     }
 }
 
@@ -545,6 +589,15 @@ pub(super) fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// `None` also where the name is no directory, or a link to one, in which nobody has left anything.
+fn side_if_any(root: &Dir, dir: &str) -> io::Result<Option<OwnedFd>> {
+    match open_side(root, dir) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn open_side(root: &Dir, dir: &str) -> io::Result<OwnedFd> {

@@ -1,5 +1,7 @@
 //! Names in the data directory, exactly as the original chose them.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 use crate::domain::Domain;
@@ -40,12 +42,17 @@ impl FileNames {
     /// 240 characters, `-` and 8 hex digits of the SHA-256 of the domain; a lock name over 255
     /// bytes becomes `.`, the SHA-256 of the data file's name in hex, and `.lock`.
     pub fn of(domain: &Domain) -> FileNames {
+        FileNames::of_data(format!("{}{DATA_SUFFIX}", FileNames::stem_of(domain)))
+    }
+
+    /// What the data file of `domain` is called without its suffix: two domains have one file if this is the
+    /// same. Only of a name of 249 characters or more it may differ from the domain, or be another's too.
+    pub(crate) fn stem_of(domain: &Domain) -> Cow<'_, str> {
         let domain = domain.as_str();
-        let mut data = format!("{domain}.jsonl");
-        if data.len() > NAME_BYTES_MAX {
-            data = format!("{}-{}.jsonl", &domain[..STEM_BYTES], &sha256_hex(domain)[..8]);
+        if domain.len() + DATA_SUFFIX.len() <= NAME_BYTES_MAX {
+            return Cow::Borrowed(domain);
         }
-        FileNames::of_data(data)
+        Cow::Owned(format!("{}-{}", &domain[..STEM_BYTES], &sha256_hex(domain)[..8]))
     }
 
     /// The names that belong to the data file `data`.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::disk::{Disk, FileId, FileKind};
 use super::error::StoreError;
 use super::layout::FileNames;
+use super::marker;
 use super::pieces::Pieces;
 use super::tail::{self, Tail};
 
@@ -419,6 +420,9 @@ impl<D: Disk> Log<D> {
         {
             return Ok(stat.len);
         }
+        if let Some(reason) = self.doubt(disk, stat.map(|stat| stat.id))? {
+            return Err(StoreError::Poisoned { reason });
+        }
         *foreign = self.data.is_some();
         if let Some(moved_away) = self.data.as_mut().filter(|data| data.unsynced.is_some()) {
             // Acknowledged lines went with it; nobody will sync that file later.
@@ -432,6 +436,25 @@ impl<D: Disk> Log<D> {
         let open = Arc::new(DataFile { file, id: stat.id, entry_synced: AtomicBool::new(false) });
         self.data = Some(Data { open, known_len: None, unsynced: None });
         Ok(stat.len)
+    }
+}
+
+impl<D: Disk> Log<D> {
+    /// Why the file that the name stands for is in doubt, by the mark that another process left, or this one
+    /// before it closed the file. `None` as the identity: no file is there, and then any mark is about it.
+    fn doubt(&self, disk: &D, file: Option<FileId>) -> Result<Option<&'static str>, StoreError> {
+        match marker::read(disk, &self.names.data) {
+            Ok(None) => Ok(None),
+            Ok(Some(mark)) if file.is_none_or(|file| mark.is_about(file)) => Ok(Some(mark.label())),
+            Ok(Some(_)) => {
+                // The file was replaced while nobody looked. A mark that stays would be about the next file, once
+                // this one is moved away. If it cannot be removed, so it is.
+                let _ = marker::remove(disk, &self.names.data);
+                Ok(None)
+            }
+            Err(e) if marker::is_unreadable(&e) => Ok(Some("unknown")),
+            Err(e) => Err(StoreError::io("read poison mark", e)),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod inbox;
 mod layout;
 mod lock;
 mod log;
+mod marked;
 mod marker;
 mod pace;
 mod pieces;
@@ -60,6 +61,7 @@ use budget::Budget;
 use domains::Domains;
 use gather::Gather;
 use log::{Log, OpenCount};
+use marked::Marked;
 use pieces::{Neighbours, PIECE_BYTES};
 use ready::Ready;
 use rounds::Rounds;
@@ -187,7 +189,8 @@ impl<D: Disk> Clone for Store<D> {
     }
 }
 
-type Writers<D> = HashMap<Domain, Arc<DomainWriter<D>>, RandomState>;
+/// By the stem of the data file, which is mostly the domain: one file has one writer.
+type Writers<D> = HashMap<Box<str>, Arc<DomainWriter<D>>, RandomState>;
 
 struct Inner<D: Disk> {
     shared: Arc<Shared<D>>,
@@ -217,6 +220,8 @@ pub(crate) struct Shared<D: Disk> {
     lock_deadline_ms: AtomicU64,
     open_logs: OpenCount,
     poisoned: AtomicUsize,
+    marked: Marked,
+    looks_at_doubts: AtomicBool,
     space_checked_ms: AtomicU64,
     space_low: AtomicBool,
 }
@@ -228,6 +233,7 @@ impl<D: Disk> Store<D> {
         let budget = Budget::new(options.in_flight_bytes_max, metrics.clone());
         let domains = Domains::new(options.domains_max);
         domains.count_anew(&disk);
+        let marked = Marked::load(&disk);
         let shared = Arc::new(Shared {
             disk,
             options,
@@ -242,6 +248,8 @@ impl<D: Disk> Store<D> {
             lock_deadline_ms: AtomicU64::new(u64::MAX),
             open_logs: OpenCount::default(),
             poisoned: AtomicUsize::new(0),
+            marked,
+            looks_at_doubts: AtomicBool::new(false),
             space_checked_ms: AtomicU64::new(u64::MAX),
             space_low: AtomicBool::new(false),
         });
@@ -306,8 +314,12 @@ impl<D: Disk> Store<D> {
         let (domain, lines, events) = batch.into_parts();
         reservation.grow_to(lines.capacity())?;
         self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
-        let writer = lock(self.shard(&domain)).get(&domain).cloned();
-        let writer = writer.map_or_else(|| self.new_writer(&domain, admit), Ok)?;
+        let stem = FileNames::stem_of(&domain);
+        let writer = lock(self.shard(&stem)).get(&*stem).cloned();
+        let writer = match writer {
+            Some(writer) => writer,
+            None => Box::pin(self.new_writer(&domain, admit)).await?,
+        };
         let (ack, done) = oneshot::channel();
         self.inner.shared.metrics.submitted();
         let home = Handle::current();
@@ -330,7 +342,7 @@ impl<D: Disk> Store<D> {
             above_reserve: space.is_none_or(|space| !shared.is_low(space)),
             reserve_bytes: shared.reserve_bytes(space),
             draining: shared.draining.load(Ordering::Relaxed),
-            poisoned_domains: shared.poisoned.load(Ordering::Relaxed),
+            poisoned_domains: shared.poisoned.load(Ordering::Relaxed) + shared.marked.len(),
             disk_proven: !shared.doubt.is_unproven(),
             queued_requests: shared.metrics.queue_depth(),
             in_flight_bytes: self.inner.budget.bytes_used(),
@@ -407,6 +419,7 @@ impl<D: Disk> Store<D> {
 
     /// A poisoned domain may have been dealt with; then it should be ready before anybody asks.
     fn look_at_poisoned(&self) {
+        self.look_at_doubts();
         if self.inner.shared.poisoned.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -414,6 +427,20 @@ impl<D: Disk> Store<D> {
             // The turn looks first whether the poison can be lifted; nobody waits for its answer.
             lock(shard).values().filter(|w| w.is_poisoned()).for_each(|w| drop(w.request_sync()));
         }
+    }
+
+    /// As [`Self::look_at_poisoned`], for domains that nobody writes to; on a thread that may block, one at a
+    /// time.
+    fn look_at_doubts(&self) {
+        let shared = &self.inner.shared;
+        if shared.marked.len() == 0 || shared.looks_at_doubts.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let shared = shared.clone();
+        shared.runtime().spawn_blocking(move || {
+            shared.marked.look(&shared.disk);
+            shared.looks_at_doubts.store(false, Ordering::Release);
+        });
     }
 
     fn sweep(&self) {
@@ -424,26 +451,28 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn shard(&self, domain: &Domain) -> &Mutex<Writers<D>> {
-        &self.inner.shards[self.inner.hasher.hash_one(domain) as usize % SHARDS]
+    fn shard(&self, stem: &str) -> &Mutex<Writers<D>> {
+        &self.inner.shards[self.inner.hasher.hash_one(stem) as usize % SHARDS]
     }
 
     /// The writer of a domain that had none. If it has no file either, `admit` is asked, and then there must be
     /// a place for it.
     #[cold]
     #[inline(never)]
-    fn new_writer<E: From<StoreError>>(
+    async fn new_writer<E: From<StoreError>>(
         &self,
         domain: &Domain,
         admit: impl FnOnce() -> Result<(), E>,
     ) -> Result<Arc<DomainWriter<D>>, E> {
         // What cannot be looked at is not new; whoever opens it says what is wrong.
-        let is_new = matches!(self.inner.shared.disk.stat(&FileNames::of(domain).data), Ok(None));
+        let data = FileNames::of(domain).data;
+        let is_new = matches!(self.inner.shared.aside(move |shared| shared.disk.stat(&data)).await, Some(Ok(None)));
         if is_new {
             admit()?;
             self.inner.domains.take().inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         }
-        match lock(self.shard(domain)).entry(domain.clone()) {
+        let stem = FileNames::stem_of(domain);
+        match lock(self.shard(&stem)).entry((&*stem).into()) {
             Entry::Occupied(writer) => {
                 // Another request for it came in between.
                 if is_new {
@@ -513,12 +542,20 @@ impl Store<RealDisk> {
 }
 
 impl<D: Disk> Shared<D> {
-    fn new_log(&self, domain: &Domain) -> Log<D> {
-        Log::new(FileNames::of(domain), self.open_logs.clone())
+    fn new_log(&self, names: &FileNames) -> Log<D> {
+        Log::new(names.clone(), self.open_logs.clone())
     }
 
     fn runtime(&self) -> Handle {
         self.options.runtime.clone().unwrap_or_else(Handle::current)
+    }
+
+    /// Calls to the disk before an append is queued, not on the thread that serves connections, if there are others:
+    /// on a disk that hangs they take as long as that does. `None`: they have panicked.
+    async fn aside<T: Send + 'static>(self: &Arc<Self>, calls: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
+        let Some(runtime) = &self.options.runtime else { return Some(calls(self)) };
+        let shared = self.clone();
+        runtime.spawn_blocking(move || calls(&shared)).await.ok()
     }
 
     fn open_domains(&self) -> usize {
@@ -604,7 +641,7 @@ mod tests {
         let rests = async {
             let (store, domain) = (store(dir.path()), Domain::parse("a").unwrap());
             append(&store, &domain).await;
-            let writer = lock(store.shard(&domain)).get(&domain).cloned().unwrap();
+            let writer = lock(store.shard("a")).get("a").cloned().unwrap();
             assert!(writer.is_dirty() && !writer.rest(Duration::ZERO), "not synced");
             store.flush().await;
             // The turn that synced may still be at the desk.

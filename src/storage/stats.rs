@@ -131,7 +131,7 @@ impl Store<RealDisk> {
                 lines,
                 bytes: stat.len,
                 changed,
-                poisoned: known.is_some_and(|known| known.poisoned),
+                poisoned: known.is_some_and(|known| known.poisoned) || self.inner.shared.marked.has(&name),
                 queued_requests: known.map_or(0, |known| known.queued_requests),
             });
         }
@@ -142,9 +142,10 @@ impl Store<RealDisk> {
     fn known(&self) -> HashMap<String, Known> {
         let mut known = HashMap::new();
         for shard in &self.inner.shards {
-            for (domain, writer) in lock(shard).iter() {
+            for writer in lock(shard).values() {
                 let (poisoned, queued_requests) = (writer.is_poisoned(), writer.queued());
-                known.insert(writer.data_name(), Known { domain: domain.clone(), poisoned, queued_requests });
+                let known_domain = Known { domain: writer.domain().clone(), poisoned, queued_requests };
+                known.insert(writer.data_name().to_owned(), known_domain);
             }
         }
         known

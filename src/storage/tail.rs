@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::disk::Disk;
+use super::disk::{Disk, FileKind};
 use super::layout::TORN_DIR;
 use crate::json;
 
@@ -12,6 +12,9 @@ pub(crate) const TAIL_JSON_BYTES_MAX: u64 = 64 << 20;
 const CHUNK_BYTES: usize = 64 << 10;
 /// How much of the data file's name goes into the name of the kept bytes.
 const KEPT_STEM_BYTES: usize = 180;
+
+/// Most files that are kept of the data files with one stem; what comes then is added to the newest.
+const KEPT_FILES_MAX: usize = 100;
 
 /// What stands after the last newline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,12 +64,26 @@ pub(crate) fn after_last_newline<D: Disk>(disk: &D, file: &D::File, len: u64) ->
     Ok(0)
 }
 
-/// Copies the bytes from `sound_len` to `len` into `.torn/` and syncs them there.
+/// Sees to it that the bytes from `sound_len` to `len` are in `.torn/`, and synced there.
 ///
 /// The caller cuts the file only after this returned; so a crash in between keeps them twice
-/// rather than not at all. If it fails, nothing is left in `.torn/`.
+/// rather than not at all. If it fails, nothing new is left in `.torn/`. If the cut fails, or the process
+/// dies before it, the next call finds the copy and makes no other.
 pub(crate) fn keep_torn<D: Disk>(disk: &D, file: &D::File, name: &str, sound_len: u64, len: u64) -> io::Result<()> {
     let stem = kept_stem(name);
+    let kept = kept_names(disk, stem)?;
+    let same_place = kept.iter().filter(|(_, offset, _)| *offset == sound_len);
+    // A file that took more than one tail has the offset of its first.
+    let newest = kept.last().filter(|_| kept.len() >= KEPT_FILES_MAX);
+    for (kept_name, ..) in same_place.chain(newest) {
+        let Ok(copy) = disk.open_side(TORN_DIR, kept_name) else { continue };
+        if ends_with(disk, &copy, file, sound_len..len)? {
+            return disk.sync_data(&copy).and_then(|()| disk.sync_side(TORN_DIR));
+        }
+    }
+    if let Some((kept_name, ..)) = newest {
+        return keep_behind(disk, file, kept_name, sound_len..len);
+    }
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     let kept_name = format!("{stem}.{sound_len}.{now_ns}");
     let kept = disk.create_side(TORN_DIR, &kept_name)?;
@@ -74,6 +91,55 @@ pub(crate) fn keep_torn<D: Disk>(disk: &D, file: &D::File, name: &str, sound_len
     copied.and_then(|()| disk.sync_side(TORN_DIR)).inspect_err(|_| {
         // On a full disk every attempt would leave another file; if even this fails, one more does.
         let _ = disk.remove_side(TORN_DIR, &kept_name);
+    })
+}
+
+/// What is kept of files with that stem: name, offset and time, the oldest first.
+fn kept_names<D: Disk>(disk: &D, stem: &str) -> io::Result<Vec<(String, u64, u128)>> {
+    let names = disk.list_side(TORN_DIR)?.into_iter().filter_map(|name| name.into_string().ok());
+    let kept = names.filter_map(|name| {
+        let (offset, time_ns) = name.strip_prefix(stem)?.strip_prefix('.')?.split_once('.')?;
+        let (offset, time_ns) = (offset.parse().ok()?, time_ns.parse().ok()?);
+        Some((name, offset, time_ns))
+    });
+    let mut kept: Vec<_> = kept.collect();
+    kept.sort_by_key(|(_, _, time_ns)| *time_ns);
+    Ok(kept)
+}
+
+/// Are the last bytes of `kept` those of that range of `file`?
+fn ends_with<D: Disk>(disk: &D, kept: &D::File, file: &D::File, range: std::ops::Range<u64>) -> io::Result<bool> {
+    let stat = disk.fstat(kept)?;
+    let Some(shift) = stat.len.checked_sub(range.end - range.start) else { return Ok(false) };
+    if stat.kind != FileKind::Regular {
+        return Ok(false);
+    }
+    let (mut here, mut there) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    let mut done = 0;
+    while done < range.end - range.start {
+        let want = CHUNK_BYTES.min((range.end - range.start - done) as usize);
+        read_exact(disk, file, &mut here[..want], range.start + done)?;
+        read_exact(disk, kept, &mut there[..want], shift + done)?;
+        if here[..want] != there[..want] {
+            return Ok(false);
+        }
+        done += want as u64;
+    }
+    Ok(true)
+}
+
+/// Adds a line to a copy that is there, so that their number stays bounded and no byte is lost.
+fn keep_behind<D: Disk>(disk: &D, file: &D::File, kept_name: &str, range: std::ops::Range<u64>) -> io::Result<()> {
+    let kept = disk.open_side(TORN_DIR, kept_name)?;
+    let before = disk.fstat(&kept)?.len;
+    let newline = || match disk.append(&kept, &[IoSlice::new(b"\n")])? {
+        1 => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    };
+    let copied = newline().and_then(|()| copy(disk, file, &kept, range)).and_then(|()| disk.sync_data(&kept));
+    copied.inspect_err(|_| {
+        // If even this fails, half a copy more is kept.
+        let _ = disk.set_len(&kept, before);
     })
 }
 

@@ -11,6 +11,7 @@
 //! waits until nothing is afloat.
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
@@ -25,7 +26,7 @@ use super::error::{StoreError, chain};
 use super::inbox::Inbox;
 use super::layout::FileNames;
 use super::log::{Afloat, FailedWrite, GROUP_JOBS_MAX, Log, SyncWhen, Write};
-use super::marker;
+use super::marker::{self, Marker};
 use super::pace::Pace;
 use super::pieces::WriterId;
 use super::sync_doubt::Since;
@@ -73,10 +74,12 @@ impl Job {
     }
 }
 
-/// The writer of one domain.
+/// The writer of one data file: of one domain, but for names so long that two may share a file.
 pub(crate) struct DomainWriter<D: Disk> {
     shared: Arc<Shared<D>>,
+    /// The first of those whose events go to this file.
     domain: Domain,
+    names: FileNames,
     id: WriterId,
     inbox: Inbox<Job, oneshot::Sender<Ack>, Desk<D>, Written<D>>,
     /// One of the groups afloat is so large that others should not wait for it.
@@ -137,17 +140,66 @@ pub(super) struct Desk<D: Disk> {
 /// Why appends are refused until somebody has looked at the file.
 struct Poison {
     reason: &'static str,
-    /// The file that is in doubt. Another file under the same name lifts the poison.
-    file: Option<FileId>,
+    doubtful: Doubtful,
+    /// A mark was found that says so; then its removal is a look too.
+    marked: bool,
+}
+
+/// What was found under the name when the domain was poisoned. Another file there lifts the poison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubtful {
+    /// The file system did not say. What it tells next counts.
+    Unknown,
+    Missing,
+    File(FileId),
+}
+
+impl Doubtful {
+    fn of(found: io::Result<Option<FileId>>) -> Doubtful {
+        match found {
+            Err(_) => Doubtful::Unknown,
+            Ok(None) => Doubtful::Missing,
+            Ok(Some(file)) => Doubtful::File(file),
+        }
+    }
+
+    fn file(self) -> Option<FileId> {
+        if let Doubtful::File(file) = self { Some(file) } else { None }
+    }
+}
+
+impl Poison {
+    /// Why it is over, if somebody has looked at the file and `now` stands under its name.
+    fn over<D: Disk>(&mut self, disk: &D, data: &str, now: Option<FileId>) -> Option<&'static str> {
+        let mark = if self.marked { marker::read(disk, data).map(Some) } else { Ok(None) };
+        if let Ok(Some(None)) = mark {
+            return Some("poison mark was removed, appends go on");
+        }
+        let now = now?;
+        // A file that was missing and is back is the doubtful one, if its mark says so.
+        let named = mark.ok().flatten().flatten().filter(Marker::has_identity);
+        let replaced = match self.doubtful {
+            Doubtful::Unknown => {
+                self.doubtful = Doubtful::File(now);
+                false
+            }
+            _ if named.is_some() => named.is_some_and(|mark| !mark.is_about(now)),
+            Doubtful::Missing => true,
+            Doubtful::File(doubtful) => doubtful != now,
+        };
+        replaced.then_some("data file was replaced, appends go on")
+    }
 }
 
 impl<D: Disk> DomainWriter<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, domain: Domain) -> Self {
-        let desk = Desk::new(shared.new_log(&domain));
+        let names = FileNames::of(&domain);
+        let desk = Desk::new(shared.new_log(&names));
         let id = shared.neighbours.join();
         DomainWriter {
             shared,
             domain,
+            names,
             id,
             inbox: Inbox::new(desk),
             large: AtomicBool::new(false),
@@ -371,7 +423,10 @@ impl<D: Disk> DomainWriter<D> {
             Ok(Write::Failed(failed)) => self.take_back(desk, failed, &lines, since),
             // Poisoned meanwhile.
             Ok(Write::NotCalm) => self.append(desk, &lines, when, since),
-            Err(error) => self.append_each(desk, &lines, error, since),
+            Err(error) => {
+                self.note(desk, &error);
+                self.append_each(desk, &lines, error, since)
+            }
         };
         Err((group, results))
     }
@@ -533,9 +588,7 @@ impl<D: Disk> DomainWriter<D> {
                 Ok(())
             }
             Err(error) => {
-                if error.poisons() {
-                    self.failed(desk, &error);
-                }
+                self.note(desk, &error);
                 Err(error)
             }
         }
@@ -598,11 +651,12 @@ impl<D: Disk> DomainWriter<D> {
     /// Refuses everything queued, unless another file has taken the place of the doubtful one:
     /// then an operator has dealt with it, and the writer starts afresh.
     fn lift_poison(&self, desk: &mut Desk<D>) -> bool {
-        let Some(poison) = &desk.poison else { return true };
-        let now = log_id_of(&self.shared.disk, &self.domain);
-        if now.is_some() && now != poison.file {
-            tracing::warn!(domain = %self.domain, "data file was replaced, appends go on");
-            if let Err(error) = marker::remove(&self.shared.disk, &FileNames::of(&self.domain).data) {
+        let Some(poison) = &mut desk.poison else { return true };
+        let data = &self.names.data;
+        let now = log_id_of(&self.shared.disk, data);
+        if let Some(why) = now.ok().and_then(|now| poison.over(&self.shared.disk, data, now)) {
+            tracing::warn!(domain = %self.domain, "{why}");
+            if let Err(error) = marker::remove(&self.shared.disk, data) {
                 tracing::warn!(domain = %self.domain, %error, "poison marker stays in .torn/");
             }
             desk.poison = None;
@@ -638,17 +692,42 @@ impl<D: Disk> DomainWriter<D> {
         Turn::Done
     }
 
+    /// Draws the consequences of a failed append.
+    fn note(self: &Arc<Self>, desk: &mut Desk<D>, error: &StoreError) {
+        match error {
+            // A mark was found when the file was opened.
+            StoreError::Poisoned { reason } => self.adopt_mark(desk, reason),
+            error if error.poisons() => self.failed(desk, error),
+            _ => {}
+        }
+    }
+
+    fn adopt_mark(&self, desk: &mut Desk<D>, reason: &'static str) {
+        if desk.poison.is_none() {
+            let doubtful = Doubtful::of(log_id_of(&self.shared.disk, &self.names.data));
+            desk.poison = Some(Poison { reason, doubtful, marked: true });
+            self.refuse_from_now_on(reason);
+        }
+    }
+
     fn poison(&self, desk: &mut Desk<D>, reason: &'static str) {
         if desk.poison.is_none() {
-            let file = desk.log.data_id().or_else(|| log_id_of(&self.shared.disk, &self.domain));
-            desk.poison = Some(Poison { reason, file });
-            self.poisoned.store(true, Ordering::Release);
-            self.shared.poisoned();
-            tracing::error!(domain = %self.domain, reason, "domain poisoned: appends are refused until the file is replaced, see RUNBOOK");
-            if let Err(error) = marker::leave(&self.shared.disk, &FileNames::of(&self.domain).data, reason, file) {
+            let data = &self.names.data;
+            let open = desk.log.data_id().map(Doubtful::File);
+            let doubtful = open.unwrap_or_else(|| Doubtful::of(log_id_of(&self.shared.disk, data)));
+            desk.poison = Some(Poison { reason, doubtful, marked: false });
+            self.refuse_from_now_on(reason);
+            if let Err(error) = marker::leave(&self.shared.disk, data, reason, doubtful.file()) {
                 tracing::warn!(domain = %self.domain, %error, "no poison marker in .torn/");
             }
         }
+    }
+
+    fn refuse_from_now_on(&self, reason: &'static str) {
+        self.poisoned.store(true, Ordering::Release);
+        self.shared.poisoned();
+        self.shared.marked.forget(&self.names.data);
+        tracing::error!(domain = %self.domain, reason, "domain poisoned: appends are refused until the file is replaced, see RUNBOOK");
     }
 
     fn answer_all(&self, jobs: VecDeque<Job>, result: Ack) {
@@ -686,9 +765,13 @@ impl<D: Disk> DomainWriter<D> {
         usize::try_from(self.queued.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    pub(crate) fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
     /// Name of the domain's data file.
-    pub(crate) fn data_name(&self) -> String {
-        FileNames::of(&self.domain).data
+    pub(crate) fn data_name(&self) -> &str {
+        &self.names.data
     }
 
     /// Closes the files if the writer has been idle for `idle`. True when the writer holds nothing
@@ -745,9 +828,9 @@ fn answer_syncs<D: Disk>(desk: &mut Desk<D>, result: Ack) {
     }
 }
 
-fn log_id_of<D: Disk>(disk: &D, domain: &Domain) -> Option<FileId> {
-    disk.check_root().ok()?;
-    disk.stat(&FileNames::of(domain).data).ok().flatten().map(|stat| stat.id)
+fn log_id_of<D: Disk>(disk: &D, data: &str) -> io::Result<Option<FileId>> {
+    disk.check_root()?;
+    Ok(disk.stat(data)?.map(|stat| stat.id))
 }
 
 /// If a turn panics, desk and group are gone without an answer (the callers see
@@ -763,7 +846,7 @@ impl<D: Disk> Drop for PoisonOnUnwind<'_, D> {
             return;
         }
         let writer = self.writer;
-        let mut desk = Desk::new(writer.shared.new_log(&writer.domain));
+        let mut desk = Desk::new(writer.shared.new_log(&writer.names));
         writer.poison(&mut desk, "panicked");
         // Puts the desk back, after refusing what has queued meanwhile.
         while let Some(taken) = writer.take_work(desk) {

@@ -1,5 +1,6 @@
 //! A disk that fails, cuts writes short, or stops altogether at its n-th call.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -245,6 +246,21 @@ impl Disk for FaultyDisk {
     fn create_side(&self, dir: &str, name: &str) -> io::Result<File> {
         self.plan.step("create_side")?;
         self.real.create_side(dir, name)
+    }
+
+    fn open_side(&self, dir: &str, name: &str) -> io::Result<File> {
+        self.plan.step("open_side")?;
+        self.real.open_side(dir, name)
+    }
+
+    fn read_side(&self, dir: &str, name: &str, bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
+        self.plan.step("read_side")?;
+        self.real.read_side(dir, name, bytes_max)
+    }
+
+    fn list_side(&self, dir: &str) -> io::Result<Vec<OsString>> {
+        // As `space`: the store does it at its start too.
+        self.real.list_side(dir)
     }
 
     fn remove_side(&self, dir: &str, name: &str) -> io::Result<()> {

@@ -338,8 +338,9 @@ impl Service {
             return;
         }
         let path = self.path(domain);
-        if !path.exists() {
-            self.poison[domain] = Poison::No;
+        if !path.exists() && self.poison[domain] != Poison::No {
+            // After a restart the mark tells by the number of the inode, which the new file may have got.
+            self.poison[domain] = Poison::Perhaps;
         }
         let lock = OpenOptions::new().create(true).append(true).open(format!("{}.lock", path.display())).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -378,7 +379,10 @@ impl Service {
 
     fn restart(&mut self) {
         (self.store, self.plan) = open(self.dir.path(), self.fsync);
-        self.poison = Default::default();
+        // The mark says so to the next process too, unless it could not be left.
+        for poison in self.poison.iter_mut().filter(|poison| **poison != Poison::No) {
+            *poison = Poison::Perhaps;
+        }
         self.replaced = Default::default();
         self.draining = false;
     }

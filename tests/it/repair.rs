@@ -239,7 +239,9 @@ fn a_mark_goes_when_the_poison_goes() {
     assert!(mark.exists());
     fs::copy(&path, dir.path().join(".new")).unwrap();
     fs::rename(dir.path().join(".new"), &path).unwrap();
-    // The removal fails: then the mark is stale, and no reason to write the file anew.
+    // The removal fails, when the poison is lifted and when the file is opened: then the mark is stale, and no
+    // reason to write the file anew.
+    plan.fail_next("remove_side", Fault::Errno(EIO));
     plan.fail_next("remove_side", Fault::Errno(EIO));
     runtime.block_on(append(&store, 3)).unwrap();
     assert!(mark.exists());
