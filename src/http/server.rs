@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ use crate::metrics::Refusal;
 
 /// Largest head, and read buffer, of a connection.
 pub(super) const BUFFER_BYTES_MAX: usize = 32 << 10;
+/// A connection that its worker has not begun with for so long is served elsewhere.
+const ADOPTED_AFTER: Duration = Duration::from_millis(250);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After the stop signal, requests that were already on their way are served for so long.
@@ -96,6 +98,7 @@ pub async fn serve(
         workers: options.workers.into_iter().map(Worker::new).collect(),
         made_way_at: None,
         complaint: Complaint::default(),
+        arrivals: Vec::new(),
     };
     if server.workers.is_empty() {
         server.workers.push(Worker::new(Handle::current()));
@@ -110,6 +113,7 @@ pub async fn serve(
             accepted = listener.accept() => server.take(accepted).await,
             Some(_) = server.connections.join_next() => {}
             _ = ticks.tick() => {
+                server.look_after_arrivals();
                 let late = server.open.tick();
                 if !late.is_empty() && ending.as_ref().is_none_or(JoinHandle::is_finished) {
                     ending = Some(tokio::spawn(end_by_and_by(late)));
@@ -128,8 +132,9 @@ pub async fn serve(
     state.store.begin_drain((deadline - ANSWER_MARGIN).into());
     server.open.stop();
     server.join_until(deadline).await;
-    // 4. Whoever is still sending had his time.
-    server.connections.shutdown().await;
+    // 4. Whoever is still sending had his time. A worker that hangs in a call to the disk ends nothing.
+    server.connections.abort_all();
+    server.join_until(deadline + ANSWER_MARGIN / 2).await;
     // 5. The writers end what they have begun.
     tokio::time::timeout_at(deadline + ANSWER_MARGIN, state.store.drained()).await.is_ok()
 }
@@ -156,7 +161,12 @@ struct Server {
     made_way_at: Option<Instant>,
     /// About accept.
     complaint: Complaint,
+    /// Connections that may wait for their worker.
+    arrivals: Vec<(Instant, Arc<Mutex<Option<Arrival>>>)>,
 }
+
+/// A connection that nobody serves yet.
+type Arrival = (Stream, Arc<Edge>, Arc<ConnState>, Guard);
 
 /// Tells of something that may happen many times a second: at once, and then every [`COMPLAINT_EVERY`] how
 /// often it was.
@@ -305,9 +315,27 @@ impl Server {
         worker.connections.fetch_add(1, Ordering::Relaxed);
         let guard = Guard { open: self.open.clone(), key, connections: worker.connections.clone(), _permit: permit };
         let edge = self.edge(peer, &conn);
-        self.connections.spawn_on(adopt(stream, edge, conn, guard, Terms::Any), &worker.runtime);
+        let arrival = Arc::new(Mutex::new(Some((stream, edge, conn, guard))));
+        self.connections.spawn_on(adopt_arrival(arrival.clone()), &worker.runtime);
+        self.arrivals.push((Instant::now(), arrival));
         if is_tight {
             self.make_way();
+        }
+    }
+
+    /// A worker may hang in a call to the disk. What it has not begun with in time is served by this thread,
+    /// which never makes one: so health and metrics answer.
+    fn look_after_arrivals(&mut self) {
+        let now = Instant::now();
+        for (since, arrival) in std::mem::take(&mut self.arrivals) {
+            if lock(&arrival).is_none() {
+                continue;
+            }
+            if now - since < ADOPTED_AFTER {
+                self.arrivals.push((since, arrival));
+            } else {
+                self.connections.spawn(adopt_arrival(arrival));
+            }
         }
     }
 
@@ -339,6 +367,18 @@ impl Server {
     async fn join_until(&mut self, deadline: Instant) {
         while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.connections.join_next()).await {}
     }
+}
+
+fn lock(arrival: &Mutex<Option<Arrival>>) -> MutexGuard<'_, Option<Arrival>> {
+    // Taken as a whole.
+    arrival.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves a connection, unless somebody else has begun with it.
+async fn adopt_arrival(arrival: Arc<Mutex<Option<Arrival>>>) {
+    let Some((stream, edge, conn, guard)) = lock(&arrival).take() else { return };
+    drop(arrival);
+    adopt(stream, edge, conn, guard, Terms::Any).await;
 }
 
 /// What is served on a connection.

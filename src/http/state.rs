@@ -33,8 +33,7 @@ const HEADROOM_MAX: usize = 64;
 const HEADS_SHARE: usize = 4;
 /// Most large bodies being parsed at once.
 const PARSERS_MAX: usize = 4;
-/// Most looks at the store's health, and most at the settings and their files, at once.
-const HEALTH_LOOKS_MAX: usize = 4;
+/// Most looks at the settings and their files at once.
 const SETTINGS_LOOKS_MAX: usize = 4;
 /// Most bodies of admin requests in memory.
 const ADMIN_BODIES_MAX: usize = 16;
@@ -54,7 +53,6 @@ pub struct AppState {
     pub(crate) version: String,
     pub(crate) decoders: Decoders,
     pub(crate) parsing: Turns,
-    pub(crate) health_looks: Turns,
     pub(crate) settings_looks: Turns,
     pub(crate) counting: Turns,
     /// Who holds one of them has the body of an admin request in memory.
@@ -92,7 +90,6 @@ impl AppState {
             version: config.version.clone(),
             decoders: Decoders::new(),
             parsing: Turns::new(PARSERS_MAX),
-            health_looks: Turns::new(HEALTH_LOOKS_MAX),
             settings_looks: Turns::new(SETTINGS_LOOKS_MAX),
             counting: Turns::new(1),
             admin_bodies: Arc::new(Semaphore::new(ADMIN_BODIES_MAX)),

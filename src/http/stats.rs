@@ -16,14 +16,16 @@ use super::ops::{json, store_health};
 use super::state::AppState;
 use crate::domain::Domain;
 use crate::metrics::Figures;
-use crate::storage::StoreHealth;
 use crate::storage::stats::{DOMAINS_MAX, DomainStats, StatsQuery, StatsReport};
+use crate::storage::{StoreError, StoreHealth};
 use crate::timestamp::rfc3339_ms;
 use crate::token::Scope;
 
 const DOMAINS_DEFAULT: usize = 1000;
 /// Longest counting of lines for one answer.
 const COUNTING_MAX: Duration = Duration::from_millis(500);
+/// Longest wait for the directory, and for others who look at it; then 503 `busy`.
+const LOOK_MAX: Duration = Duration::from_secs(10);
 /// What counts as "could not be read".
 const PARSE_FAILURES: [&str; 4] = ["invalid_json", "invalid_ndjson", "invalid_encoding", "invalid_payload"];
 
@@ -236,7 +238,10 @@ fn bad(text: &str) -> ApiError {
 /// One look at a time, so that many who ask together cost no more than one.
 async fn count(state: &AppState, query: StatsQuery) -> Result<StatsReport, ApiError> {
     let store = state.store.clone();
-    let report = state.counting.run(move || store.stats(&query)).await?;
+    let look = tokio::time::timeout(LOOK_MAX, state.counting.run(move || store.stats(&query)));
+    // Another look hangs, or this one does; it keeps its turn, so it is the only one.
+    let busy = || ApiError::Store(StoreError::Busy { in_flight_bytes_max: 0 });
+    let report = look.await.map_err(|_| busy())??;
     // The directory is gone: what else is known is told all the same, and ready says so.
     Ok(report.unwrap_or_default())
 }

@@ -41,6 +41,7 @@ impl<D: Disk> Gather<D> {
     fn deliver(&self, lane: usize) {
         let jobs = std::mem::take(&mut *lock(self.0.at(lane)));
         let mut writers: Vec<Arc<DomainWriter<D>>> = Vec::new();
+        let Some(queued_at) = jobs.last().map(|(_, job)| job.queued_at) else { return };
         for (writer, job) in jobs {
             writer.queue(job);
             // Starting one twice costs little; what matters is that a run of jobs is one group.
@@ -48,7 +49,7 @@ impl<D: Disk> Gather<D> {
                 writers.push(writer);
             }
         }
-        writers.iter().for_each(DomainWriter::start);
+        writers.iter().for_each(|writer| writer.start(queued_at));
     }
 }
 

@@ -395,6 +395,11 @@ impl<D: Disk> Log<D> {
         Ok(appended)
     }
 
+    /// Is there anything that [`Self::sync`] has to sync?
+    pub(crate) fn is_unsynced(&self) -> bool {
+        self.data.as_ref().is_some_and(|data| data.unsynced.is_some())
+    }
+
     /// Makes everything appended so far durable.
     ///
     /// # Errors

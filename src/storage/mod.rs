@@ -10,9 +10,11 @@ mod domains;
 mod error;
 mod gather;
 mod inbox;
+mod inline;
 mod layout;
 mod lock;
 mod log;
+mod look;
 mod marked;
 mod marker;
 mod pace;
@@ -60,7 +62,9 @@ pub use watch::Wanted;
 use budget::Budget;
 use domains::Domains;
 use gather::Gather;
+use inline::Inline;
 use log::{Log, OpenCount};
+use look::{Depth, Look, Seen};
 use marked::Marked;
 use pieces::{Neighbours, PIECE_BYTES};
 use ready::Ready;
@@ -222,6 +226,10 @@ pub(crate) struct Shared<D: Disk> {
     poisoned: AtomicUsize,
     marked: Marked,
     looks_at_doubts: AtomicBool,
+    sweeps: AtomicBool,
+    look: Look,
+    /// Writes on threads that serve connections.
+    inline: Inline,
     space_checked_ms: AtomicU64,
     space_low: AtomicBool,
 }
@@ -250,6 +258,9 @@ impl<D: Disk> Store<D> {
             poisoned: AtomicUsize::new(0),
             marked,
             looks_at_doubts: AtomicBool::new(false),
+            sweeps: AtomicBool::new(false),
+            look: Look::default(),
+            inline: Inline::new(),
             space_checked_ms: AtomicU64::new(u64::MAX),
             space_low: AtomicBool::new(false),
         });
@@ -313,7 +324,10 @@ impl<D: Disk> Store<D> {
         let lock_deadline = deadline.map_or(lock_deadline, |deadline| deadline.min(lock_deadline));
         let (domain, lines, events) = batch.into_parts();
         reservation.grow_to(lines.capacity())?;
-        self.inner.shared.check_space(queued_at).inspect_err(|e| self.inner.shared.metrics.refused(e))?;
+        if self.inner.shared.space_is_due(queued_at) {
+            Box::pin(self.inner.shared.look_at_space()).await;
+        }
+        self.inner.shared.check_space().inspect_err(|e| self.inner.shared.metrics.refused(e))?;
         let stem = FileNames::stem_of(&domain);
         let writer = lock(self.shard(&stem)).get(&*stem).cloned();
         let writer = match writer {
@@ -332,12 +346,28 @@ impl<D: Disk> Store<D> {
         Ok(answer?)
     }
 
-    /// How the store is doing. Blocks for a few system calls.
+    /// How the store is doing. If the disk does not answer within half a second, the data directory counts as
+    /// not writable, and the space is what it was.
+    ///
+    /// # Cancel safety
+    /// May be dropped.
+    pub async fn health_now(&self) -> StoreHealth {
+        let shared = &self.inner.shared;
+        self.health_by(shared.look.look(shared, Depth::All).await)
+    }
+
+    /// As [`Store::health_now`], for a thread that may block.
     pub fn health(&self) -> StoreHealth {
         let shared = &self.inner.shared;
-        let space = shared.disk.space().ok();
+        self.health_by(shared.look.look_blocking(shared, Depth::All))
+    }
+
+    fn health_by(&self, seen: Option<Seen>) -> StoreHealth {
+        let shared = &self.inner.shared;
+        let seen = seen.unwrap_or_else(|| Seen { writable: false, ..shared.look.last() });
+        let space = seen.space;
         StoreHealth {
-            writable: shared.disk.check_root().is_ok() && shared.disk.writable().is_ok(),
+            writable: seen.writable,
             space,
             above_reserve: space.is_none_or(|space| !shared.is_low(space)),
             reserve_bytes: shared.reserve_bytes(space),
@@ -386,22 +416,31 @@ impl<D: Disk> Store<D> {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if self.fsync() == Fsync::EverySecond {
-                self.flush().await;
-            }
+            // Nothing here waits for the disk: what hangs on one domain holds no other.
+            self.sync_dirty();
             self.look_at_poisoned();
             self.inner.shared.probe_if_due();
             self.inner.shared.look_at_ready();
+            self.inner.shared.inline.look(Instant::now());
             // Reads what the system has noted, so that it does not pile up.
             self.inner.shared.disk.lock_wanted("");
             if swept.elapsed() >= SWEEP_EVERY {
                 swept = Instant::now();
-                self.sweep();
+                self.sweep_aside();
             }
             if self.inner.domains.is_full() && counted.elapsed() >= COUNT_DOMAINS_EVERY {
                 counted = Instant::now();
                 let store = self.clone();
                 tokio::task::spawn_blocking(move || store.inner.domains.count_anew(&store.inner.shared.disk));
+            }
+        }
+    }
+
+    /// For [`Fsync::EverySecond`].
+    fn sync_dirty(&self) {
+        if self.fsync() == Fsync::EverySecond {
+            for shard in &self.inner.shards {
+                lock(shard).values().filter(|w| w.is_dirty()).for_each(DomainWriter::sync_soon);
             }
         }
     }
@@ -425,7 +464,7 @@ impl<D: Disk> Store<D> {
         }
         for shard in &self.inner.shards {
             // The turn looks first whether the poison can be lifted; nobody waits for its answer.
-            lock(shard).values().filter(|w| w.is_poisoned()).for_each(|w| drop(w.request_sync()));
+            lock(shard).values().filter(|w| w.is_poisoned()).for_each(DomainWriter::sync_soon);
         }
     }
 
@@ -441,6 +480,17 @@ impl<D: Disk> Store<D> {
             shared.marked.look(&shared.disk);
             shared.looks_at_doubts.store(false, Ordering::Release);
         });
+    }
+
+    /// Closing a file may take long on a network file system.
+    fn sweep_aside(&self) {
+        let store = self.clone();
+        if !self.inner.shared.sweeps.swap(true, Ordering::Acquire) {
+            self.inner.shared.runtime().spawn_blocking(move || {
+                store.sweep();
+                store.inner.shared.sweeps.store(false, Ordering::Release);
+            });
+        }
     }
 
     fn sweep(&self) {
@@ -581,18 +631,35 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Refuses when the disk is below its reserve. Asks the file system a few times a second, and
-    /// more often while it is low, so that appends go on as soon as there is room.
-    fn check_space(&self, now: Instant) -> Result<(), StoreError> {
+    /// Is it time to ask how much is free? A few times a second, and with each append while it is too little, so
+    /// that appends go on as soon as there is room.
+    fn space_is_due(&self, now: Instant) -> bool {
         let now_ms = now.saturating_duration_since(self.started).as_millis() as u64;
         let checked_ms = self.space_checked_ms.load(Ordering::Relaxed);
-        let low = self.space_low.load(Ordering::Relaxed);
-        if low || checked_ms == u64::MAX || now_ms.saturating_sub(checked_ms) > SPACE_AGE_MAX.as_millis() as u64 {
+        let old = checked_ms == u64::MAX || now_ms.saturating_sub(checked_ms) > SPACE_AGE_MAX.as_millis() as u64;
+        let due = old || self.space_low.load(Ordering::Relaxed);
+        if due {
             self.space_checked_ms.store(now_ms, Ordering::Relaxed);
-            // If the file system does not say, the write itself will tell.
-            let low = self.disk.space().is_ok_and(|space| self.is_low(space));
-            self.space_low.store(low, Ordering::Relaxed);
         }
+        due
+    }
+
+    #[cold]
+    #[inline(never)]
+    async fn look_at_space(self: &Arc<Self>) {
+        // Without other threads for it, it is asked here.
+        let space = match &self.options.runtime {
+            Some(_) => self.look.look(self, Depth::Space).await.map(|seen| seen.space),
+            None => Some(self.disk.space().ok()),
+        };
+        // If the file system does not say, the write itself will tell. If it does not in time, what was known stays.
+        if let Some(space) = space {
+            self.space_low.store(space.is_some_and(|space| self.is_low(space)), Ordering::Relaxed);
+        }
+    }
+
+    /// Refuses when the disk was below its reserve at the last look.
+    fn check_space(&self) -> Result<(), StoreError> {
         if self.space_low.load(Ordering::Relaxed) {
             return Err(StoreError::io("disk reserve", io::ErrorKind::StorageFull.into()));
         }

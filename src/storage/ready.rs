@@ -45,6 +45,9 @@ pub(crate) const IN_LINE: Threads = Threads { quick: 1, slow: 3, all: false };
 /// The disk is slow when no thread has come for more work for so long.
 pub(crate) const SLOW_AFTER: Duration = Duration::from_millis(1);
 
+/// Those at work hang when none of them has come for so long; then whatever is ready gets a thread of its own.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_millis(200);
+
 pub(crate) struct Ready<Work>(Mutex<State<Work>>);
 
 struct State<Work> {
@@ -144,7 +147,14 @@ impl<Work> State<Work> {
     /// Counts the thread that its caller starts.
     fn call(&mut self, now: Instant, threads: Threads) -> Call {
         let slow = now.saturating_duration_since(self.asked_at) >= SLOW_AFTER;
-        let enough = if slow { threads.slow } else { threads.quick };
+        let stuck = now.saturating_duration_since(self.asked_at) >= STUCK_AFTER;
+        let enough = if stuck {
+            usize::MAX
+        } else if slow {
+            threads.slow
+        } else {
+            threads.quick
+        };
         if self.queue.is_empty() {
             return Call::Nobody;
         }

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use super::Shared;
+use tokio::runtime::Handle;
+
 use super::disk::{Disk, FileId};
 use super::error::StoreError;
 use super::ready::{Call, IN_LINE, SIDE_BY_SIDE, Threads};
 use super::rounds::Round;
 use super::writer::{Desk, DomainWriter, Written};
+use super::{Fsync, Shared};
 use crate::giving_way::AfterAnswers;
 
 /// How long a thread that has nothing left to do looks for more.
@@ -172,11 +174,18 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    /// May this thread write what it was given? Not the one that accepts, keeps time and answers while all
+    /// others wait for the disk.
+    pub(super) fn serves_here(&self) -> bool {
+        let Some(main) = &self.options.runtime else { return true };
+        Handle::try_current().is_ok_and(|here| here.id() != main.id())
+    }
+
     /// How many threads are enough for work that is `bulky` or not, of a domain that has something
     /// `afloat` or not.
     pub(super) fn threads_for(&self, bulky: bool, afloat: bool) -> Threads {
         // Whoever syncs comes back soon, and the work would only go with his next round.
-        let goes_with_next = afloat || self.disk.syncs_together();
+        let goes_with_next = self.options.fsync == Fsync::Always && (afloat || self.disk.syncs_together());
         if goes_with_next && !bulky { IN_LINE } else { SIDE_BY_SIDE }
     }
 

@@ -24,6 +24,7 @@ use super::budget::Reservation;
 use super::disk::{Disk, FileId};
 use super::error::{StoreError, chain};
 use super::inbox::Inbox;
+use super::inline::SLOW_WRITE;
 use super::layout::FileNames;
 use super::log::{Afloat, FailedWrite, GROUP_JOBS_MAX, Log, SyncWhen, Write};
 use super::marker::{self, Marker};
@@ -88,6 +89,8 @@ pub(crate) struct DomainWriter<D: Disk> {
     bulky: AtomicBool,
     /// Written since the last sync (`Fsync::EverySecond` only).
     dirty: AtomicBool,
+    /// By [`Self::sync_soon`].
+    sync_asked: AtomicBool,
     poisoned: AtomicBool,
     /// Jobs without an answer. Negative for a moment after a panic, which loses count.
     queued: AtomicIsize,
@@ -205,6 +208,7 @@ impl<D: Disk> DomainWriter<D> {
             large: AtomicBool::new(false),
             bulky: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
+            sync_asked: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             queued: AtomicIsize::new(0),
         }
@@ -219,20 +223,29 @@ impl<D: Disk> DomainWriter<D> {
         self.inbox.put(job);
     }
 
-    /// Sees to it that a turn takes what has queued. Without a sync it is taken right here.
-    pub(crate) fn start(self: &Arc<Self>) {
-        let always = self.shared.options.fsync == Fsync::Always;
+    /// Sees to it that a turn takes what has queued by `now`. Without a sync it is taken right here, while the
+    /// disk is quick.
+    pub(crate) fn start(self: &Arc<Self>, now: Instant) {
+        let aside = self.shared.options.fsync == Fsync::Always || !self.shared.serves_here();
+        let under = if aside { None } else { self.shared.inline.begin(now) };
         let Some(desk) = self.inbox.take_desk() else {
             // It may lie ready, and whoever was to come for it has not.
-            return if always {
+            return if under.is_none() {
                 self.shared.look_at_ready()
             };
         };
-        if always {
+        if under.is_none() {
             return self.spawn(desk);
         }
         // A panic has poisoned its domain and is in the log; the caller has other writers to start.
         let _ = catch_unwind(AssertUnwindSafe(|| self.run(desk, true)));
+    }
+
+    /// As [`Self::request_sync`], unless one was asked for already that nobody has come to. Nobody waits for it.
+    pub(crate) fn sync_soon(self: &Arc<Self>) {
+        if !self.sync_asked.swap(true, Ordering::AcqRel) {
+            drop(self.request_sync());
+        }
     }
 
     /// Asks for a sync of everything written so far.
@@ -579,6 +592,9 @@ impl<D: Disk> DomainWriter<D> {
             Ok(appended) => {
                 let bytes = lines.iter().map(|line| line.len()).sum();
                 self.shared.metrics.appended(&appended, lines.len(), bytes, when);
+                if appended.write >= SLOW_WRITE {
+                    self.shared.inline.was_slow(Instant::now());
+                }
                 if self.shared.options.fsync == Fsync::EverySecond {
                     self.dirty.store(true, Ordering::Release);
                 }
@@ -609,15 +625,26 @@ impl<D: Disk> DomainWriter<D> {
     }
 
     fn sync(self: &Arc<Self>, desk: &mut Desk<D>) {
+        let result = if desk.log.is_unsynced() { self.sync_log(desk) } else { Ok(()) };
+        // Only now: until then a stop has something to wait for.
+        self.sync_asked.store(false, Ordering::Release);
         self.dirty.store(false, Ordering::Release);
-        let since = self.shared.doubt.now();
-        let synced = desk.log.sync(&self.shared.disk);
-        let result = synced.and_then(|()| self.shared.doubt.is_sound(since).then_some(()).ok_or(StoreError::InDoubt));
         if let Err(error) = &result {
             tracing::error!(domain = %self.domain, error = %chain(error), "sync failed after the answer");
             self.failed(desk, error);
         }
         answer_syncs(desk, result);
+    }
+
+    fn sync_log(&self, desk: &mut Desk<D>) -> Result<(), StoreError> {
+        let started = Instant::now();
+        let since = self.shared.doubt.now();
+        desk.log.sync(&self.shared.disk)?;
+        if !self.shared.doubt.is_sound(since) {
+            return Err(StoreError::InDoubt);
+        }
+        self.shared.metrics.synced(started.elapsed());
+        Ok(())
     }
 
     /// The lock is with somebody else: refuses who has waited long enough, and says when to look
@@ -666,6 +693,7 @@ impl<D: Disk> DomainWriter<D> {
             return true;
         }
         let error = StoreError::Poisoned { reason: poison.reason };
+        self.sync_asked.store(false, Ordering::Release);
         answer_syncs(desk, Err(error.clone()));
         self.answer_all(std::mem::take(&mut desk.group), Err(error));
         false

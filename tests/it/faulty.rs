@@ -57,6 +57,10 @@ pub struct Plan {
     held_moved: Condvar,
     probes: AtomicUsize,
     probe_errno: Mutex<Option<i32>>,
+    /// Names of calls of which the next one does not come back before it is let go.
+    hanging: Mutex<Vec<&'static str>>,
+    hung: Mutex<usize>,
+    hung_moved: Condvar,
     /// 0: as many as are asked for.
     read_bytes_max: AtomicUsize,
 }
@@ -175,6 +179,33 @@ impl Plan {
         held.waiting -= 1;
     }
 
+    /// The next call of that name does not come back until [`Plan::let_hung_go`].
+    pub fn hang_next(&self, name: &'static str) {
+        self.hanging.lock().unwrap().push(name);
+    }
+
+    /// How many calls hang now.
+    pub fn hung(&self) -> usize {
+        *self.hung.lock().unwrap()
+    }
+
+    pub fn let_hung_go(&self) {
+        self.hanging.lock().unwrap().clear();
+        *self.hung.lock().unwrap() = 0;
+        self.hung_moved.notify_all();
+    }
+
+    fn maybe_hang(&self, name: &str) {
+        let mut hanging = self.hanging.lock().unwrap();
+        let Some(at) = hanging.iter().position(|wanted| *wanted == name) else { return };
+        hanging.remove(at);
+        drop(hanging);
+        let mut hung = self.hung.lock().unwrap();
+        *hung += 1;
+        // As with held syncs, a test that has failed must end.
+        drop(self.hung_moved.wait_timeout_while(hung, Duration::from_secs(30), |hung| *hung > 0).unwrap());
+    }
+
     /// From now on a read gives at most so many bytes.
     pub fn read_at_most(&self, bytes: usize) {
         self.read_bytes_max.store(bytes, Ordering::SeqCst);
@@ -189,6 +220,7 @@ impl Plan {
     fn step(&self, name: &'static str) -> io::Result<bool> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         self.names.lock().unwrap().push(name);
+        self.maybe_hang(name);
         let mut by_name = self.by_name.lock().unwrap();
         if let Some(at) = by_name.iter().position(|(wanted, ..)| *wanted == name)
             && let (_, passes, Fault::Errno(errno)) = &mut by_name[at]
@@ -382,6 +414,7 @@ impl Disk for FaultyDisk {
     fn space(&self) -> io::Result<DiskSpace> {
         // Not part of an append: not counted, so that call numbers are stable.
         self.plan.space_looks.fetch_add(1, Ordering::SeqCst);
+        self.plan.maybe_hang("space");
         let told = *self.plan.space.lock().unwrap();
         told.map_or_else(|| self.real.space(), Ok)
     }

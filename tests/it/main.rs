@@ -34,6 +34,7 @@ mod producer;
 mod repair;
 mod shared_file;
 mod shutdown;
+mod slow_disk;
 mod snapshot;
 mod snapshot_chains;
 mod snapshot_leftovers;
