@@ -123,7 +123,8 @@ fn every_form_of_a_mark_is_judged() {
 #[test]
 fn a_mark_that_cannot_be_read_is_a_doubt_until_it_is_removed() {
     runtime().block_on(async {
-        let make: [(&str, fn(&Path)); 3] = [
+        type Make = fn(&Path);
+        let make: [(&str, Make); 3] = [
             ("a directory", |mark| fs::create_dir(mark).unwrap()),
             ("a link", |mark| std::os::unix::fs::symlink("elsewhere", mark).unwrap()),
             ("a large file", |mark| fs::write(mark, "x".repeat(1 << 20)).unwrap()),
