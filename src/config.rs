@@ -9,6 +9,8 @@ mod document;
 mod features;
 mod layers;
 mod suggest;
+mod tokens;
+mod value;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -18,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use sha2::{Digest, Sha256};
 
 use crate::patterns::{DomainRules, Patterns};
 use crate::rate::RateLimits;
@@ -29,6 +30,8 @@ pub use document::{Values, edit_toml, leaves, merge_patch, patch, toml};
 pub use features::{Feature, Features};
 pub use layers::{FileLayer, Found, Layers, Origin};
 pub use suggest::unknown_variables;
+pub use tokens::{Tokens, token_fault};
+pub use value::is_service_link;
 
 /// Largest `LEITSTAND_MAX_BODY`: lengths inside the service are 32 bits in places.
 pub const MAX_BODY_LIMIT_BYTES: u64 = 1 << 30;
@@ -49,10 +52,6 @@ pub enum Bind {
     /// `--uds`: a Unix socket.
     Unix(PathBuf),
 }
-
-/// Shared secrets. `Debug` shows how many, never what.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Tokens(Vec<String>);
 
 /// `LEITSTAND_LOG_FORMAT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,8 +274,8 @@ impl Config {
         let tokens = reader.tokens("LEITSTAND_TOKEN");
         let data_dir = reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text)));
         let token_store = reader.get("LEITSTAND_TOKEN_STORE", |text| Ok(token_store(text, &data_dir)));
-        let stored = reader.stored(&token_store);
-        if tokens.as_ref().is_some_and(|tokens| tokens.0.is_empty())
+        let stored = reader.stored(&token_store, &data_dir);
+        if tokens.as_ref().is_some_and(|tokens| tokens.expose().is_empty())
             && stored.is_some_and(|stored| !stored.has_ingest())
         {
             reader.problem(
@@ -301,7 +300,7 @@ impl Config {
             log_level: reader.get("LOG_LEVEL", LogLevel::parse),
             log_format: reader.get("LEITSTAND_LOG_FORMAT", LogFormat::parse),
             bind: Bind::Tcp {
-                host: reader.get("LEITSTAND_HOST", non_empty),
+                host: reader.get("LEITSTAND_HOST", host),
                 port: reader.get("LEITSTAND_PORT", |text| {
                     text.trim().parse().map_err(|_| "must be a port, 0 to 65535".to_owned())
                 }),
@@ -355,6 +354,18 @@ impl Config {
         Ok(config)
     }
 
+    /// The text of one setting and nothing else, by the same rules; its default if nobody says anything.
+    ///
+    /// # Errors
+    /// What is wrong with it, and with the form of the file.
+    pub fn text_of(layers: &Layers<'_>, setting: &Setting) -> Result<String, ConfigError> {
+        let problems = layers.file.iter().flat_map(|file| file.problems()).collect();
+        let mut reader =
+            Reader { layers, problems, warnings: Vec::new(), origins: vec![Origin::Default; SETTINGS.len()] };
+        let text = reader.get(setting.name, |text| Ok(text.to_owned()));
+        if reader.problems.is_empty() { Ok(text) } else { Err(ConfigError(reader.problems)) }
+    }
+
     /// This configuration, but with all that may change at run time as `newer` has it.
     pub fn with_live_of(&self, newer: &Config) -> Config {
         let origins = SETTINGS.iter().zip(self.origins.iter().zip(&newer.origins));
@@ -390,7 +401,7 @@ impl Config {
 
     /// Effective values by name, secrets masked.
     pub fn effective(&self) -> Vec<(&'static str, String)> {
-        self.shown(|tokens| format!("{} (masked)", tokens.0.len()))
+        self.shown(|tokens| format!("{} (masked)", tokens.expose().len()))
     }
 
     fn shown(&self, tokens: impl Fn(&Tokens) -> String) -> Vec<(&'static str, String)> {
@@ -454,8 +465,15 @@ impl Reader<'_> {
     fn raw(&mut self, name: &str) -> Option<Found> {
         let setting = Setting::named(name).expect("it is in SETTINGS");
         let found = self.layers.find(setting, &mut self.warnings)?;
-        if found.text.to_str().is_none() {
+        let Some(text) = found.text.to_str() else {
             self.problem(&found.label, "is not UTF-8");
+            return None;
+        };
+        if let Some(why) = value::fault(setting, text) {
+            // Where a file with a secret is named, people put the secret itself.
+            let told =
+                if name.ends_with("TOKEN_FILE") { String::new() } else { format!("is {}: ", value::quoted(text)) };
+            self.problem(&found.label, &format!("{told}{why}"));
             return None;
         }
         self.origins[setting.index()] = found.origin.clone();
@@ -472,7 +490,7 @@ impl Reader<'_> {
                 Ok(value) => return value,
                 // Whoever sent it knows what it was.
                 Err(why) if found.origin == Origin::Patch => self.problem(&found.label, &why),
-                Err(why) => self.problem(&found.label, &format!("is {text:?}: {why}")),
+                Err(why) => self.problem(&found.label, &format!("is {}: {why}", value::quoted(text))),
             }
         }
         parse(default).expect("every default in SETTINGS can be read, see the test")
@@ -502,40 +520,33 @@ impl Reader<'_> {
             }
             both => both,
         };
-        let (label, text) = match (own, file) {
+        match (own, file) {
             (Some(own), Some(file)) => {
                 self.problem(&own.label, &format!("and {} are both set: keep one of them", file.label));
-                return None;
+                None
             }
-            (Some(own), None) => (own.label, own.text.into_string().unwrap_or_default()),
+            (Some(own), None) => {
+                let said = Tokens::of_value(own.text.to_str().unwrap_or_default());
+                said.map_err(|why| self.problem(&own.label, &why)).ok()
+            }
             (None, Some(file)) => {
                 self.origins[Setting::named(name).expect("it is in SETTINGS").index()] = file.origin.clone();
-                match (self.layers.read)(Path::new(&file.text)).map(String::from_utf8) {
-                    Ok(Ok(text)) => (file.label, text),
-                    Ok(Err(_)) => {
-                        self.problem(&file.label, "names a file that is not UTF-8");
-                        return None;
-                    }
-                    Err(e) => {
-                        // The value is not quoted: people put the secret itself there by mistake.
-                        self.problem(&file.label, &format!("must name a file that can be read: {e}"));
-                        return None;
-                    }
-                }
+                let path = Path::new(&file.text);
+                let said = match (self.layers.read)(path).map(String::from_utf8) {
+                    Ok(Ok(text)) => Tokens::of_file(&text).map_err(|why| format!("names {path:?}: {why}")),
+                    Ok(Err(_)) => Err(format!("names {path:?}, which is not UTF-8")),
+                    // The value is not quoted: people put the secret itself there by mistake.
+                    Err(e) => Err(format!("must name a file that can be read: {e}")),
+                };
+                said.map_err(|why| self.problem(&file.label, &why)).ok()
             }
-            (None, None) => (name.to_owned(), String::new()),
-        };
-        let tokens: Vec<String> =
-            text.split([',', '\n']).map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect();
-        if tokens.iter().any(|t| t.chars().any(char::is_control)) {
-            self.problem(&label, "holds a control character, which no HTTP header can carry");
-            return None;
+            (None, None) => Some(Tokens::default()),
         }
-        Some(Tokens(tokens))
     }
 
     /// The named tokens; `None` after a problem.
-    fn stored(&mut self, path: &Path) -> Option<TokenStore> {
+    fn stored(&mut self, path: &Path, data_dir: &Path) -> Option<TokenStore> {
+        let in_data_dir = path == token_store("", data_dir);
         let Some(read) = self.layers.read_store else { return Some(TokenStore::default()) };
         match read(path) {
             Ok(bytes) => TokenStore::parse(&bytes)
@@ -549,8 +560,13 @@ impl Reader<'_> {
                 })
                 .ok(),
             // What is wrong with the data directory itself is told by those who open it.
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                Some(TokenStore::default())
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Some(TokenStore::default()),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory && in_data_dir => Some(TokenStore::default()),
+            Err(e) if in_data_dir && e.kind() == io::ErrorKind::PermissionDenied => {
+                // Nobody has set the name of the store.
+                let text = format!("is {data_dir:?}: {path:?} in it cannot be read: {e}");
+                self.problem("LEITSTAND_DATA_DIR", &text);
+                None
             }
             Err(e) => {
                 self.problem("LEITSTAND_TOKEN_STORE", &format!("is {path:?}, which cannot be read: {e}"));
@@ -561,30 +577,6 @@ impl Reader<'_> {
 
     fn problem(&mut self, name: &str, text: &str) {
         self.problems.push(Problem { name: name.to_owned(), text: text.to_owned() });
-    }
-}
-
-impl Tokens {
-    /// The secrets. For hashing only.
-    pub fn expose(&self) -> &[String] {
-        &self.0
-    }
-
-    /// How many, and the first eight digits of the SHA-256 of each: enough to tell two sets apart.
-    pub fn fingerprint(&self) -> String {
-        let digests = self.0.iter().map(|token| format!("{:.8}", hex(&Sha256::digest(token.as_bytes()))));
-        format!("{} (sha256 {})", self.0.len(), digests.collect::<Vec<_>>().join(","))
-    }
-
-    /// Tokens for tests and tools.
-    pub fn new(tokens: Vec<String>) -> Tokens {
-        Tokens(tokens)
-    }
-}
-
-impl fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} tokens", self.0.len())
     }
 }
 
@@ -630,10 +622,6 @@ impl LogFormat {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Where the named tokens are: `given`, or a place in the data directory.
 pub fn token_store(given: &str, data_dir: &Path) -> PathBuf {
     if given.is_empty() { data_dir.join(TOKEN_STORE_DIR).join(TOKEN_STORE) } else { PathBuf::from(given) }
@@ -651,10 +639,19 @@ fn heartbeat_file(text: &str) -> Result<Option<PathBuf>, String> {
     }
 }
 
-fn non_empty(text: &str) -> Result<String, String> {
-    match text.trim() {
-        "" => Err("must not be empty".to_owned()),
-        text => Ok(text.to_owned()),
+/// An address, in brackets or not, or a name that could be one. Whether it is one, only the start can tell.
+fn host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let zone = bare.split_once('%').map_or(bare, |(address, _)| address);
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let name = text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label);
+    if zone.parse::<IpAddr>().is_ok() || name {
+        Ok(text.to_owned())
+    } else {
+        Err("must be an address or the name of a host".to_owned())
     }
 }
 
@@ -810,15 +807,15 @@ mod tests {
     #[test]
     fn odd_values_are_refused_or_read_as_documented() {
         for (name, bad) in [
-            ("LEITSTAND_MAX_BODY", &["", "-1", "1_000", "1.5", "1MB", "MiB", "99999999999999999999", "2GiB", "٣"][..]),
-            ("LEITSTAND_LOCK_TIMEOUT", &["", "1.5", "abc", "100000"]),
-            ("LEITSTAND_RATE_LIMIT", &["", "0/minute", "-1/minute"]),
-            ("LOG_LEVEL", &["", "10"]),
+            ("LEITSTAND_MAX_BODY", &["-1", "1_000", "1.5", "1MB", "MiB", "99999999999999999999", "2GiB", "٣"][..]),
+            ("LEITSTAND_LOCK_TIMEOUT", &["1.5", "abc", "100000"]),
+            ("LEITSTAND_RATE_LIMIT", &["0/minute", "-1/minute"]),
+            ("LOG_LEVEL", &["10"]),
             ("LEITSTAND_MAX_CONNECTIONS", &["0", "x"]),
             ("LEITSTAND_MAX_CONNECTIONS_PER_CLIENT", &["0", "x"]),
-            ("LEITSTAND_MAX_DOMAINS", &["0", "", "off", "10000001"]),
+            ("LEITSTAND_MAX_DOMAINS", &["0", "off", "10000001"]),
             ("LEITSTAND_NEW_DOMAINS_PER_HOUR", &["0", "-1", "1000001"]),
-            ("LEITSTAND_HOST", &["", " "]),
+            ("LEITSTAND_HOST", &["a b", "a/b", "..", "ä"]),
             ("LEITSTAND_LOG_FORMAT", &["xml"]),
             ("LEITSTAND_MAX_IN_FLIGHT", &["1", "5GiB"]),
             ("LEITSTAND_HEARTBEAT_FILE", &["data/a.jsonl", "data/a.jsonl.lock", "/run/"]),
@@ -865,6 +862,68 @@ mod tests {
         let config = load(&[("LEITSTAND_TOKEN", "s3cret")]).unwrap();
         assert!(!format!("{config:?}").contains("s3cret"));
         assert!(!config.effective().iter().any(|(_, value)| value.contains("s3cret")));
+    }
+
+    /// Broken, an empty variable, a blank, a carriage return or quotation marks would mean one thing for one setting
+    /// and another for the next.
+    #[test]
+    fn one_rule_for_the_text_of_every_setting() {
+        let good = |setting: &Setting| match setting.name {
+            "LEITSTAND_TOKEN_FILE" | "LEITSTAND_ADMIN_TOKEN_FILE" => "/secret".to_owned(),
+            "LEITSTAND_DISABLE" => "stats".to_owned(),
+            _ if setting.default.is_empty() => "7".to_owned(),
+            _ => setting.default.to_owned(),
+        };
+        let shown = |name: &str, value: Option<&str>| {
+            let token = ("LEITSTAND_TOKEN", "t");
+            let vars: Vec<_> =
+                [token].into_iter().filter(|_| !["LEITSTAND_TOKEN", "LEITSTAND_TOKEN_FILE"].contains(&name)).collect();
+            load(&vars.into_iter().chain(value.map(|value| (name, value))).collect::<Vec<_>>())
+                .map(|config| config.shown(Tokens::fingerprint))
+                .map_err(|e| e.to_string())
+        };
+        // These two are read by the command line, which is tested as a whole.
+        for setting in SETTINGS.iter().filter(|s| !["LEITSTAND_CONFIG", "LEITSTAND_ENV_FILE"].contains(&s.name)) {
+            let (name, value) = (setting.name, good(setting));
+            let plain = shown(name, Some(&value));
+            assert!(plain.is_ok(), "{name}={value}: {plain:?}");
+            for odd in [format!(" {value}"), format!("{value}\r"), format!("\t{value} \r\n"), format!("{value}\u{a0}")]
+            {
+                assert_eq!(shown(name, Some(&odd)), plain, "{name}={odd:?}");
+            }
+            for empty in ["", " ", "\r", "\t\n"] {
+                let same = shown(name, Some(empty)) == shown(name, None);
+                assert_eq!(same, name != "LEITSTAND_TRUSTED_PROXIES", "{name}={empty:?}");
+            }
+            for slip in [
+                format!("\"{value}\""),
+                format!("'{value}"),
+                format!("{value}”"),
+                format!("\u{feff}{value}"),
+                format!("{value}\u{1}"),
+            ] {
+                let refused = shown(name, Some(&slip)).unwrap_err();
+                assert!(refused.contains(name), "{name}={slip:?}: {refused}");
+            }
+        }
+        let refused = load(&[("LEITSTAND_TOKEN", "t"), ("LEITSTAND_ALLOW_DOMAINS", &"a,".repeat(5000))]).unwrap_err();
+        assert!(refused.to_string().len() < 400, "a long value is not printed whole");
+    }
+
+    /// Broken, a Service of the cluster that has our name would stop the start, or hide the port that is set.
+    #[test]
+    fn a_link_of_a_service_is_no_port_and_is_told() {
+        for name in ["LEITSTAND_PORT", "CHRONIK_PORT"] {
+            let config = load(&[("LEITSTAND_TOKEN", "t"), (name, "tcp://10.0.0.1:8788")]).unwrap();
+            assert_eq!(config.bind, Bind::Tcp { host: "127.0.0.1".into(), port: 8788 });
+            assert!(
+                matches!(&config.warnings[..], [one] if one.contains(name) && one.contains("Service")),
+                "{config:?}"
+            );
+        }
+        let both = [("LEITSTAND_TOKEN", "t"), ("LEITSTAND_PORT", "tcp://[fd00::1]:8788"), ("CHRONIK_PORT", "9")];
+        assert_eq!(load(&both).unwrap().bind, Bind::Tcp { host: "127.0.0.1".into(), port: 9 });
+        assert_eq!(names(&[("LEITSTAND_TOKEN", "t"), ("LEITSTAND_PORT", "tcp://web:8788")]), ["LEITSTAND_PORT"]);
     }
 
     /// Broken, a reload would leave out a setting that may change, or seem to change one that cannot.

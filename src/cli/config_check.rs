@@ -1,6 +1,7 @@
 //! `leitstand config check`, also `leitstand validate` and `--validate`: every problem at once, or what would hold.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -101,6 +102,9 @@ fn data_dir_problems(dir: &Path) -> Vec<Problem> {
     let text = match std::fs::metadata(dir) {
         Ok(meta) if !meta.is_dir() => Some("is no directory".to_owned()),
         Ok(_) => unusable(dir),
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Some(format!("cannot be looked at: {e}"))
+        }
         Err(_) => {
             // The one that is there and in which the others would be made.
             let mut parents =

@@ -1,9 +1,10 @@
 //! What the commands that work on a data directory without a service share.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -16,6 +17,8 @@ use crate::storage::snapshot::SnapshotError;
 /// Exit codes of these commands; 2 is also that of wrong usage.
 pub(super) const SOMETHING_FOUND: u8 = 1;
 pub(super) const COULD_NOT_LOOK: u8 = 2;
+/// As clap has it.
+const WRONG_USAGE: u8 = 2;
 
 /// Which files, and how to tell.
 #[derive(Debug, Args)]
@@ -65,10 +68,34 @@ pub(super) fn refused(error: &SnapshotError, json: bool) -> ExitCode {
     ExitCode::from(if error.is_wrong_content() { SOMETHING_FOUND } else { COULD_NOT_LOOK })
 }
 
-/// Writes to stdout. A reader that went away is not our failure.
+/// Something that belongs on stdout is not there.
+static UNPRINTED: AtomicBool = AtomicBool::new(false);
+
+/// Writes to stdout. A reader that went away is not our failure; anything else is told, and
+/// [`is_unprinted`] from then on.
 pub(super) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            UNPRINTED.store(true, Ordering::Relaxed);
+            tell(format_args!("leitstand: what was to be done is done, but stdout cannot be written: {e}"));
+        }
+        _ => {}
+    }
+}
+
+/// Has [`print`] failed?
+pub(super) fn is_unprinted() -> bool {
+    UNPRINTED.load(Ordering::Relaxed)
+}
+
+/// Tells what is wrong with the arguments, and ends as for any other wrong usage.
+pub(super) fn wrong_usage(message: &str, json: bool) -> ExitCode {
+    if json {
+        print_error("could_not", message);
+    }
+    tell(format_args!("leitstand: {message}"));
+    ExitCode::from(WRONG_USAGE)
 }
 
 /// Writes a line to stderr. Whoever has closed it does not want to know, and the work goes on.

@@ -12,10 +12,9 @@ use serde_json::{Value, json};
 
 use super::BindArgs;
 use super::data::{SOMETHING_FOUND, print};
-use crate::config::{Bind, Config};
+use super::settings_file::read_text;
+use crate::config::{Bind, Config, Tokens};
 use crate::domain::Domain;
-
-const TOKEN_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// What to look at, and how strictly.
 #[derive(Debug, Args)]
@@ -212,18 +211,15 @@ impl Patient {
 
 /// The first token of a file.
 fn token(path: &std::path::Path) -> Result<String, String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text));
     // What is in it is not quoted.
-    read.map_err(|e| {
+    let text = read_text(path).map_err(|e| {
         format!("the token file cannot be read: {e}; --token-file takes the name of a file with a token in it")
     })?;
-    let mut tokens = text.split([',', '\n']).map(str::trim).filter(|token| !token.is_empty());
-    match tokens.next() {
-        Some(token) if !token.chars().any(char::is_control) => Ok(token.to_owned()),
-        _ => Err("the token file holds no token".to_owned()),
-    }
+    let tokens = Tokens::of_file(&text).map_err(|why| {
+        // "it holds no token", or a line that is none.
+        why.strip_prefix("it ").map_or(format!("the token file: {why}"), |why| format!("the token file {why}"))
+    })?;
+    Ok(tokens.expose().first().cloned().unwrap_or_default())
 }
 
 /// `http://host[:port][/]`.

@@ -3,23 +3,21 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::BindArgs;
-use crate::config::{self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, unknown_variables};
+use super::settings_file::{BYTES_MAX, read_text};
+use crate::config::{
+    self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, is_service_link, unknown_variables,
+};
 use crate::token::STORE_BYTES_MAX;
 
 /// File in the working directory that is read for what the environment does not set, if no other is named.
 const DOT_ENV: &str = ".env";
-/// Largest file that is read for settings or secrets, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads everything; the message names every wrong setting.
 pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
@@ -29,41 +27,39 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
-    let dir = path("LEITSTAND_DATA_DIR")?;
-    let default = Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS").default;
-    Ok(dir.unwrap_or_else(|| PathBuf::from(default)))
+    one("LEITSTAND_DATA_DIR").map(PathBuf::from)
 }
 
 /// Only where the named tokens are, in `data_dir` if that is given.
 pub(super) fn token_store(data_dir: Option<&Path>) -> Result<PathBuf, String> {
-    let given = if data_dir.is_some() { None } else { path("LEITSTAND_TOKEN_STORE")? };
-    let dir = data_dir.map_or_else(self::data_dir, |dir| Ok(dir.to_owned()))?;
-    Ok(given.filter(|given| !given.as_os_str().is_empty()).unwrap_or_else(|| config::token_store("", &dir)))
+    match data_dir {
+        Some(dir) => Ok(config::token_store("", dir)),
+        None => Ok(config::token_store(&one("LEITSTAND_TOKEN_STORE")?, &self::data_dir()?)),
+    }
 }
 
 /// Only the disk reserve.
 pub(super) fn reserve_bytes() -> Result<Option<u64>, String> {
-    let text = one("LEITSTAND_DISK_RESERVE")?.unwrap_or_default();
-    let text = text.to_string_lossy();
+    let text = one("LEITSTAND_DISK_RESERVE")?;
     if text.is_empty() {
         return Ok(None);
     }
     bytes(&text).map(Some).map_err(|why| format!("LEITSTAND_DISK_RESERVE is {text:?}: {why}"))
 }
 
-fn path(name: &str) -> Result<Option<PathBuf>, String> {
-    Ok(one(name)?.map(PathBuf::from))
-}
-
-/// One setting, from wherever it is set.
-fn one(name: &str) -> Result<Option<OsString>, String> {
+/// One setting, from wherever it is set, or its default.
+fn one(name: &str) -> Result<String, String> {
     let loader = Loader::new(&BindArgs::default());
     let dot_env = loader.dot_env()?;
     let file = loader.file(&dot_env)?;
-    let get = |name: &str| loader.environment.get(name).or_else(|| dot_env.get(name)).cloned();
+    let layers = Layers {
+        environment: &|name| loader.environment.get(name).cloned(),
+        dot_env: &|name| dot_env.get(name).cloned(),
+        file: file.as_ref(),
+        ..Layers::empty(&read)
+    };
     let setting = Setting::named(name).expect("it is in SETTINGS");
-    let said = get(name).or_else(|| get(&setting.older_name()?));
-    Ok(said.or_else(|| file.as_ref().and_then(|file| file.get(setting)).map(OsString::from)))
+    Config::text_of(&layers, setting).map_err(|refused| refused.to_string())
 }
 
 /// Where the configuration comes from; reads it as often as somebody wants to know.
@@ -90,9 +86,8 @@ impl Loader {
             }
         }
         let environment: HashMap<String, OsString> = std::env::vars_os().filter_map(text).collect();
-        let named = ["LEITSTAND_ENV_FILE", "CHRONIK_ENV_FILE"].iter().find_map(|name| environment.get(*name));
-        let env_file = args.env_file.clone().or_else(|| named.map(PathBuf::from));
-        let env_file = env_file.filter(|path| !path.as_os_str().is_empty());
+        let named = ["LEITSTAND_ENV_FILE", "CHRONIK_ENV_FILE"].iter().find_map(|name| named(environment.get(*name)?));
+        let env_file = args.env_file.clone().filter(|path| !path.as_os_str().is_empty()).or(named);
         Loader {
             environment,
             flags,
@@ -147,8 +142,14 @@ impl Loader {
     }
 
     fn unknown_in(&self, dot_env: &HashMap<String, OsString>) -> Vec<String> {
-        let mut unknown = unknown_variables(self.environment.keys().map(String::as_str), "environment");
-        unknown.extend(unknown_variables(dot_env.keys().map(String::as_str), &self.env_file_name()));
+        // Beside a Service called `leitstand-web` there is a variable LEITSTAND_WEB_PORT.
+        let names = |variables: &HashMap<String, OsString>, place: &str| {
+            let linked = |value: &OsString| value.to_str().is_some_and(is_service_link);
+            let ours = variables.iter().filter(|(_, value)| !linked(value)).map(|(name, _)| name.as_str());
+            unknown_variables(ours, place)
+        };
+        let mut unknown = names(&self.environment, "environment");
+        unknown.extend(names(dot_env, &self.env_file_name()));
         unknown
     }
 
@@ -192,9 +193,10 @@ impl Loader {
     }
 
     fn config_path(&self, dot_env: &HashMap<String, OsString>) -> Option<PathBuf> {
-        let get = |name: &str| self.environment.get(name).or_else(|| dot_env.get(name)).map(PathBuf::from);
-        let named = self.file.clone().or_else(|| get("LEITSTAND_CONFIG")).or_else(|| get("CHRONIK_CONFIG"));
-        named.filter(|path| !path.as_os_str().is_empty())
+        let given =
+            |name: &str| self.environment.get(name).and_then(named).or_else(|| dot_env.get(name).and_then(named));
+        let option = self.file.clone().filter(|path| !path.as_os_str().is_empty());
+        option.or_else(|| given("LEITSTAND_CONFIG")).or_else(|| given("CHRONIK_CONFIG"))
     }
 
     fn env_file(&self) -> &Path {
@@ -231,31 +233,23 @@ fn layer(path: &Path, text: &str) -> Result<FileLayer, String> {
     Ok(FileLayer::new(&name, said))
 }
 
-pub(super) fn read_text(path: &Path) -> io::Result<String> {
-    String::from_utf8(read(path)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+/// A file that a variable names, by the rules for the text of every setting.
+fn named(text: &OsString) -> Option<PathBuf> {
+    let trimmed = text.to_str().map_or(text.as_os_str(), |text| text.trim().as_ref());
+    (!trimmed.is_empty()).then(|| PathBuf::from(trimmed))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    content(File::open(path)?, FILE_BYTES_MAX)
+    super::settings_file::read(path, BYTES_MAX)
 }
 
-/// The named tokens. Whatever has been put there must not hold us up, nor fill the memory.
+/// The named tokens. Those who change them replace the file, so it is one.
 fn read_store(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    if std::fs::metadata(path)?.is_file() {
+        super::settings_file::read(path, STORE_BYTES_MAX as u64)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
     }
-    content(file, STORE_BYTES_MAX as u64)
-}
-
-/// The content of a file, whose size is not to be relied on.
-fn content(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {} MiB", bytes_max >> 20)));
-    }
-    Ok(content)
 }
 
 /// `NAME=value` lines, as systemd's EnvironmentFile reads them: `#` begins a comment line, quotes

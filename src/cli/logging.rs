@@ -1,11 +1,11 @@
 //! Where log lines go, and what never gets into them.
 //!
 //! Lines pass a bounded queue to one thread that writes them, so that a reader who does not keep up
-//! costs lines, which are counted, and never events or a clean stop.
+//! costs lines, which are counted, and never events or a clean stop. So does a stdout that takes none of them.
 //!
 //! Lines of the target `leitstand::audit` say who changed what. They pass at every level.
 
-mod lines;
+pub(super) mod lines;
 mod text;
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use tracing::subscriber::Interest;
@@ -21,12 +21,13 @@ use tracing::{Event, Metadata, Subscriber, callsite};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{DefaultFields, Format, Json};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
 
-use self::lines::LineQueue;
+use self::lines::{Dropped, LineQueue, Lines};
 use crate::config::{LogFormat, LogLevel};
 
 /// Who changed what: never filtered.
@@ -71,7 +72,7 @@ impl Logging {
     }
 
     /// A view of how many lines were dropped.
-    pub(super) fn dropped(&self) -> Arc<AtomicU64> {
+    pub(super) fn dropped(&self) -> Arc<Dropped> {
         self.queue.dropped()
     }
 }
@@ -136,7 +137,7 @@ impl<S: Subscriber> Layer<S> for LevelSwitch {
 struct EitherFormat<S> {
     switches: Arc<Switches>,
     queue: Arc<LineQueue>,
-    json: fmt::Layer<S, DefaultFields, Format<Json>, Arc<LineQueue>>,
+    json: fmt::Layer<S, DefaultFields, Format<Json>, Writers>,
 }
 
 impl<S> EitherFormat<S>
@@ -145,7 +146,7 @@ where
 {
     fn new(switches: Arc<Switches>, queue: Arc<LineQueue>) -> EitherFormat<S> {
         let format = fmt::format().json().flatten_event(true).with_current_span(false).with_span_list(false);
-        let json = fmt::layer().with_ansi(false).with_writer(queue.clone()).event_format(format);
+        let json = fmt::layer().with_ansi(false).with_writer(Writers(queue.clone())).event_format(format);
         EitherFormat { switches, queue, json }
     }
 }
@@ -158,8 +159,24 @@ where
         if self.switches.json.load(Ordering::Relaxed) {
             self.json.on_event(event, context);
         } else {
-            text::with_line(event, |line| self.queue.push(line));
+            let audit = event.metadata().target() == AUDIT;
+            text::with_line(event, |line| if audit { self.queue.push_audit(line) } else { self.queue.push(line) });
         }
+    }
+}
+
+/// A way into the queue for each line of the JSON format.
+struct Writers(Arc<LineQueue>);
+
+impl<'a> MakeWriter<'a> for Writers {
+    type Writer = Lines<'a>;
+
+    fn make_writer(&'a self) -> Lines<'a> {
+        Lines { queue: &self.0, audit: false }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Lines<'a> {
+        Lines { queue: &self.0, audit: metadata.target() == AUDIT }
     }
 }
 

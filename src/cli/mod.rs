@@ -2,7 +2,8 @@
 //!
 //! Exit codes: 0 fine or stopped by a signal, 1 configuration, start or check failed, 2 wrong usage.
 //! `verify`, `repair`, `doctor`, `snapshot`, `restore` and `drill` end with 1 when there is something to
-//! tell or the contents are wrong, with 2 when they could not look.
+//! tell or the contents are wrong, with 2 when they could not look. Whatever a command does, it does not end with
+//! 0 when its output could not be written.
 
 mod config_check;
 mod data;
@@ -22,6 +23,7 @@ mod reload;
 mod repair;
 mod restore;
 mod serve;
+mod settings_file;
 mod snapshot;
 mod support_bundle;
 mod token;
@@ -29,6 +31,7 @@ mod token_watch;
 mod unix_socket;
 mod verify;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -240,6 +243,15 @@ impl Command {
         }
     }
 
+    /// Exit code when the work is done and cannot be told.
+    fn unprinted(&self) -> u8 {
+        match self {
+            // 2 would say that there is no snapshot, or that nothing was restored.
+            Command::Snapshot(_) | Command::Restore(_) | Command::SupportBundle(_) => data::SOMETHING_FOUND,
+            _ => self.failed(),
+        }
+    }
+
     fn run(&self) -> Result<ExitCode, String> {
         let done = |result: Result<(), String>| result.map(|()| ExitCode::SUCCESS);
         match self {
@@ -255,7 +267,7 @@ impl Command {
             Command::Restore(args) => restore::run(args),
             Command::Drill(args) => drill::run(args),
             Command::SupportBundle(args) => support_bundle::run(args),
-            Command::Token { command } => done(token::run(command)),
+            Command::Token { command } => token::run(command),
             Command::Openapi { json } => done(openapi::run(*json)),
         }
     }
@@ -266,15 +278,23 @@ pub fn run() -> ExitCode {
     if !drill::outlives_nobody() {
         return ExitCode::FAILURE;
     }
-    // clap prints usage errors and exits with 2.
-    let command = Cli::parse().chosen();
-    command.run().unwrap_or_else(|message| {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.chosen(),
+        // Wrong usage, help, or the version.
+        Err(told) => {
+            let printed = told.print().is_ok() && std::io::stdout().flush().is_ok();
+            let code = u8::try_from(told.exit_code()).unwrap_or(1);
+            return ExitCode::from(if printed { code } else { code.max(1) });
+        }
+    };
+    let code = command.run().unwrap_or_else(|message| {
         if command.wants_json() {
             data::print_error(COULD_NOT, &message);
         }
         data::tell(format_args!("leitstand: {message}"));
         ExitCode::from(command.failed())
-    })
+    });
+    if data::is_unprinted() { ExitCode::from(command.unprinted()) } else { code }
 }
 
 #[cfg(test)]

@@ -16,10 +16,11 @@ use serde_json::{Map, Value};
 use tokio::signal::unix::Signal;
 use tokio::time::MissedTickBehavior;
 
-use super::env::{Loader, read_text};
+use super::env::Loader;
 use super::logging::Switches;
+use super::settings_file::read_text;
 use crate::config::{Config, Origin, Setting, Values, edit_toml, leaves};
-use crate::http::{AppState, FILES, Outside};
+use crate::http::{AppState, FILES, Outside, PersistError};
 
 /// How often the files are looked at. A change is taken over when it is still the same one look later, so
 /// that a file that is just being written is not read by halves.
@@ -72,11 +73,10 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Writes `document` into the TOML file, if that gives a good configuration in which it counts.
-fn persist(loader: &Loader, document: &Map<String, Value>, rest: &Values) -> Result<Config, String> {
+fn persist(loader: &Loader, document: &Map<String, Value>, rest: &Values) -> Result<Config, PersistError> {
     let path = loader.path().ok_or("there is no file to write to: start with --config FILE or LEITSTAND_CONFIG")?;
-    let name = path.display();
-    let text = read_text(&path).map_err(|e| format!("{name} cannot be read: {e}"))?;
-    let edited = edit_toml(&text, document).map_err(|e| format!("{name} {e}"))?;
+    let text = read_text(&path).map_err(PersistError::Read)?;
+    let edited = edit_toml(&text, document).map_err(|e| format!("{} {e}", path.display()))?;
     let config = loader.load_with(rest, Some(&edited)).map_err(|e| e.to_string())?;
     for (key, value) in leaves(document) {
         let own = Setting::keyed(&key).or_else(|| Setting::keyed(key.split('.').next().unwrap_or_default()));
@@ -84,10 +84,10 @@ fn persist(loader: &Loader, document: &Map<String, Value>, rest: &Values) -> Res
         if let Some(origin @ (Origin::Environment | Origin::DotEnv(_) | Origin::Flag)) = origin
             && !value.is_null()
         {
-            return Err(format!("{key} comes from {origin}, which wins over the file"));
+            return Err(format!("{key} comes from {origin}, which wins over the file").into());
         }
     }
-    replace(&path, edited.as_bytes()).map_err(|e| format!("{name} cannot be written: {e}"))?;
+    replace(&path, edited.as_bytes()).map_err(PersistError::Write)?;
     Ok(config)
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -12,9 +12,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::env::Loader;
+use super::logging::lines::Dropped;
 use super::token_watch::TokenWatch;
 use super::unix_socket::UnixSocket;
-use super::{BindArgs, heartbeat, logging, reload};
+use super::{BindArgs, heartbeat, logging, reload, settings_file};
 use crate::config::{Bind, Config, Values};
 use crate::giving_way;
 use crate::http::{AppState, BoundListener, REFUSERS_MAX, ServerOptions, serve};
@@ -40,6 +41,7 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     // Before they are read: what changes in between is seen as a change.
     let seen = loader.digest();
     let config = loader.load(&Values::default()).map_err(|refused| loader.told(&refused))?;
+    settings_file::start_is_over();
     let logging =
         logging::start(config.log_level, config.log_format).map_err(|e| format!("cannot start the log: {e}"))?;
     for warning in &config.warnings {
@@ -169,13 +171,13 @@ fn announce(config: &Config, address: &str, connections_max: usize) {
 }
 
 /// Everything that must happen now and then, for as long as the service runs.
-async fn maintain(store: Store, state: Arc<AppState>, metrics: Metrics, dropped: Arc<AtomicU64>) {
+async fn maintain(store: Store, state: Arc<AppState>, metrics: Metrics, dropped: Arc<Dropped>) {
     let sweep = async {
         let mut ticks = tokio::time::interval(SWEEP_EVERY);
         loop {
             ticks.tick().await;
             state.sweep();
-            metrics.log_lines_dropped(dropped.load(Ordering::Relaxed));
+            metrics.log_lines_dropped(dropped.lines.load(Ordering::Relaxed), dropped.audit.load(Ordering::Relaxed));
         }
     };
     tokio::join!(sweep, store.maintain());

@@ -69,7 +69,7 @@ pub(super) fn run(args: &SupportBundleArgs) -> Result<ExitCode, String> {
     let _ = target.clear();
     // Removed when this fails, with whatever is in it; when it is killed, by the next one.
     let partial = target.begin(Purpose::SupportBundle).map_err(|e| e.to_string())?;
-    let mut bundle = Bundle { dir: partial.path().to_owned(), secrets, files: Vec::new(), lacks: Vec::new() };
+    let mut bundle = Bundle { dir: partial.path().to_owned(), secrets, files: Vec::new(), lacks: Vec::new(), note: "" };
     bundle.put("config.json", &format!("{:#}\n", config_check::checked(&args.bind)))?;
     match doctor::document(&args.bind) {
         Ok(document) => bundle.put("doctor.json", &format!("{document:#}\n"))?,
@@ -89,7 +89,7 @@ pub(super) fn run(args: &SupportBundleArgs) -> Result<ExitCode, String> {
             Ok(text) => bundle.put("log.txt", &text)?,
             Err(e) => bundle.lacks("log.txt", &format!("cannot read {path:?}: {e}")),
         },
-        None => bundle.lacks("log.txt", "give --log FILE, or add journalctl -u leitstand"),
+        None => bundle.note = "without a log: give --log FILE, or add journalctl -u leitstand",
     }
     let facts = host::facts(Path::new(".")).into_iter().map(|(name, value)| (name.to_owned(), value.into()));
     let about = json!({
@@ -101,8 +101,7 @@ pub(super) fn run(args: &SupportBundleArgs) -> Result<ExitCode, String> {
     });
     bundle.put("bundle.json", &format!("{about:#}\n"))?;
     partial.finish().map_err(|e| e.to_string())?;
-    // Without a log it is whole, if none was asked for.
-    let whole = bundle.lacks.iter().all(|(name, _)| *name == "log.txt" && args.log.is_none());
+    let whole = bundle.lacks.is_empty();
     if args.json {
         print(&format!("{:#}\n", json!({"path": args.to.to_string_lossy(), "bundle": about})));
     } else {
@@ -117,6 +116,8 @@ struct Bundle {
     files: Vec<&'static str>,
     /// What could not be had, and why.
     lacks: Vec<(&'static str, String)>,
+    /// What nobody asked for, and would help.
+    note: &'static str,
 }
 
 impl Bundle {
@@ -164,6 +165,9 @@ impl Bundle {
         let mut text = String::new();
         for (name, why) in &self.lacks {
             let _ = writeln!(text, "lacks {name}: {why}");
+        }
+        if !self.note.is_empty() {
+            let _ = writeln!(text, "{}", self.note);
         }
         let files = count(self.files.len() as u64, "file");
         let _ = writeln!(

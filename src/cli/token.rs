@@ -3,13 +3,16 @@
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::data::{print, tell};
+use super::data::{print, tell, wrong_usage};
+use super::settings_file::BYTES_MAX;
+use crate::config::token_fault;
 use crate::timestamp::{parse_span, parse_unix_s, unix_rfc3339};
 use crate::token::{Digest, Scope, StoredToken, TokenFile, grant};
 
@@ -35,10 +38,11 @@ pub enum TokenCommand {
         #[command(flatten)]
         place: Place,
     },
-    /// Refuse a token from now on
+    /// Refuse tokens from now on; all that are named, or none
     Revoke {
-        /// Name of the token
-        name: String,
+        /// Names of the tokens
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
         /// One JSON document on stdout
         #[arg(long)]
         json: bool,
@@ -51,8 +55,10 @@ pub enum TokenCommand {
 
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// Name: letters, digits, dots, underscores and dashes. Log and metrics show it
-    name: String,
+    /// Names, each for a token of its own: letters, digits, dots, underscores and dashes. Log and metrics show them.
+    /// With several names stdout has lines of a name, a tab and a secret
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
     /// What it may do: ingest, read, admin; may be given several times [default: ingest and read]
     #[arg(long, value_parser = Scope::parse)]
     scope: Vec<Scope>,
@@ -70,8 +76,9 @@ pub struct AddArgs {
 
 #[derive(Debug, Args)]
 pub struct RotateArgs {
-    /// Name of the token
-    name: String,
+    /// Names of the tokens; all of them get a new secret, or none
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
     /// How long the old secret is still good; 0 ends it, and older ones, at once
     #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = parse_span_s)]
     overlap: u64,
@@ -84,8 +91,8 @@ pub struct RotateArgs {
 #[derive(Debug, Args)]
 pub struct SecretArgs {
     /// When the secret ends: a span as 90d, or a time as 2026-12-31T23:59:59Z
-    #[arg(long, value_name = "SPAN|TIME")]
-    expires: Option<String>,
+    #[arg(long, value_name = "SPAN|TIME", value_parser = end_s)]
+    expires: Option<u64>,
     /// Take the secret from this file, or from stdin with -, instead of making one; it is not printed then
     #[arg(long, value_name = "FILE|-")]
     secret_file: Option<PathBuf>,
@@ -112,34 +119,38 @@ impl TokenCommand {
     }
 }
 
-pub(super) fn run(command: &TokenCommand) -> Result<(), String> {
+pub(super) fn run(command: &TokenCommand) -> Result<ExitCode, String> {
+    let done = |result: Result<(), String>| result.map(|()| ExitCode::SUCCESS);
     match command {
         TokenCommand::Add(args) => add(args),
-        TokenCommand::List { json, place } => list(*json, place),
-        TokenCommand::Revoke { name, json, place } => revoke(name, *json, place),
-        TokenCommand::Rotate(args) => rotate(args),
+        TokenCommand::List { json, place } => done(list(*json, place)),
+        TokenCommand::Revoke { names, json, place } => done(revoke(names, *json, place)),
+        TokenCommand::Rotate(args) => done(rotate(args)),
     }
 }
 
-fn add(args: &AddArgs) -> Result<(), String> {
-    let file = args.place.open()?;
-    let is_new = !file.has_directory();
+fn add(args: &AddArgs) -> Result<ExitCode, String> {
     let now_s = now_s();
-    let expires_s = args.secret.expires_s(now_s)?;
-    let grant = grant(args.name.clone(), &args.domain, args.default_domain.as_deref())
-        .map_err(|why| format!("the token cannot be made: {why}"))?;
     let default = [Scope::Ingest, Scope::Read];
     let scopes = if args.scope.is_empty() { &default[..] } else { &args.scope };
-    let secret = args.secret.take()?;
-    let token = StoredToken {
+    let granted = |name: &String| grant(name.clone(), &args.domain, args.default_domain.as_deref());
+    let grants = match args.names.iter().map(granted).collect::<Result<Vec<_>, _>>() {
+        Ok(grants) => grants,
+        Err(why) => return Ok(wrong_usage(&format!("the token cannot be made: {why}"), args.secret.json)),
+    };
+    let file = args.place.open()?;
+    let is_new = !file.has_directory();
+    let secrets = args.secret.take(&args.names)?;
+    let token = |(secret, grant): (&Secret, _)| StoredToken {
         digest: Digest::of(secret.text.as_bytes()),
         scopes: scopes.iter().copied().collect(),
         created_s: now_s,
-        expires_s,
+        expires_s: args.secret.expires,
         previous: Vec::new(),
         grant: Arc::new(grant),
     };
-    file.update(|store| store.add(token.clone()))?;
+    let tokens: Vec<_> = secrets.iter().zip(grants).map(token).collect();
+    file.update(|store| tokens.iter().try_for_each(|token| store.add(token.clone())))?;
     if is_new {
         // A slip in the name of the directory looks the same, and no service would ever know the token.
         tell(format_args!(
@@ -147,34 +158,57 @@ fn add(args: &AddArgs) -> Result<(), String> {
             file.path()
         ));
     }
-    args.secret.tell(&secret, &token, "added", now_s)
+    args.secret.tell(&file, &secrets, &tokens, "added", now_s).map(|()| ExitCode::SUCCESS)
 }
 
 fn rotate(args: &RotateArgs) -> Result<(), String> {
-    let file = args.place.open_with(&args.name)?;
+    let file = args.place.open_with(&args.names)?;
     let now_s = now_s();
-    let expires_s = args.secret.expires_s(now_s)?;
-    let secret = args.secret.take()?;
-    let digest = Digest::of(secret.text.as_bytes());
-    let token = file.update(|store| store.rotate(&args.name, digest, now_s, args.overlap, expires_s).cloned())?;
-    match token.previous.last() {
-        Some(previous) => {
-            let (until, left) = (unix_rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
-            tell(format_args!("The old secret is good until {until} (in {left})."));
+    let secrets = args.secret.take(&args.names)?;
+    let tokens = file.update(|store| {
+        let rotated = args.names.iter().zip(&secrets).map(|(name, secret)| {
+            let digest = Digest::of(secret.text.as_bytes());
+            store.rotate(name, digest, now_s, args.overlap, args.secret.expires).cloned()
+        });
+        rotated.collect::<Result<Vec<_>, _>>()
+    })?;
+    for token in &tokens {
+        let which = if tokens.len() == 1 { String::new() } else { format!(" of {:?}", token.grant.name) };
+        match token.previous.last() {
+            Some(previous) => {
+                let (until, left) = (unix_rfc3339(previous.until_s), roughly(previous.until_s.saturating_sub(now_s)));
+                tell(format_args!("The old secret{which} is good until {until} (in {left})."));
+            }
+            None => tell(format_args!("The old secret{which} is refused.")),
         }
-        None => tell(format_args!("The old secret is refused.")),
     }
-    args.secret.tell(&secret, &token, "rotated", now_s)
+    args.secret.tell(&file, &secrets, &tokens, "rotated", now_s)
 }
 
-fn revoke(name: &str, as_json: bool, place: &Place) -> Result<(), String> {
-    let token = place.open_with(name)?.update(|store| store.revoke(name))?;
-    std::thread::sleep(NOTICED_AFTER);
+fn revoke(names: &[String], as_json: bool, place: &Place) -> Result<(), String> {
+    let file = place.open_with(names)?;
+    let tokens = file.update(|store| names.iter().map(|name| store.revoke(name)).collect::<Result<Vec<_>, _>>())?;
+    wait_until_noticed(&file);
     if as_json {
-        print(&format!("{:#}\n", json!({"revoked": document(&token, now_s())})));
+        let told: Vec<_> = tokens.iter().map(|token| document(token, now_s())).collect();
+        print(&format!("{:#}\n", json!({"revoked": one_or_all(told)})));
     }
-    tell(format_args!("Token {name:?} (sha256:{:?}) is revoked.", token.digest));
+    for token in &tokens {
+        tell(format_args!("Token {:?} (sha256:{:?}) is revoked.", token.grant.name, token.digest));
+    }
     Ok(())
+}
+
+/// What has been said here holds in a running service too; where none runs, nobody has to notice.
+fn wait_until_noticed(file: &TokenFile) {
+    if file.is_watched() {
+        std::thread::sleep(NOTICED_AFTER);
+    }
+}
+
+/// The document of one token, or a list of several.
+fn one_or_all(mut documents: Vec<Value>) -> Value {
+    if documents.len() == 1 { documents.remove(0) } else { Value::Array(documents) }
 }
 
 fn list(as_json: bool, place: &Place) -> Result<(), String> {
@@ -258,62 +292,72 @@ struct Secret {
 }
 
 impl SecretArgs {
-    fn expires_s(&self, now_s: u64) -> Result<Option<u64>, String> {
-        let Some(text) = &self.expires else { return Ok(None) };
-        let end_s = parse_span_s(text).ok().map(|span_s| now_s + span_s).or_else(|| parse_unix_s(text));
-        match end_s {
-            Some(end_s) if end_s > now_s => Ok(Some(end_s)),
-            Some(_) => Err("--expires must be in the future".to_owned()),
-            None => Err("--expires must be a time span as 90d or 12h, or a time as 2026-12-31T23:59:59Z".to_owned()),
-        }
-    }
-
-    fn take(&self) -> Result<Secret, String> {
+    /// A secret for each of these names.
+    fn take(&self, names: &[String]) -> Result<Vec<Secret>, String> {
         match &self.secret_file {
-            Some(path) => Ok(Secret { text: given(path)?, made_here: false }),
-            None => Ok(Secret { text: make()?, made_here: true }),
+            Some(_) if names.len() > 1 => Err("--secret-file is for one token, and several are named".to_owned()),
+            Some(path) => Ok(vec![Secret { text: given(path)?, made_here: false }]),
+            None => names.iter().map(|_| Ok(Secret { text: make()?, made_here: true })).collect(),
         }
     }
 
-    /// The secret goes to stdout and nowhere else, everything about it to stderr.
-    fn tell(&self, secret: &Secret, token: &StoredToken, done: &str, now_s: u64) -> Result<(), String> {
-        let name = &token.grant.name;
-        let end = token.expires_s.map_or("never expires".to_owned(), |end_s| {
-            format!("expires {} (in {})", unix_rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
-        });
-        let digest = &token.digest;
-        tell(format_args!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes));
-        std::thread::sleep(NOTICED_AFTER);
-        let text = match (self.json, secret.made_here) {
-            (false, false) => return Ok(()),
-            (false, true) => secret.text.clone(),
-            (true, made_here) => {
+    /// The secrets go to stdout and nowhere else, everything about them to stderr.
+    fn tell(
+        &self,
+        file: &TokenFile,
+        secrets: &[Secret],
+        tokens: &[StoredToken],
+        done: &str,
+        now_s: u64,
+    ) -> Result<(), String> {
+        for token in tokens {
+            let end = token.expires_s.map_or("never expires".to_owned(), |end_s| {
+                format!("expires {} (in {})", unix_rfc3339(end_s), roughly(end_s.saturating_sub(now_s)))
+            });
+            let (name, digest) = (&token.grant.name, &token.digest);
+            tell(format_args!("Token {name:?} {done}: scopes {}, {end}, sha256:{digest:?}.", token.scopes));
+        }
+        wait_until_noticed(file);
+        let made_here = secrets.iter().all(|secret| secret.made_here);
+        if !self.json && !made_here {
+            return Ok(());
+        }
+        let pairs = secrets.iter().zip(tokens);
+        let text = if self.json {
+            let documents = pairs.map(|(secret, token)| {
                 let mut document = document(token, now_s);
-                if made_here {
+                if secret.made_here {
                     document["secret"] = json!(secret.text);
                 }
-                format!("{document:#}")
-            }
+                document
+            });
+            let documents: Vec<_> = documents.collect();
+            format!("{:#}\n", if documents.len() == 1 { one_or_all(documents) } else { json!({"tokens": documents}) })
+        } else if let [secret] = secrets {
+            format!("{}\n", secret.text)
+        } else {
+            pairs.map(|(secret, token)| format!("{}\t{}\n", token.grant.name, secret.text)).collect()
         };
-        if secret.made_here {
-            tell(format_args!(
-                "Its secret is shown this once; clients send it as X-Auth, or as Authorization: Bearer."
-            ));
+        if made_here {
+            let whose = if secrets.len() == 1 { "Its secret is shown" } else { "Their secrets are shown" };
+            tell(format_args!("{whose} this once; clients send it as X-Auth, or as Authorization: Bearer."));
         }
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}")
-            .and_then(|()| out.flush())
-            .map_err(|e| format!("the secret could not be printed and is lost: {e}\n  rotate or revoke {name:?}"))
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| {
+            let names: Vec<_> = tokens.iter().map(|token| token.grant.name.as_str()).collect();
+            format!("the secret could not be printed and is lost: {e}\n  rotate or revoke {:?}", names.join(" "))
+        })
     }
 }
 
 impl Place {
     /// The store, which must be there: it is to hold a token of this name. Makes nothing.
-    fn open_with(&self, name: &str) -> Result<TokenFile, String> {
+    fn open_with(&self, names: &[String]) -> Result<TokenFile, String> {
         let file = self.open()?;
         match file.stamp() {
             Ok(None) => Err(format!(
-                "there is no token {name:?}: there is no token store {:?}; name the directory of the service by --data-dir",
+                "there is no token {:?}: there is no token store {:?}; name the directory of the service by --data-dir",
+                names.join(" "),
                 file.path()
             )),
             // Whatever else is wrong is told by who reads it.
@@ -357,7 +401,10 @@ fn given(path: &Path) -> Result<String, String> {
     let read = if path == Path::new("-") {
         std::io::stdin().lock().take(most).read_to_end(&mut bytes)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes))
+        super::settings_file::read(path, BYTES_MAX).map(|read| {
+            bytes = read;
+            bytes.len()
+        })
     };
     read.map_err(|e| format!("the secret cannot be read from {path:?}: {e}"))?;
     let text = String::from_utf8(bytes).map_err(|_| "the secret is not UTF-8".to_owned())?;
@@ -365,10 +412,10 @@ fn given(path: &Path) -> Result<String, String> {
     if !GIVEN_BYTES.contains(&text.len()) {
         return Err(format!("the secret must be {} to {} bytes", GIVEN_BYTES.start(), GIVEN_BYTES.end()));
     }
-    if text.chars().any(char::is_control) {
-        return Err("the secret holds a control character, which no HTTP header can carry".to_owned());
+    match token_fault(text) {
+        Some(why) => Err(format!("the secret {why}")),
+        None => Ok(text.to_owned()),
     }
-    Ok(text.to_owned())
 }
 
 /// RFC 4648, section 5, without padding.
@@ -382,6 +429,17 @@ fn base64url(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// When something ends, in Unix seconds.
+fn end_s(text: &str) -> Result<u64, String> {
+    let now_s = now_s();
+    let end_s = parse_span_s(text).ok().map(|span_s| now_s + span_s).or_else(|| parse_unix_s(text));
+    match end_s {
+        Some(end_s) if end_s > now_s => Ok(end_s),
+        Some(_) => Err("must be in the future".to_owned()),
+        None => Err("must be a time span as 90d or 12h, or a time as 2026-12-31T23:59:59Z".to_owned()),
+    }
 }
 
 /// Whole seconds, of a hundred years at most; `0` needs no unit.

@@ -14,7 +14,7 @@ use super::token::roughly;
 use crate::http::AppState;
 use crate::metrics::{Metrics, TOKEN_SERIES_MAX, TokenFigures};
 use crate::timestamp::unix_rfc3339;
-use crate::token::{EXPIRES_SOON_S, Found, Stamp, StoredToken, TokenFile, TokenStore};
+use crate::token::{EXPIRES_SOON_S, Found, Presence, Stamp, StoredToken, TokenFile, TokenStore};
 
 /// A revoked token is refused after so long, and the time to read the store.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -55,6 +55,7 @@ impl TokenWatch {
 /// What was seen last.
 struct Eye {
     file: TokenFile,
+    presence: Presence,
     state: Arc<AppState>,
     metrics: Metrics,
     /// What is in use.
@@ -75,6 +76,7 @@ impl Eye {
     fn new(file: TokenFile, state: Arc<AppState>, metrics: Metrics) -> Eye {
         Eye {
             file,
+            presence: Presence::default(),
             state,
             metrics,
             store: TokenStore::default(),
@@ -88,6 +90,7 @@ impl Eye {
     }
 
     fn first(&mut self, now_s: u64) -> Result<(), String> {
+        self.file.be_present(&mut self.presence);
         let found = self.file.read().map_err(|why| self.file.broken(&why))?;
         if let Some(found) = found {
             self.tell_mode(&found);
@@ -106,6 +109,7 @@ impl Eye {
 
     /// One look at the file.
     fn look(&mut self, now_s: u64) {
+        self.file.be_present(&mut self.presence);
         let stamp = match self.file.stamp() {
             Ok(Some(stamp)) => stamp,
             Ok(None) => return self.is_gone(),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use super::document::Values;
+use super::value::{is_service_link, trimmed};
 use super::{Problem, Setting};
 
 type Read<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
@@ -80,7 +81,7 @@ impl<'a> Layers<'a> {
     /// The value of the highest layer that says something.
     pub(super) fn find(&self, setting: &Setting, warnings: &mut Vec<String>) -> Option<Found> {
         let given = |values: &Values, origin| {
-            let text = values.get(setting)?.into();
+            let text = trimmed(setting, values.get(setting)?.into())?;
             Some(Found { text, origin, label: setting.key.to_owned() })
         };
         given(self.patch, Origin::Patch)
@@ -93,17 +94,29 @@ impl<'a> Layers<'a> {
             })
     }
 
-    /// The variable, by either name. compat: the own name comes first, even if empty, and even if it
-    /// stands in `.env` and the older one in the environment.
+    /// The variable, by either name. compat: the own name comes first, even if it stands in `.env` and the older one
+    /// in the environment.
     fn variable(&self, setting: &Setting, warnings: &mut Vec<String>) -> Option<Found> {
-        let named = |name: &str| {
-            let in_environment = (self.environment)(name).map(|text| (text, Origin::Environment));
-            let (text, origin) =
-                in_environment.or_else(|| Some(((self.dot_env)(name)?, Origin::DotEnv(self.dot_env_name.into()))))?;
+        let mut links = Vec::new();
+        let mut said = |name: &str, lookup: Lookup<'a>, origin: Origin| {
+            let text = trimmed(setting, lookup(name)?)?;
+            // Set by the cluster, and by nobody who wants this port.
+            if setting.name == "LEITSTAND_PORT" && text.to_str().is_some_and(is_service_link) {
+                links.push(format!(
+                    "{name} ({origin}) is {text:?}, as Kubernetes sets it beside a Service of this name, and is ignored; \
+                     enableServiceLinks: false keeps it away"
+                ));
+                return None;
+            }
             Some(Found { text, origin, label: name.to_owned() })
+        };
+        let mut named = |name: &str| {
+            said(name, self.environment, Origin::Environment)
+                .or_else(|| said(name, self.dot_env, Origin::DotEnv(self.dot_env_name.into())))
         };
         let own = named(setting.name);
         let older = setting.older_name().and_then(|older| named(&older));
+        warnings.append(&mut links);
         if let (Some(own), Some(older)) = (&own, &older)
             && own.text != older.text
         {

@@ -1,6 +1,7 @@
 //! Names that nobody reads, and what may have been meant.
 
 use super::SETTINGS;
+use super::value::is_service_variable;
 
 /// Variables of the clients and of the tests; set on a machine that runs both, they are no mistake.
 const OTHERS: [&str; 10] =
@@ -24,7 +25,7 @@ pub fn unknown_variables<'a>(names: impl Iterator<Item = &'a str>, place: &str) 
 fn is_unknown(name: &str) -> bool {
     let Some(bare) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) else { return false };
     let known = SETTINGS.iter().any(|setting| setting.name.strip_prefix("LEITSTAND_") == Some(bare));
-    !known && !OTHERS.contains(&bare)
+    !known && !OTHERS.contains(&bare) && !is_service_variable(bare)
 }
 
 fn bare(name: &str) -> &str {
@@ -77,6 +78,8 @@ mod tests {
             "LEITSTAND_LOG_LEVEL",
             "CHRONIK_RATELIMIT",
             "LEITSTAND_SPOOL",
+            "LEITSTAND_SERVICE_HOST",
+            "CHRONIK_PORT_8788_TCP_ADDR",
             "LEITSTAND_XYZZY_PLUGH",
             "HOME",
         ];

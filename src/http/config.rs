@@ -3,6 +3,7 @@
 //! Whatever asks for a change (a signal, a file, a request), the files are read anew, the run-time patch
 //! is put on top, and the result is taken whole or not at all. Requests under way keep what they saw.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +23,7 @@ use crate::config::{
     Config, ConfigError, Feature, Features, Kind, LogFormat, LogLevel, Problem, Setting, Values, leaves, merge_patch,
     patch,
 };
+use crate::storage::StoreError;
 use crate::token::Scope;
 
 /// Largest body of a patch.
@@ -44,7 +46,41 @@ pub struct Outside {
 }
 
 type Load = dyn Fn(&Values) -> Result<Config, ConfigError> + Send + Sync;
-type Persist = dyn Fn(&Map<String, Value>, &Values) -> Result<Config, String> + Send + Sync;
+type Persist = dyn Fn(&Map<String, Value>, &Values) -> Result<Config, PersistError> + Send + Sync;
+
+/// Why a patch is not in the file; nothing was changed.
+#[derive(Debug)]
+pub enum PersistError {
+    /// It is the request's fault; the text says what would do.
+    Refused(String),
+    /// The file cannot be read.
+    Read(io::Error),
+    /// The file cannot be written.
+    Write(io::Error),
+}
+
+impl From<String> for PersistError {
+    fn from(text: String) -> PersistError {
+        PersistError::Refused(text)
+    }
+}
+
+impl From<&str> for PersistError {
+    fn from(text: &str) -> PersistError {
+        PersistError::Refused(text.to_owned())
+    }
+}
+
+impl From<PersistError> for ApiError {
+    /// Path and cause are for the log; the client is told whether there was room.
+    fn from(error: PersistError) -> ApiError {
+        match error {
+            PersistError::Refused(text) => bad(text),
+            PersistError::Read(e) => ApiError::Store(StoreError::io("read the file with settings", e)),
+            PersistError::Write(e) => ApiError::Store(StoreError::io("write the file with settings", e)),
+        }
+    }
+}
 
 /// What holds, and why.
 pub(crate) struct Settings {
@@ -133,7 +169,8 @@ pub(crate) async fn show(State(state): State<Arc<AppState>>, request: Request) -
         (super::openapi::ConfigPatch = "application/merge-patch+json"),
     )),
     responses((status = 200, description = "What holds now.", body = ConfigDocument), super::openapi::TokenErrors, super::openapi::AdminBodyErrors,
-        (status = 415, description = "`unsupported content-type`: neither JSON nor a merge patch.", body = super::openapi::Detail))))]
+        (status = 415, description = "`unsupported content-type`: neither JSON nor a merge patch.", body = super::openapi::Detail),
+        (status = 507, description = "`insufficient storage`: no room for the TOML file; nothing is changed.", body = super::openapi::Detail))))]
 pub(crate) async fn change(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let pass = authorise(&state, &request, Scope::Admin)?;
     let actor = actor(&pass, request.headers());
@@ -242,7 +279,7 @@ impl AppState {
         let newer = if persist {
             merge_patch(&mut patched, emptied(&document));
             let (rest, _) = patch(&patched);
-            (self.settings.outside.persist)(&document, &rest).map_err(bad)?
+            (self.settings.outside.persist)(&document, &rest)?
         } else {
             merge_patch(&mut patched, document);
             let (values, _) = patch(&patched);
@@ -320,7 +357,7 @@ impl Outside {
         let config = config.clone();
         Outside {
             load: Box::new(move |_| Ok(config.clone())),
-            persist: Box::new(|_, _| Err("there is no file to write to".to_owned())),
+            persist: Box::new(|_, _| Err("there is no file to write to".into())),
             log: Box::new(|_, _| {}),
         }
     }

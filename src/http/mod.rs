@@ -38,7 +38,7 @@ use crate::config::Feature;
 // Public for the fuzz target of X-Forwarded-For, which no answer shows.
 #[doc(hidden)]
 pub use client::{Client, Peer};
-pub use config::{FILES, Outside};
+pub use config::{FILES, Outside, PersistError};
 pub use error::ApiError;
 pub use limits::{Limiter, Standing};
 #[cfg(feature = "docs")]

@@ -79,6 +79,7 @@ struct Rare {
     rejected: BTreeMap<&'static str, Rejected>,
     refused: BTreeMap<&'static str, u64>,
     log_lines_dropped: u64,
+    audit_lines_dropped: u64,
 }
 
 /// Named tokens, as Prometheus sees them.
@@ -315,8 +316,9 @@ impl Metrics {
     }
 
     /// Counts log lines that were dropped because nobody read them.
-    pub fn log_lines_dropped(&self, total: u64) {
-        self.rare().log_lines_dropped = total;
+    pub fn log_lines_dropped(&self, total: u64, audit: u64) {
+        let mut rare = self.rare();
+        (rare.log_lines_dropped, rare.audit_lines_dropped) = (total, audit);
     }
 
     /// Counts an attempt to read the configuration anew.
@@ -393,6 +395,7 @@ impl Metrics {
             metrics::counter!("leitstand_refused_total", "reason" => *reason).absolute(*total);
         }
         metrics::counter!("leitstand_log_lines_dropped_total").absolute(rare.log_lines_dropped);
+        metrics::counter!("leitstand_audit_lines_dropped_total").absolute(rare.audit_lines_dropped);
         metrics::counter!("leitstand_deprecated_requests_total").absolute(self.0.deprecated.get());
         metrics::counter!("leitstand_heartbeat_failures_total").absolute(self.0.heartbeat_failures.get());
     }
@@ -697,7 +700,14 @@ fn describe() {
     );
     describe_counter!("leitstand_deprecated_requests_total", "Requests on the deprecated path /ingest/{domain}.");
     describe_counter!("leitstand_connections_total", "Connections accepted.");
-    describe_counter!("leitstand_log_lines_dropped_total", "Log lines dropped because nobody read them.");
+    describe_counter!(
+        "leitstand_log_lines_dropped_total",
+        "Log lines that could not be written, or that nobody read in time."
+    );
+    describe_counter!(
+        "leitstand_audit_lines_dropped_total",
+        "Those of them that say who changed what; they are on stderr."
+    );
     describe_counter!("leitstand_config_reloads_total", "Attempts to read the configuration anew, by result.");
     describe_gauge!("leitstand_config_last_reload_successful", "0 while the files say what cannot be taken over.");
     describe_gauge!(

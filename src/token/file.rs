@@ -37,6 +37,10 @@ pub struct Stamp {
     changed: (i64, i64),
 }
 
+/// Locks on directories by which a service says that it is there. They go with the process, however it ends.
+#[derive(Debug, Default)]
+pub struct Presence(Vec<(PathBuf, (u64, u64), File)>);
+
 /// A store as it was read.
 #[derive(Debug)]
 pub struct Found {
@@ -114,6 +118,37 @@ impl TokenFile {
         let changed = change(&mut store)?;
         self.replace(store.to_json().as_bytes(), owner).map_err(told)?;
         Ok(changed)
+    }
+
+    /// Tells commands that a service keeps itself at this store, for as long as `presence` lives. To be called again
+    /// and again: directories come and go.
+    pub fn be_present(&self, presence: &mut Presence) {
+        let places = self.places();
+        presence.0.retain(|(path, id, _)| std::fs::metadata(path).is_ok_and(|meta| *id == (meta.dev(), meta.ino())));
+        for path in places {
+            if presence.0.iter().any(|(held, _, _)| *held == path) {
+                continue;
+            }
+            // Another time, if it is not there, or just being asked for.
+            let Ok(dir) = File::open(&path) else { continue };
+            if let (Ok(meta), Ok(())) = (dir.metadata(), flock(&dir, FlockOperation::NonBlockingLockShared)) {
+                presence.0.push((path, (meta.dev(), meta.ino()), dir));
+            }
+        }
+    }
+
+    /// Does a service keep itself at this store? When in doubt, yes.
+    pub fn is_watched(&self) -> bool {
+        self.places().iter().any(|path| match File::open(path) {
+            Ok(dir) => flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err(),
+            Err(e) => e.kind() != ErrorKind::NotFound,
+        })
+    }
+
+    /// The directory of the store, and that above it, because the former may not be there yet.
+    fn places(&self) -> [PathBuf; 2] {
+        let own = directory(&self.path);
+        [own.to_owned(), directory(own).to_owned()]
     }
 
     /// What to do about a store that `why` says is none.

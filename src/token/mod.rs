@@ -4,7 +4,7 @@ mod file;
 mod set;
 mod store;
 
-pub use file::{Found, Stamp, TokenFile};
+pub use file::{Found, Presence, Stamp, TokenFile};
 pub use set::{Digest, EXPIRES_SOON_S, Grant, Known, LastDigest, Pattern, TokenSet, Transport};
 pub use store::{Change, Previous, STORE_BYTES_MAX, StoreFault, StoredToken, TOKENS_MAX, TokenStore, grant};
 

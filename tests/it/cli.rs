@@ -11,7 +11,7 @@ use leitstand::config::SETTINGS;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Client, Finished, Request, TOKEN, TestServer, command, run};
+use crate::support::{Client, Finished, PATIENCE, Request, TOKEN, TestServer, command, run, wait_for};
 
 /// Nothing that any command prints may hold this.
 const SECRET: &str = "s3cr3t-token-canary";
@@ -125,7 +125,7 @@ fn all_mistakes_are_told_at_once() {
         ("LEITSTAND_AUTH_RATE_LIMIT", "0/minute"),
         ("LOG_LEVEL", "nope"),
         ("LEITSTAND_LOG_FORMAT", "xml"),
-        ("LEITSTAND_HOST", " "),
+        ("LEITSTAND_HOST", "no host"),
         ("LEITSTAND_PORT", "99999"),
         ("LEITSTAND_FSYNC", "sometimes"),
         ("LEITSTAND_TRUSTED_PROXIES", "nowhere"),
@@ -249,13 +249,13 @@ fn a_value_that_cannot_be_read_stops_the_start() {
         assert_eq!(finished.code, Some(1), "{name}={value:?}");
         assert!(finished.stderr.contains(name), "{name}={value:?}: {}", finished.stderr);
     };
-    for value in ["", "-1", "1_000", "1.5", "1e6", "0x10", "5000GiB", "99999999999999999999999"] {
+    for value in ["-1", "1_000", "1.5", "1e6", "0x10", "5000GiB", "99999999999999999999999"] {
         refused("LEITSTAND_MAX_BODY", value);
     }
-    for value in ["", "1.5", "99999999999", "1s"] {
+    for value in ["1.5", "99999999999", "1s"] {
         refused("LEITSTAND_LOCK_TIMEOUT", value);
     }
-    for value in ["", "garbage", "-1/minute", "0/minute", "3/fortnight", "3/minute;", "60"] {
+    for value in ["garbage", "-1/minute", "0/minute", "3/fortnight", "3/minute;", "60"] {
         refused("LEITSTAND_RATE_LIMIT", value);
     }
     for value in ["", " ", ",", " , \n,"] {
@@ -549,5 +549,163 @@ fn a_stderr_that_takes_nothing_changes_nothing() {
     }
     let mut openapi = command(dir.path(), &["openapi"]);
     let code = openapi.stdout(full()).status().unwrap().code();
-    assert_eq!(code, Some(if cfg!(feature = "docs") { 0 } else { 2 }));
+    assert_eq!(code, Some(if cfg!(feature = "docs") { 1 } else { 2 }));
+}
+
+/// `serve`, until it says that it has started, or ends: did it start, and what did it say?
+fn serves(dir: &Path, env: &[(&str, &str)]) -> (bool, String) {
+    let out = dir.join("serve.log");
+    let log = fs::File::create(&out).unwrap();
+    let mut serve = command(dir, &["serve"]);
+    serve.envs([("LEITSTAND_PORT", "0"), ("LEITSTAND_DISK_RESERVE", "0")]).envs(env.iter().copied());
+    let mut child = serve.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    let said = || fs::read_to_string(&out).unwrap_or_default();
+    let started = wait_for("it starts or ends", PATIENCE, || match child.try_wait().unwrap() {
+        Some(_) => Some(false),
+        None => said().contains("started").then_some(true),
+    });
+    let _ = child.kill();
+    let _ = child.wait();
+    (started, said())
+}
+
+/// Broken, a deployment whose configuration was checked would not start, or one that was refused would.
+#[test]
+fn config_check_says_what_serve_does() {
+    let mut cases: Vec<(&str, String)> = Vec::new();
+    for setting in SETTINGS {
+        let value = match setting.name {
+            // Its own port, and that of another service, may be taken.
+            "LEITSTAND_PORT" => "0",
+            _ if setting.default.is_empty() => "7",
+            _ => setting.default,
+        };
+        let odd = [format!(" {value}\r"), format!("\"{value}\"")];
+        cases.extend(odd.map(|odd| (setting.name, odd)));
+        if setting.name != "LEITSTAND_PORT" {
+            cases.push((setting.name, String::new()));
+        }
+    }
+    for name in ["LEITSTAND_DATA_DIR", "LEITSTAND_TOKEN_STORE", "LEITSTAND_CONFIG", "LEITSTAND_ENV_FILE"] {
+        for path in ["\r", "file", "file/below", "missing/below", "/dev/null", "/dev/null/x", "fifo", ".", "/dev/zero"]
+        {
+            cases.push((name, path.to_owned()));
+        }
+        cases.push((name, "x".repeat(300)));
+    }
+    for host in ["localhost", "a b", "-", "127.0.0.1\u{a0}", "tcp://10.0.0.1:80"] {
+        cases.push(("LEITSTAND_HOST", host.to_owned()));
+    }
+    let at_once = std::sync::Mutex::new(cases.into_iter());
+    let differ = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                loop {
+                    let next = at_once.lock().unwrap().next();
+                    let Some((name, value)) = next else { return };
+                    let dir = dir();
+                    fs::write(dir.path().join("file"), "# nothing\n").unwrap();
+                    rustix::fs::mknodat(
+                        rustix::fs::CWD,
+                        dir.path().join("fifo"),
+                        rustix::fs::FileType::Fifo,
+                        rustix::fs::Mode::RWXU,
+                        0,
+                    )
+                    .unwrap();
+                    let mut env = vec![(name, value.as_str())];
+                    if name != "LEITSTAND_TOKEN" && name != "LEITSTAND_TOKEN_FILE" {
+                        env.push(("LEITSTAND_TOKEN", SECRET));
+                    }
+                    let check = leitstand(dir.path(), &["config", "check"], &env);
+                    // The port is left to the kernel; it is not what is tried here.
+                    let (started, said) = serves(dir.path(), &env);
+                    if (check.code == Some(0)) != started {
+                        let told = format!(
+                            "{name}={value:?}: check {:?} {}, serve {started}: {said}",
+                            check.code, check.stderr
+                        );
+                        differ.lock().unwrap().push(told);
+                    }
+                    let made: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+                    assert!(made.iter().all(|name| !name.to_string_lossy().contains(['"', ' ', '\r'])), "{made:?}");
+                }
+            });
+        }
+    });
+    let differ = differ.into_inner().unwrap();
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
+}
+
+/// Broken, a Service of the cluster that has our name would stop the start, and nobody would know why.
+#[test]
+fn links_of_a_service_are_ignored_and_told_in_one_line() {
+    let dir = dir();
+    let env = [
+        ("LEITSTAND_TOKEN", SECRET),
+        ("LEITSTAND_SERVICE_HOST", "10.0.0.1"),
+        ("LEITSTAND_SERVICE_PORT", "8788"),
+        ("LEITSTAND_SERVICE_PORT_HTTP", "8788"),
+        ("LEITSTAND_PORT", "tcp://10.0.0.1:8788"),
+        ("LEITSTAND_PORT_8788_TCP", "tcp://10.0.0.1:8788"),
+        ("LEITSTAND_PORT_8788_TCP_PROTO", "tcp"),
+        ("LEITSTAND_PORT_8788_TCP_PORT", "8788"),
+        ("LEITSTAND_PORT_8788_TCP_ADDR", "10.0.0.1"),
+        ("CHRONIK_WEB_PORT", "tcp://[fd00::1]:80"),
+    ];
+    let finished = leitstand(dir.path(), &["config", "check"], &env);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("LEITSTAND_PORT (environment)") && finished.stderr.contains("enableServiceLinks"));
+    assert!(finished.stdout.contains("LEITSTAND_PORT=8788"), "{}", finished.stdout);
+    let (started, said) = serves(
+        dir.path(),
+        &[("LEITSTAND_TOKEN", SECRET), ("CHRONIK_PORT", "tcp://10.0.0.1:8788"), ("LEITSTAND_PORT", "0")],
+    );
+    assert!(started && said.matches("enableServiceLinks").count() == 1, "{said}");
+}
+
+/// Broken, a script would go on as if it held what is on no disk.
+#[test]
+fn no_command_ends_with_0_when_its_output_is_lost() {
+    let dir = dir();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    fs::write(dir.path().join("data/a.jsonl"), "{\"n\":1,\"domain\":\"a\"}\n").unwrap();
+    let lost = |args: &[&str]| {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let env = [("LEITSTAND_TOKEN", SECRET), ("LEITSTAND_DISK_RESERVE", "0"), ("LEITSTAND_PORT", "1")];
+        let done = command(dir.path(), args).envs(env).stdout(full).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    for (args, want) in [
+        (&["--help"][..], 1),
+        (&["--version"], 1),
+        (&["config", "check"], 1),
+        (&["config", "check", "--json"], 1),
+        (&["validate"], 1),
+        (&["verify"], 2),
+        (&["verify", "--json"], 2),
+        (&["repair"], 2),
+        (&["repair", "--apply", "--json"], 2),
+        (&["snapshot", "--to", "s1"], 1),
+        (&["snapshot", "--to", "s2", "--json"], 1),
+        (&["restore", "--from", "s1", "--to", "r"], 1),
+        (&["token", "list"], 1),
+        (&["token", "add", "x", "--json"], 1),
+        (&["token", "revoke", "x", "--json"], 1),
+        (&["doctor"], 2),
+        (&["support-bundle", "--to", "b"], 1),
+        (&["healthcheck", "--json"], 1),
+    ] {
+        let (code, stderr) = lost(args);
+        assert_eq!(code, Some(want), "{args:?}: {stderr}");
+        assert!(
+            args[0].starts_with("--")
+                || stderr.contains("cannot be written")
+                || stderr.contains("could not be printed"),
+            "{args:?}: {stderr}"
+        );
+    }
+    assert!(dir.path().join("r/a.jsonl").exists(), "the work itself was done");
 }

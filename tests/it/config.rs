@@ -799,3 +799,152 @@ fn the_description_of_a_patch_names_what_may_change() {
     features.sort();
     assert_eq!(members("FeaturesPatch"), features);
 }
+
+/// Broken, a pipe or a device in the place of a file would hang the start, and then every reload and `GET /config`,
+/// until health has no thread left.
+#[test]
+fn what_is_no_file_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = |name: &str| {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, dir.path().join(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    };
+    fifo("fifo");
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    for path in ["fifo", "socket", "/dev/zero", "/dev/full", "."] {
+        for (args, env) in [
+            (&["serve"][..], vec![("LEITSTAND_TOKEN_FILE", path)]),
+            (&["serve"], vec![("LEITSTAND_TOKEN", "t"), ("LEITSTAND_ADMIN_TOKEN_FILE", path)]),
+            (&["serve", "--env-file", path], vec![("LEITSTAND_TOKEN", "t")]),
+            (&["config", "check", "--config", path], vec![("LEITSTAND_TOKEN", "t")]),
+            (&["serve"], vec![("LEITSTAND_TOKEN", "t"), ("LEITSTAND_TOKEN_STORE", path)]),
+        ] {
+            let (code, _, stderr) = check(dir.path(), args, &env);
+            assert_eq!(code, Some(1), "{path} {args:?} {env:?}: {stderr}");
+            assert!(
+                ["it is a", "not a regular file"].iter().any(|part| stderr.contains(part)),
+                "{path} {args:?}: {stderr}"
+            );
+        }
+    }
+    // `/dev/null` is an empty file.
+    let (code, _, stderr) = check(dir.path(), &["validate", "--config", "/dev/null"], &[("LEITSTAND_TOKEN", "t")]);
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+/// Broken, what a shell hands over by `<(…)` would not be read, or be lost with the first reload.
+#[test]
+fn a_pipe_is_read_once_and_the_files_beside_it_as_often_as_they_change() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let builder = with_file("body_timeout = 20\n").without("LEITSTAND_TOKEN").env("LEITSTAND_TOKEN_FILE", "pipe");
+    let pipe = builder.dir().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || {
+            let mut end = fs::File::options().write(true).open(pipe).unwrap();
+            // In two parts, and not at once.
+            for part in ["of-the-", "pipe\n"] {
+                std::io::Write::write_all(&mut end, part.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    });
+    let server = builder.start();
+    writer.join().unwrap();
+    let accepted = || server.send(&Request::post("a", "{}").header("X-Auth", "of-the-pipe")).status;
+    assert_eq!(accepted(), 202);
+    let began = Instant::now();
+    hang_up(&server);
+    assert_eq!(reloads(&server, "failed"), 0.0);
+    write(&server, "body_timeout = 21\n");
+    until(&server, "body_timeout", &json!(21));
+    for _ in 0..40 {
+        shown(&server);
+    }
+    assert_eq!(server.get("/health/live").status, 200);
+    assert_eq!(accepted(), 202);
+    assert!(began.elapsed() < Duration::from_secs(15), "nobody waits for the pipe: {:?}", began.elapsed());
+    // One that comes later is told, and what held before still holds.
+    fs::rename(server.dir().join(FILE), server.dir().join("aside")).unwrap();
+    mknodat(CWD, server.dir().join(FILE), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    hang_up(&server);
+    let document = shown(&server);
+    assert!(document["reload"]["problems"][0].as_str().unwrap().contains("pipe"), "{document}");
+    assert_eq!(document["config"]["body_timeout"], 21);
+    fs::rename(server.dir().join("aside"), server.dir().join(FILE)).unwrap();
+    hang_up(&server);
+    assert_eq!(shown(&server)["reload"]["successful"], true);
+}
+
+/// Broken, a slip in a file with tokens would lock everybody out, or an HTML page be a secret.
+#[test]
+fn a_file_with_what_is_no_token_is_refused_by_line_and_never_quoted() {
+    let builder = TestServer::builder()
+        .without("LEITSTAND_TOKEN")
+        .env("LEITSTAND_TOKEN_FILE", "tokens")
+        .env("LEITSTAND_AUTH_RATE_LIMIT", "off");
+    let server = builder.file("tokens", "\u{feff}# rotated 2026-11-01, by ops\r\nalef-1\r\n").start();
+    let with = |token: &str| server.send(&Request::post("a", "{}").header("X-Auth", token)).status;
+    assert_eq!((with("alef-1"), with("rotated 2026-11-01")), (202, 401));
+    for (number, (bad, line)) in (1..).zip([
+        ("alef-1\n\"s3cret\"\n", "line 2"),
+        ("s3c\u{200b}ret\n", "line 1"),
+        ("<html><body>s3cret</body></html>\n", "line 1"),
+        ("null\n", "line 1"),
+        ("# nothing\n", "it holds no token"),
+        ("s3cret and a text\n", "line 1"),
+    ]) {
+        fs::write(server.dir().join("tokens"), bad).unwrap();
+        let env = [("LEITSTAND_TOKEN_FILE", "tokens")];
+        for args in [&["config", "check"][..], &["serve"]] {
+            let (code, stdout, stderr) = check(server.dir(), args, &env);
+            assert_eq!((code, stdout.as_str()), (Some(1), ""), "{bad:?}");
+            assert!(
+                stderr.contains("LEITSTAND_TOKEN_FILE names \"tokens\"") && stderr.contains(line),
+                "{bad:?}: {stderr}"
+            );
+            assert!(!stderr.contains("s3c"), "{stderr}");
+        }
+        wait_for("the reload is refused", PATIENCE, || (reloads(&server, "failed") >= f64::from(number)).then_some(()));
+        assert_eq!(with("alef-1"), 202, "{bad:?}");
+    }
+    fs::write(server.dir().join("tokens"), "bet-2\n").unwrap();
+    wait_for("the next good file is taken", PATIENCE, || (with("bet-2") == 202).then_some(()));
+    assert!(!server.log().contains("s3cret"));
+}
+
+/// Broken, an admin would read a path and an errno, and take a full disk for a mistake of the request.
+#[test]
+fn a_file_that_cannot_be_written_is_told_as_such() {
+    if !rustix::process::geteuid().is_root() {
+        return crate::support::skip("only root can mount a file system");
+    }
+    let persist = |server: &TestServer| {
+        let request = admin("POST", "/config?persist=1").header("Content-Type", "application/json");
+        server.send(&request.body("{\"body_timeout\": 9}"))
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k", "none"]).arg(dir.path()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        return crate::support::skip("a tmpfs cannot be mounted here");
+    }
+    let file = dir.path().join("full.toml");
+    fs::write(&file, "body_timeout = 20\n").unwrap();
+    let _ = fs::write(dir.path().join("filler"), vec![0; 1 << 20]);
+    let server = TestServer::builder().arg("--config").arg(&file).start();
+    let answer = persist(&server);
+    answer.assert_error(507, "insufficient storage");
+    assert_eq!(shown(&server)["config"]["body_timeout"], 20);
+    server.log_line("the log has the cause", |line| {
+        line.to_string().contains("file with settings") && line.to_string().contains("os error 28")
+    });
+    let read_only = std::process::Command::new("mount").args(["-o", "remount,ro"]).arg(dir.path()).status();
+    assert!(read_only.is_ok_and(|status| status.success()));
+    persist(&server).assert_error(500, "storage error");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "body_timeout = 20\n");
+    drop(server);
+    let unmounted = std::process::Command::new("umount").arg(dir.path()).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+}

@@ -299,3 +299,72 @@ fn a_stuck_log_reader_holds_up_neither_answers_nor_the_stop() {
     let status = crate::support::wait_exit(&mut child, PATIENCE).expect("does not stop");
     assert_eq!(status.code(), Some(0));
 }
+
+/// Broken, a log on a full disk, or with a reader who asked for a non-blocking pipe, would lose lines and say 0.
+#[test]
+fn lines_that_stdout_does_not_take_are_counted() {
+    use std::io::Read as _;
+    let started = |stdout: std::process::Stdio| {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let child = std::process::Command::new(crate::support::BINARY)
+            .args(["serve", "--uds"])
+            .arg(&socket)
+            .current_dir(dir.path())
+            .env_clear()
+            .envs([("LEITSTAND_TOKEN", "t"), ("LEITSTAND_ADMIN_TOKEN", "a"), ("LEITSTAND_DISK_RESERVE", "0")])
+            .stdout(stdout)
+            .stderr(std::fs::File::create(dir.path().join("stderr")).unwrap())
+            .spawn()
+            .unwrap();
+        crate::support::wait_for("the socket", PATIENCE, || std::os::unix::net::UnixStream::connect(&socket).ok());
+        (child, crate::support::Client::connect_unix(&socket), dir)
+    };
+    let metric = |client: &mut crate::support::Client, name: &str| {
+        let text = client.roundtrip(&Request::get("/metrics")).text();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")).map(str::to_owned));
+        line.map_or(0, |n| n.parse::<u64>().unwrap())
+    };
+
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (mut child, mut client, dir) = started(full.into());
+    let change = Request::new("POST", "/config").header("X-Auth", "a").header("Content-Type", "application/json");
+    assert_eq!(client.roundtrip(&change.body("{\"body_timeout\": 9}")).status, 200);
+    crate::support::wait_for("lost lines are counted", PATIENCE, || {
+        let (lines, audit) = (
+            metric(&mut client, "leitstand_log_lines_dropped_total"),
+            metric(&mut client, "leitstand_audit_lines_dropped_total"),
+        );
+        (lines >= 3 && audit == 1).then_some(())
+    });
+    let told = std::fs::read_to_string(dir.path().join("stderr")).unwrap();
+    assert!(told.contains("not in the log: ") && told.contains("body_timeout"), "{told}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    // A pipe that is full now and then loses nothing.
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+    let (mut child, mut client, _dir) = started(writer.into());
+    let slow = std::thread::spawn(move || {
+        let (mut lines, mut chunk) = (0, [0; 4096]);
+        loop {
+            match reader.read(&mut chunk).unwrap() {
+                0 => return lines,
+                n => {
+                    lines +=
+                        chunk[..n].windows(12).filter(|text| text == b"/health/live").count().max(usize::from(n == 0))
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    });
+    for _ in 0..3000 {
+        client.roundtrip(&Request::get("/health/live"));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    drop(client);
+    assert!(crate::support::wait_exit(&mut child, PATIENCE).is_some());
+    // A line may be cut between two reads.
+    assert!(slow.join().unwrap() >= 2700, "nearly each request has its line");
+}

@@ -135,6 +135,15 @@ fn what_cannot_be_meant_is_refused() {
     let dir = dir.path();
     done(dir, &["add", "there"]);
     for (args, why) in [
+        (&["add", "a", "--secret-file", "nowhere"][..], "cannot be read"),
+        (&["add", "there"], "is there already"),
+        (&["add", "new", "there"], "is there already"),
+        (&["rotate", "nobody"], "there is no token"),
+    ] {
+        refused(dir, args, why);
+    }
+    // What is wrong whatever the store holds is wrong usage.
+    for (args, why) in [
         (&["add", ""][..], "its name must be"),
         (&["add", "a b"], "its name must be"),
         (&["add", "\u{e4}"], "its name must be"),
@@ -144,13 +153,16 @@ fn what_cannot_be_meant_is_refused() {
         (&["add", "a", "--default-domain", "a b"], "its default domain must be a domain"),
         (&["add", "a", "--domain", "x", "--default-domain", "y"], "one of its domains"),
         (&["add", "a", "--expires", "90"], "must be a time span"),
+        (&["add", "a", "--expires", "foo"], "must be a time span"),
         (&["add", "a", "--expires", "0d"], "must be in the future"),
         (&["add", "a", "--expires", "2020-01-01T00:00:00Z"], "must be in the future"),
         (&["rotate", "there", "--expires", "yesterday"], "must be a time span"),
-        (&["add", "a", "--secret-file", "nowhere"], "cannot be read"),
     ] {
-        refused(dir, args, why);
+        let finished = token(dir, args);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{args:?}: {finished:?}");
+        assert!(finished.stderr.contains(why), "{args:?}: {finished:?}");
     }
+    assert_eq!(listed(dir).len(), 1, "nothing was made");
     for usage in [&["add"][..], &["add", "a", "--scope", "write"], &["rotate", "there", "--overlap", "24"], &["revoke"]]
     {
         assert_eq!(token(dir, usage).code, Some(2), "{usage:?}");
@@ -643,6 +655,8 @@ fn tokens_that_end_soon_are_told() {
         done(builder.dir(), &["add", name, "--expires", expires]);
     }
     done(builder.dir(), &["add", "never"]);
+    // Without a service nobody waits, and the end of one of them is to be over.
+    std::thread::sleep(Duration::from_millis(2100));
     let server = builder.start();
     let line = server.log_line("a warning", |line| line["token"] == "soon" && line["level"] == "WARN");
     assert!(line["left"] == "8 days" || line["left"] == "9 days", "{line}");
@@ -738,4 +752,40 @@ fn a_store_that_is_too_large_stops_the_start() {
     fs::remove_file(store(dir)).unwrap();
     fs::create_dir(store(dir)).unwrap();
     check("not a regular file");
+}
+
+/// Broken, a hundred producers would take minutes to set up, or one slip would leave half of them.
+#[test]
+fn several_tokens_at_once_and_no_wait_where_nobody_has_to_notice() {
+    let dir = temp_dir();
+    let dir = dir.path();
+    let began = std::time::Instant::now();
+    for n in 0..5 {
+        let name = format!("t{n}");
+        done(dir, &["add", &name]);
+        done(dir, &["rotate", &name]);
+        done(dir, &["revoke", &name]);
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "15 commands wait for nobody: {:?}", began.elapsed());
+    let told = done(dir, &["add", "a", "b", "c", "--domain", "x.*"]);
+    let secrets: Vec<_> = told.lines().map(|line| line.split_once('\t').expect("name, tab, secret")).collect();
+    assert_eq!(secrets.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(secrets.iter().all(|(_, secret)| secret.starts_with("lst_")), "{told}");
+    refused(dir, &["revoke", "a", "nobody"], "there is no token \"nobody\"");
+    refused(dir, &["rotate", "b", "nobody"], "there is no token \"nobody\"");
+    refused(dir, &["add", "d", "d"], "is there already");
+    assert_eq!(listed(dir).len(), 3, "all or none");
+    let document: Value = serde_json::from_str(&done(dir, &["rotate", "a", "b", "--json"])).unwrap();
+    assert_eq!(document["tokens"].as_array().unwrap().len(), 2, "{document}");
+    done(dir, &["revoke", "a", "b", "c"]);
+    assert_eq!(listed(dir).len(), 0);
+
+    // Beside a service what is said holds there too.
+    let server = TestServer::new();
+    for n in 0..3 {
+        let secret = done(server.dir(), &["add", &format!("t{n}")]);
+        assert_eq!(post_status(&server, secret.trim()), 202);
+        done(server.dir(), &["revoke", &format!("t{n}")]);
+        assert_eq!(post_status(&server, secret.trim()), 401);
+    }
 }

@@ -492,3 +492,28 @@ fn a_large_file_is_streamed() {
     assert_eq!((&report["findings"][0]["bytes"], &report["lines"]), (&hole.into(), &1_001_001.into()));
     assert!((1..48 << 10).contains(&peak_kib), "{peak_kib} KiB at most");
 }
+
+/// Broken, a reader of the files would stop at a line, or take a file for data, of which `verify` said nothing.
+#[test]
+fn names_and_numbers_that_other_readers_stumble_over_are_told() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = data_dir();
+    for name in [&b"caf\xe9.jsonl"[..], b"X.jsonl", b"\xff.jsonl"] {
+        fs::write(dir.path().join(std::ffi::OsStr::from_bytes(name)), SOUND).unwrap();
+    }
+    let (report, code) = document(dir.path(), &[]);
+    let kinds: Vec<_> = report["findings"].as_array().unwrap().iter().map(|f| f["kind"].clone()).collect();
+    assert_eq!((code, kinds), (Some(1), vec![Value::from("not_a_domain"); 3]), "{report}");
+
+    let server = TestServer::new();
+    let integers = [309, 4301].map(|digits| format!("{{\"n\":{}}}", "9".repeat(digits)));
+    integers.iter().for_each(|event| server.post("a", event).assert_accepted());
+    let path = server.data_dir().join("a.jsonl");
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(b"{\"n\":1e309,\"domain\":\"a\"}\n").unwrap();
+    let (report, code) = document(&server.data_dir(), &[]);
+    let notes: Vec<_> =
+        report["notes"].as_array().unwrap().iter().map(|n| (n["line"].as_u64(), n["kind"].as_str().unwrap())).collect();
+    let want = [(Some(1), "lenient_json"), (Some(2), "long_number"), (Some(3), "lenient_json")];
+    assert_eq!((code, notes.as_slice()), (Some(0), &want[..]), "{report}");
+}

@@ -22,6 +22,7 @@ pub enum Kind {
     BlankLine,
     LenientJson,
     ForeignForm,
+    LongNumber,
     LongLine,
     LockNotEmpty,
     StrayName,
@@ -59,6 +60,7 @@ impl Kind {
             Kind::BlankLine
             | Kind::LenientJson
             | Kind::ForeignForm
+            | Kind::LongNumber
             | Kind::LongLine
             | Kind::LockNotEmpty
             | Kind::StrayName
@@ -149,6 +151,11 @@ impl Kind {
             Kind::ForeignForm => {
                 ("foreign_form", "spelled as this service never writes it", "nothing; every JSON reader takes it")
             }
+            Kind::LongNumber => (
+                "long_number",
+                "an integer of more than 4,300 digits, as it was sent",
+                "Python's json refuses the line unless sys.set_int_max_str_digits(0) was called, jq rounds the number",
+            ),
             Kind::LongLine => ("long_line", "too long to be looked at as JSON", "look at it with a tool of your own"),
             Kind::LockNotEmpty => ("lock_not_empty", "a lock file with content", "nothing; nobody reads it"),
             Kind::StrayName => {

@@ -8,6 +8,11 @@ use crate::domain::Domain;
 use crate::event::{self, LineFault, LineForm};
 use crate::storage::layout::{FileNames, Owner};
 
+/// An integer of fewer digits fits a double.
+const DOUBLE_DIGITS: usize = 309;
+/// Of more digits Python reads none by itself (`sys.int_info.default_max_str_digits`).
+const PYTHON_DIGITS_MAX: usize = 4300;
+
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
 /// Reads up to as many bytes as fit, at an offset; 0 at the end.
@@ -127,7 +132,7 @@ impl Judge {
             Err(e) => return Some((Kind::InvalidUtf8, line.start + e.valid_up_to() as u64, None)),
         };
         if self.known.as_ref().is_some_and(|domain| event::check_line(text, domain).is_ok()) {
-            return None;
+            return number_note(bytes).and_then(all);
         }
         if let Some(at) = memchr::memchr(0, bytes) {
             let zeros = memchr::memchr_iter(0, bytes).count() as u64;
@@ -140,9 +145,8 @@ impl Judge {
             Err(LineFault::DomainMissing) => all(Kind::DomainMissing),
             Ok(event) if !self.is_ours(&event.domain) => all(Kind::OtherDomain),
             Ok(event) => match event.form {
-                LineForm::Own => None,
-                LineForm::Foreign => all(Kind::ForeignForm),
                 LineForm::Lenient => all(Kind::LenientJson),
+                form => number_note(bytes).or((form == LineForm::Foreign).then_some(Kind::ForeignForm)).and_then(all),
             },
         }
     }
@@ -155,5 +159,90 @@ impl Judge {
         let parsed = Domain::parse(domain).ok().filter(|parsed| parsed.as_str() == domain);
         self.known = parsed.filter(|parsed| FileNames::of(parsed).data == self.data);
         self.known.is_some()
+    }
+}
+
+/// What is to be noted about the integers of a line that is sound JSON. The service takes them of any length, and other
+/// readers do not: a number that no double holds is one for them, however it is spelled.
+fn number_note(line: &[u8]) -> Option<Kind> {
+    // Every so many bytes one lies in a run that is long enough: nearly all lines are seen to have none by that.
+    let (mut note, mut at, mut texts) = (None, 0, Texts::default());
+    while at + DOUBLE_DIGITS <= line.len() {
+        let probe = at + DOUBLE_DIGITS - 1;
+        let before = line[at..=probe].iter().rev().take_while(|b| b.is_ascii_digit()).count();
+        let start = probe + 1 - before;
+        let end = probe + 1 + line[probe + 1..].iter().take_while(|b| b.is_ascii_digit()).count();
+        if before > 0 && end - start >= DOUBLE_DIGITS && is_integer(line, start, end) && !texts.hold(line, start) {
+            if end - start > PYTHON_DIGITS_MAX {
+                return Some(Kind::LongNumber);
+            }
+            let text = std::str::from_utf8(&line[start..end]).unwrap_or_default();
+            if text.parse::<f64>().is_ok_and(f64::is_infinite) {
+                note = Some(Kind::LenientJson);
+            }
+        }
+        at = end.max(probe + 1);
+    }
+    note
+}
+
+/// Is a run of digits no part of a real number?
+fn is_integer(line: &[u8], start: usize, end: usize) -> bool {
+    let before = &line[..start];
+    !matches!(line.get(end), Some(b'.' | b'e' | b'E'))
+        && !matches!(before.last(), Some(b'.' | b'e' | b'E' | b'+'))
+        && !before.ends_with(b"e-")
+        && !before.ends_with(b"E-")
+}
+
+/// Which places of a sound JSON text lie in its strings; asked from the front to the back.
+#[derive(Default)]
+struct Texts {
+    seen: usize,
+    inside: bool,
+}
+
+impl Texts {
+    fn hold(&mut self, line: &[u8], at: usize) -> bool {
+        while self.seen < at {
+            match line[self.seen] {
+                b'"' => self.inside = !self.inside,
+                // What is escaped ends nothing.
+                b'\\' => self.seen += 1,
+                _ => {}
+            }
+            self.seen += 1;
+        }
+        self.inside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, a number that a double cannot hold would be told when it has an exponent only, or a text of digits taken
+    /// for one.
+    #[test]
+    fn integers_beyond_a_double_and_beyond_python_are_noted() {
+        let nines = |n: usize| "9".repeat(n);
+        for (value, want) in [
+            (nines(308), None),
+            (nines(309), Some(Kind::LenientJson)),
+            (format!("-{}", nines(309)), Some(Kind::LenientJson)),
+            (format!("1{}", "0".repeat(308)), None),
+            (nines(4300), Some(Kind::LenientJson)),
+            (nines(4301), Some(Kind::LongNumber)),
+            (format!("\"{}\"", nines(5000)), None),
+            (format!("\"\\\\\\\"{}\"", nines(5000)), None),
+            (format!("0.{}", nines(5000)), None),
+            (format!("[\"x\",{}]", nines(400)), Some(Kind::LenientJson)),
+            (format!("[{},{}]", nines(400), nines(5000)), Some(Kind::LongNumber)),
+        ] {
+            for pad in [0, 1, 7, 300, 309, 310] {
+                let line = format!("{{\"p\":\"{}\",\"n\":{value},\"domain\":\"a\"}}", "x".repeat(pad));
+                assert_eq!(number_note(line.as_bytes()), want, "{pad} {value:.20}");
+            }
+        }
     }
 }

@@ -101,7 +101,8 @@ impl Look<'_> {
 /// What is not right with a name, whatever the file holds.
 pub(in crate::storage) fn judge_name(disk: &RealDisk, name: &OsStr, stat: FileStat) -> Option<Kind> {
     let text = name.to_str().unwrap_or_default();
-    let is_data = text.ends_with(DATA_SUFFIX);
+    // Also of a name that is no UTF-8: readers of *.jsonl do not ask.
+    let is_data = name.as_encoded_bytes().ends_with(DATA_SUFFIX.as_bytes());
     let is_lock = is_lock_name(text);
     match stat.kind {
         _ if text == TORN_DIR => (!disk.is_dir(name)).then_some(Kind::SideDirectory),
