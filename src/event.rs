@@ -234,11 +234,18 @@ fn two_passes(
     Ok(())
 }
 
-/// What the output of a text takes at first: of a short one what events usually become; of a longer one what it can
-/// become at most. `None`: that is so much more than the text that it had better be measured.
+/// What the output of a text takes at first: of a short one what events usually become, or what its lines can become
+/// at most; of a longer one what it can become at most. `None`: that is so much more than the text that it had better
+/// be measured.
 fn first_capacity(text: &str, format: Format, domain: Option<&Domain>) -> Option<usize> {
     if text.len() <= GROWING_BYTES_MAX {
-        return Some(text.len() + text.len() / 8 + 64 + domain.map_or(0, |domain| domain.as_str().len()));
+        let usual = text.len() + text.len() / 8 + 64 + domain.map_or(0, |domain| domain.as_str().len());
+        // One line that is counted costs less than output that moves.
+        let counted = domain.filter(|_| format == Format::Lines).map(|domain| {
+            let lines = 1 + memchr::memchr_iter(b'\n', text.as_bytes()).count();
+            text.len() + lines * domain_bytes(domain) + 2 * BLOCK
+        });
+        return Some(counted.filter(|&bytes| bytes <= 2 * text.len()).unwrap_or(usual));
     }
     // Every event begins with a brace, and ends a line if it stands on one.
     let mark = if format == Format::Lines { b'\n' } else { b'{' };

@@ -253,13 +253,13 @@ impl<'m> Parser<'m> {
         left + self.domain.as_ref().map_or(0, domain_bytes) + BLOCK
     }
 
-    /// Reckons with events as small as those so far.
+    /// Grows by a half at least: so output that grows often moves seldom, and has little to give back in the end.
     #[cold]
     fn more_room<O: Output>(&mut self, out: &mut O, left: usize) -> Result<(), Halt> {
         if left == 0 || self.room_max == usize::MAX {
             return Ok(());
         }
-        let more = self.wanted(left).max(2 * out.len());
+        let more = self.wanted(left).max(out.len() / 2);
         // While the output moves, it is there twice.
         let bytes = out.len() + more;
         if bytes > self.room_max || self.memory.lines(bytes + out.len()).is_err() {
