@@ -118,6 +118,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// `LEITSTAND_BODY_TIMEOUT`, default 30 seconds for the whole body. New.
     pub body_timeout: Duration,
+    /// `LEITSTAND_KEEP_ALIVE_TIMEOUT`, default 75 seconds between two requests of a connection. New.
+    pub keep_alive_timeout: Duration,
     /// `LEITSTAND_MAX_IN_FLIGHT`, default 64 MiB of requests in memory. New.
     pub in_flight_bytes_max: usize,
     /// `LEITSTAND_DISK_RESERVE`, default 64 MiB or 1 % of the disk, whichever is less. New.
@@ -189,7 +191,7 @@ const fn live(name: &'static str, key: &'static str, default: &'static str, kind
 
 /// All settings, in the order of the documents; `live` ones may change while the service runs, `fixed`
 /// ones need a restart. `.env.example` is compared with it.
-pub const SETTINGS: [Setting; 33] = [
+pub const SETTINGS: [Setting; 34] = [
     fixed("LEITSTAND_CONFIG", "", "", Kind::Text),
     fixed("LEITSTAND_ENV_FILE", "", ".env", Kind::Text),
     live("LEITSTAND_TOKEN", "token", "", Kind::Secret),
@@ -215,6 +217,7 @@ pub const SETTINGS: [Setting; 33] = [
     fixed("LEITSTAND_NEW_DOMAINS_PER_HOUR", "new_domains_per_hour", "1000", Kind::Integer),
     fixed("LEITSTAND_SHUTDOWN_TIMEOUT", "shutdown_timeout", "8", Kind::Integer),
     live("LEITSTAND_BODY_TIMEOUT", "body_timeout", "30", Kind::Integer),
+    fixed("LEITSTAND_KEEP_ALIVE_TIMEOUT", "keep_alive_timeout", "75", Kind::Integer),
     fixed("LEITSTAND_MAX_IN_FLIGHT", "max_in_flight", "64MiB", Kind::Bytes),
     fixed("LEITSTAND_DISK_RESERVE", "disk_reserve", "", Kind::Bytes),
     fixed("LEITSTAND_SNAPSHOT_DIR", "snapshot_dir", "", Kind::Text),
@@ -318,6 +321,7 @@ impl Config {
                 .get("LEITSTAND_NEW_DOMAINS_PER_HOUR", |text| Ok(integer(text, 1..=1_000_000)? as u32)),
             shutdown_timeout: reader.get("LEITSTAND_SHUTDOWN_TIMEOUT", |text| seconds(text, 0..=3_600)),
             body_timeout: reader.get("LEITSTAND_BODY_TIMEOUT", |text| seconds(text, 1..=3_600)),
+            keep_alive_timeout: reader.get("LEITSTAND_KEEP_ALIVE_TIMEOUT", |text| seconds(text, 1..=3_600)),
             in_flight_bytes_max: reader
                 .get("LEITSTAND_MAX_IN_FLIGHT", |text| match bytes(text)? {
                     n if n > u64::from(u32::MAX) || n < 1 << 20 => Err("must be between 1MiB and 4GiB".to_owned()),
@@ -435,6 +439,7 @@ impl Config {
             ("LEITSTAND_NEW_DOMAINS_PER_HOUR", self.new_domains_per_hour.to_string()),
             ("LEITSTAND_SHUTDOWN_TIMEOUT", self.shutdown_timeout.as_secs().to_string()),
             ("LEITSTAND_BODY_TIMEOUT", self.body_timeout.as_secs().to_string()),
+            ("LEITSTAND_KEEP_ALIVE_TIMEOUT", self.keep_alive_timeout.as_secs().to_string()),
             ("LEITSTAND_MAX_IN_FLIGHT", self.in_flight_bytes_max.to_string()),
             ("LEITSTAND_DISK_RESERVE", self.reserve_bytes.map_or("min(64MiB, 1%)".to_owned(), |n| n.to_string())),
             ("LEITSTAND_REQUEST_TIMEOUT_MS", self.request_timeout.as_millis().to_string()),
@@ -951,6 +956,7 @@ mod tests {
             ("LEITSTAND_NEW_DOMAINS_PER_HOUR", "1"),
             ("LEITSTAND_SHUTDOWN_TIMEOUT", "1"),
             ("LEITSTAND_BODY_TIMEOUT", "1"),
+            ("LEITSTAND_KEEP_ALIVE_TIMEOUT", "1"),
             ("LEITSTAND_MAX_IN_FLIGHT", "1GiB"),
             ("LEITSTAND_DISK_RESERVE", "1"),
             ("LEITSTAND_REQUEST_TIMEOUT_MS", "1000"),

@@ -26,7 +26,7 @@ pub struct RateLimits(Vec<RateLimit>);
 pub enum RateError {
     #[error("expected e.g. 60/minute, 3 per 10 seconds, 2/second;100/hour or off")]
     Syntax,
-    #[error("amount and window must be between 1 and {}", u32::MAX)]
+    #[error("the amount must be at least 1, and the window between 1 and {} seconds", u32::MAX)]
     OutOfRange,
     #[error("at most {LIMITS_MAX} limits in one list")]
     TooMany,
@@ -36,7 +36,7 @@ impl RateLimits {
     /// Reads `off` or a list of limits, separated by `,`, `;` or `|`.
     ///
     /// # Errors
-    /// [`RateError`] for anything else, for an amount of 0, for a window of more than `u32::MAX` seconds
+    /// [`RateError`] for anything else, for an amount of 0 (one above `u32::MAX` counts as that), for a window of more than `u32::MAX` seconds
     /// (136 years) and for more than [`LIMITS_MAX`] limits.
     pub fn parse(text: &str) -> Result<RateLimits, RateError> {
         if text.trim().eq_ignore_ascii_case("off") {
@@ -97,7 +97,11 @@ fn parse_one(text: &str) -> Result<RateLimit, RateError> {
     if amount.is_empty() {
         return Err(RateError::Syntax);
     }
-    let amount = positive(amount)?;
+    // compat: the original takes any amount. Nobody reaches one that cannot be counted.
+    let amount = if amount.bytes().all(|digit| digit == b'0') { 0 } else { amount.parse().unwrap_or(u32::MAX) };
+    if amount == 0 {
+        return Err(RateError::OutOfRange);
+    }
     let multiple = if multiple.is_empty() { 1 } else { positive(multiple)? };
     // A longer window could not be read back when it is printed, nor counted in milliseconds.
     let window_s = multiple.checked_mul(seconds).ok_or(RateError::OutOfRange)?;
@@ -174,7 +178,6 @@ mod tests {
             "3 minute",
             "1.5/minute",
             "3/minutess",
-            "99999999999/second",
             "1/s;1/s;1/s;1/s;1/s",
             "3 pro minute",
             "٣/minute",
@@ -182,6 +185,21 @@ mod tests {
             assert!(RateLimits::parse(text).is_err(), "{text:?}");
         }
         assert_eq!(RateLimits::parse(&["1/day"; 5].join(",")), Err(RateError::TooMany));
+    }
+
+    /// Broken, a text that the original takes to mean "as good as no limit" stops the start.
+    #[test]
+    fn an_amount_above_all_counting_is_the_highest() {
+        for (text, amount) in [
+            ("4294967295/minute", u32::MAX),
+            ("4294967296/minute", u32::MAX),
+            ("1000000000000/minute", u32::MAX),
+            ("99999999999999999999999999999999999999999/minute", u32::MAX),
+            ("0000000000000000000000000000000000000000007/minute", 7),
+        ] {
+            assert_eq!(RateLimits::parse(text).unwrap().as_slice()[0].amount, amount, "{text}");
+        }
+        assert_eq!(RateLimits::parse("0000000000000000/minute"), Err(RateError::OutOfRange));
     }
 
     /// Broken, such a window wraps around to a short one, and `config check` prints what cannot be set.

@@ -32,7 +32,7 @@ const HEAD_BYTES_SHORT: usize = 8 << 10;
 /// What hyper's buffer takes beside what it holds of a head.
 const HYPER_BUFFER_BYTES: usize = 16 << 10;
 
-/// Time for the first byte of a connection, for a whole head, and between two requests.
+/// Time for the first byte of a connection, and for a whole head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often deadlines are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
@@ -49,6 +49,10 @@ pub(crate) struct ConnState {
     clock: Arc<AtomicU64>,
     /// The tick after which the connection has been idle, or at a head, for too long.
     deadline: AtomicU64,
+    /// How many ticks there were to the deadline when it was set.
+    span_ticks: AtomicU64,
+    /// Between two requests.
+    keep_alive_ticks: u64,
     expired: AtomicBool,
     /// Ended for the sake of others.
     evicted: AtomicBool,
@@ -68,30 +72,42 @@ pub(crate) struct ConnState {
     doubtful: AtomicU64,
     /// Requests that have begun.
     begun: AtomicU64,
+    /// Number of the last request of whose head something has come and not all.
+    head_of: AtomicU64,
     /// Who showed which right token here last, in one number; 0 is nobody.
     token_shown: AtomicU64,
     /// The digest of the secret that was shown here last.
     last_digest: Mutex<LastDigest>,
     /// The body of the current request was read to its end.
     body_done: AtomicBool,
-    /// The client has ended its side.
+    /// The client has ended its side. It may still want its answer (RFC 9112, section 9.6).
     ended: AtomicBool,
+    /// The connection is broken: no answer can reach the client.
+    gone: AtomicBool,
     /// Answers of ours that hyper has not begun to write.
     answers_due: AtomicU64,
     /// A request has come through a proxy, which may send anybody's.
     pub(crate) is_shared: AtomicBool,
-    /// A refusal left body bytes unread: read them off before closing, see `server::linger`.
-    pub(crate) linger: AtomicBool,
+    /// A refusal left bytes unread.
+    linger: AtomicBool,
 }
 
 impl ConnState {
-    pub(super) fn new(id_prefix: u32, key: u64, clock: Arc<AtomicU64>, heads: Arc<HeadBudget>) -> ConnState {
+    pub(super) fn new(
+        id_prefix: u32,
+        key: u64,
+        clock: Arc<AtomicU64>,
+        heads: Arc<HeadBudget>,
+        keep_alive_ticks: u64,
+    ) -> ConnState {
         let deadline = AtomicU64::new(clock.load(Ordering::Relaxed) + HEAD_TICKS);
         ConnState {
             id_prefix,
             key,
             clock,
             deadline,
+            span_ticks: AtomicU64::new(HEAD_TICKS),
+            keep_alive_ticks,
             expired: AtomicBool::new(false),
             evicted: AtomicBool::new(false),
             heard: AtomicBool::new(false),
@@ -104,11 +120,13 @@ impl ConnState {
             in_request: AtomicBool::new(false),
             doubtful: AtomicU64::new(NEVER),
             begun: AtomicU64::new(0),
+            head_of: AtomicU64::new(0),
             token_shown: AtomicU64::new(0),
             last_digest: Mutex::default(),
             answers_due: AtomicU64::new(0),
             body_done: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             is_shared: AtomicBool::new(false),
             linger: AtomicBool::new(false),
         }
@@ -130,25 +148,32 @@ impl ConnState {
     }
 
     /// How readily it is given up for others, the least first, and for how many ticks nothing has been served
-    /// on it. `None`: it is at a request, or belongs to somebody with a token.
+    /// on it. `None`: it is at a request, or belongs to somebody with a token who has used it lately.
     pub(super) fn idle(&self) -> Option<(Idle, u64)> {
-        let deadline = self.deadline.load(Ordering::Relaxed);
-        if deadline == NEVER || self.is_expired() || self.has_shown_right_token() {
+        let ticks = self.ticks_without_request()?;
+        if self.is_expired() {
             return None;
         }
         let kind = match (self.was_used(), self.heard.load(Ordering::Relaxed)) {
+            _ if self.has_shown_right_token() => Idle::Known,
             (false, false) => Idle::Silent,
             (false, true) => Idle::AtFirstHead,
             (true, _) => Idle::Unknown,
         };
-        Some((kind, (self.clock.load(Ordering::Relaxed) + HEAD_TICKS).saturating_sub(deadline)))
+        (kind != Idle::Known || ticks > HEAD_TICKS).then_some((kind, ticks))
+    }
+
+    /// `None`: it is at a request.
+    fn ticks_without_request(&self) -> Option<u64> {
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        let span_ticks = self.span_ticks.load(Ordering::Relaxed);
+        (deadline != NEVER).then(|| (self.clock.load(Ordering::Relaxed) + span_ticks).saturating_sub(deadline))
     }
 
     /// Is it at a head that counts in the budget, for so many ticks?
     pub(super) fn is_at_long_head(&self, ticks: u64) -> bool {
-        let deadline = self.deadline.load(Ordering::Relaxed);
-        let since = (self.clock.load(Ordering::Relaxed) + HEAD_TICKS).saturating_sub(deadline);
-        deadline != NEVER && self.head_bytes.load(Ordering::Relaxed) > 0 && since >= ticks
+        let long = self.head_bytes.load(Ordering::Relaxed) > 0;
+        long && self.ticks_without_request().is_some_and(|since| since >= ticks)
     }
 
     /// Makes it late now, unless it has got something to do. It is still to be told to [`ConnState::expire`].
@@ -173,10 +198,16 @@ impl ConnState {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// The first byte of a head has come.
-    pub(crate) fn head_begins(&self) {
+    /// The first byte of a head has come, behind `before` requests.
+    fn head_begins_behind(&self, before: u64) {
         self.heard.store(true, Ordering::Relaxed);
+        self.head_of.store(before + 1, Ordering::Relaxed);
         self.restart_deadline();
+    }
+
+    /// The first byte of a head has come, behind the requests that have begun.
+    pub(crate) fn head_begins(&self) {
+        self.head_begins_behind(self.begun.load(Ordering::Relaxed));
     }
 
     /// Only one request is served here.
@@ -230,7 +261,15 @@ impl ConnState {
         if self.in_request.load(Ordering::Relaxed) {
             return;
         }
-        self.deadline.store(self.clock.load(Ordering::Relaxed) + HEAD_TICKS, Ordering::Relaxed);
+        let begun = self.begun.load(Ordering::Relaxed);
+        let between_two = begun > 0 && self.head_of.load(Ordering::Relaxed) <= begun;
+        let span_ticks = if between_two { self.keep_alive_ticks } else { HEAD_TICKS };
+        self.span_ticks.store(span_ticks, Ordering::Relaxed);
+        self.deadline.store(self.clock.load(Ordering::Relaxed) + span_ticks, Ordering::Relaxed);
+    }
+
+    fn is_in_request(&self) -> bool {
+        self.in_request.load(Ordering::Relaxed)
     }
 
     fn suspend_deadline(&self) {
@@ -279,6 +318,22 @@ impl ConnState {
     /// The client has ended its side.
     pub(crate) fn client_ends(&self) {
         self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Reading has failed.
+    pub(crate) fn client_is_gone(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// A refusal left bytes unread, or may have: they are to be read off before closing.
+    pub(crate) fn must_linger(&self) -> bool {
+        self.linger.load(Ordering::Relaxed)
+    }
+
+    /// No answer can reach the client.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// `client` has shown the right `token` here.
@@ -345,6 +400,8 @@ pub(super) enum Idle {
     AtFirstHead,
     /// It has been used, by nobody with a token.
     Unknown,
+    /// By somebody with a token, but not for as long as a head may take.
+    Known,
 }
 
 /// A client and a token as one number that is not 0. `token` is a part of a digest.
@@ -371,6 +428,8 @@ pub(crate) struct ConnIo<S> {
     head_waits: bool,
     /// So many bytes come from a buffer that is counted already.
     counted_bytes: usize,
+    /// A byte that came while a request was served.
+    ahead: Option<u8>,
 }
 
 /// What the next byte of the client belongs to (RFC 9112, sections 2.1, 6 and 7.1).
@@ -407,6 +466,7 @@ impl<S> ConnIo<S> {
             instead: None,
             head_waits: false,
             counted_bytes,
+            ahead: None,
         }
     }
 
@@ -459,7 +519,7 @@ impl<S> ConnIo<S> {
             if known == 0 {
                 before.extend_from_slice(new);
                 if !std::mem::take(&mut self.has_deadline) {
-                    self.state.head_begins();
+                    self.state.head_begins_behind(self.heads);
                 }
             }
             let (held, counted) = (before.len(), self.counted_bytes > 0);
@@ -590,7 +650,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if room && let Some(byte) = self.ahead.take() {
+            buf.put_slice(&[byte]);
+        }
+        let mut polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(_)) = polled {
+            self.state.client_is_gone();
+        }
+        if buf.filled().len() > before {
+            // Whatever happened behind the byte happens again.
+            polled = Poll::Ready(Ok(()));
+        }
         if let Poll::Ready(Ok(())) = polled {
             if buf.filled().len() == before && room {
                 self.state.client_ends();
@@ -603,6 +673,33 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
             }
         }
         polled
+    }
+}
+
+impl<S: AsyncRead + Unpin> ConnIo<S> {
+    /// While a request is served that has come whole, hyper reads nothing, so that a client may end its side and be
+    /// answered. Looks whether the connection breaks.
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let is_whole = matches!(&self.phase, Phase::Head { before, .. } if before.is_empty());
+        if self.ahead.is_some() || !is_whole || self.state.has_ended() || !self.state.is_in_request() {
+            return Ok(());
+        }
+        let mut byte = [0];
+        let mut room = ReadBuf::new(&mut byte);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut room) {
+            Poll::Ready(Ok(())) => {
+                self.ahead = room.filled().first().copied();
+                if self.ahead.is_none() {
+                    self.state.client_ends();
+                }
+                Ok(())
+            }
+            Poll::Ready(Err(e)) => {
+                self.state.client_is_gone();
+                Err(e)
+            }
+            Poll::Pending => Ok(()),
+        }
     }
 }
 
@@ -669,6 +766,7 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
                 return None;
             }
             self.state.begun.fetch_add(1, Ordering::Relaxed);
+            self.state.linger.store(true, Ordering::Relaxed);
             self.instead = Some((own_refusal(first, &self.state.request_id()), 0));
         }
         let (answer, out) = self.instead.as_mut()?;
@@ -706,7 +804,7 @@ fn write_hex(into: &mut [u8], mut number: u64) {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = match self.write_interim(cx, buf).or_else(|| self.write_instead(cx, buf, buf.len())) {
             Some(polled) => polled,
@@ -734,6 +832,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper comes by here whenever the task of the connection is woken.
+        self.poll_broken(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -888,6 +988,8 @@ mod tests {
         assert!(!busy.is_expired());
         busy.answer_begins();
         (0..=HEAD_TICKS).for_each(|_| pass(&connections));
+        assert!(!busy.is_expired(), "between two requests there is more time");
+        (0..150).for_each(|_| pass(&connections));
         assert!(busy.is_expired());
     }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use super::conn::{ConnState, HEAD_TICKS};
+use super::conn::{ConnState, HEAD_TICKS, TICK};
 
 /// Part of the budget for heads from which on slow ones are given up early, and after how many ticks.
 const SCARCE_PERCENT: usize = 75;
@@ -13,7 +14,7 @@ const LONG_HEAD_TICKS: u64 = 4;
 const IDLE_TICKS_MIN: u64 = 2;
 
 /// All open connections, for deadlines and for the end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Connections {
     /// First part of the request ids of this process.
     id_prefix: u32,
@@ -21,6 +22,8 @@ pub(crate) struct Connections {
     next_key: AtomicU64,
     clock: Arc<AtomicU64>,
     heads: Arc<HeadBudget>,
+    /// Between two requests of a connection.
+    keep_alive_ticks: u64,
     /// The tick at which nobody was left to make way.
     nobody_at: AtomicU64,
 }
@@ -32,13 +35,18 @@ struct Open {
 }
 
 impl Connections {
-    /// Heads that are not whole may hold `head_bytes_max` together, beside a small part of each.
-    pub(crate) fn new(head_bytes_max: usize) -> Connections {
+    /// Heads that are not whole may hold `head_bytes_max` together, beside a small part of each; between two requests
+    /// of a connection there may be so much time.
+    pub(crate) fn new(head_bytes_max: usize, keep_alive: Duration) -> Connections {
         Connections {
             id_prefix: crate::rng::random_u64() as u32,
+            open: Mutex::default(),
+            next_key: AtomicU64::default(),
+            clock: Arc::default(),
             heads: Arc::new(HeadBudget { used: AtomicUsize::new(0), bytes_max: head_bytes_max }),
+            // And one for the tick under way.
+            keep_alive_ticks: (keep_alive.as_millis() / TICK.as_millis()) as u64 + 1,
             nobody_at: AtomicU64::new(u64::MAX),
-            ..Connections::default()
         }
     }
 
@@ -58,7 +66,13 @@ impl Connections {
                 *count += 1;
             }
             let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-            let state = Arc::new(ConnState::new(self.id_prefix, key, self.clock.clone(), self.heads.clone()));
+            let state = Arc::new(ConnState::new(
+                self.id_prefix,
+                key,
+                self.clock.clone(),
+                self.heads.clone(),
+                self.keep_alive_ticks,
+            ));
             open.all.insert(key, (state.clone(), client));
             Some((key, state))
         })
@@ -92,8 +106,9 @@ impl Connections {
         })
     }
 
-    /// Ends so many connections that nobody with a token uses: silent ones first, of these the oldest. Looks at
-    /// all of them, so after a look that found too few it waits for the next tick.
+    /// Ends so many connections that nobody uses: silent ones first, of these the oldest, and those of somebody with
+    /// a token last, and only after as long as a head may take. Looks at all of them, so after a look that found too
+    /// few it waits for the next tick.
     pub(crate) fn make_way(&self, wanted: usize) {
         let now = self.clock.load(Ordering::Relaxed);
         if self.nobody_at.load(Ordering::Relaxed) == now {
@@ -132,13 +147,6 @@ pub(crate) struct HeadBudget {
     bytes_max: usize,
 }
 
-impl Default for HeadBudget {
-    /// Without a limit.
-    fn default() -> HeadBudget {
-        HeadBudget { used: AtomicUsize::new(0), bytes_max: usize::MAX }
-    }
-}
-
 impl HeadBudget {
     /// Takes all of `bytes` or nothing.
     pub(super) fn take(&self, bytes: usize) -> bool {
@@ -159,6 +167,18 @@ impl HeadBudget {
 
 const _: () = assert!(LONG_HEAD_TICKS < HEAD_TICKS && IDLE_TICKS_MIN < HEAD_TICKS);
 
+/// Between two requests, where nobody says otherwise.
+#[cfg(test)]
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+
+#[cfg(test)]
+impl Default for Connections {
+    /// Without a limit for heads, and with a known first part of the ids.
+    fn default() -> Connections {
+        Connections { id_prefix: 0, ..Connections::new(usize::MAX, KEEP_ALIVE_TIMEOUT) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,7 +190,7 @@ mod tests {
     /// Broken, one client could take all connections, or would be refused for ever after it had many.
     #[test]
     fn each_client_has_so_many_connections_at_most() {
-        let connections = Connections::new(0);
+        let connections = Connections::new(0, KEEP_ALIVE_TIMEOUT);
         let (one, two) = (Some(1), Some(2));
         let mut of_one: Vec<_> = (0..3).map(|_| connections.add_of(one, 3).unwrap().0).collect();
         assert!(connections.add_of(one, 3).is_none());
@@ -182,11 +202,42 @@ mod tests {
         assert_eq!(connections.open.lock().unwrap().of_client.len(), 1, "who has none is not remembered");
     }
 
+    /// Broken, a proxy's connections would be closed while its requests are under way to them, or a client could take
+    /// as long for a head as between two requests.
+    #[test]
+    fn between_two_requests_there_is_more_time_than_for_a_head() {
+        let connections = Connections::new(0, Duration::from_secs(60));
+        let (kept, at_head, fresh) = (connections.add().1, connections.add().1, connections.add().1);
+        for conn in [&kept, &at_head] {
+            conn.request_begins(false);
+        }
+        // A part of the next head comes before the answer.
+        at_head.head_begins();
+        for conn in [&kept, &at_head] {
+            conn.answer_begins();
+        }
+        pass(&connections, HEAD_TICKS);
+        assert!(!at_head.is_expired() && !fresh.is_expired());
+        pass(&connections, 1);
+        assert!(at_head.is_expired() && fresh.is_expired());
+        pass(&connections, 120 - HEAD_TICKS);
+        assert!(!kept.is_expired(), "a minute");
+        pass(&connections, 1);
+        assert!(kept.is_expired());
+        let later = connections.add().1;
+        later.request_begins(false);
+        later.answer_begins();
+        pass(&connections, 100);
+        later.head_begins();
+        pass(&connections, HEAD_TICKS + 1);
+        assert!(later.is_expired(), "its head has its own time");
+    }
+
     /// Broken, silent connections would keep everybody else out; or a request that is served, or a
     /// connection of somebody with a token, would be cut for a stranger.
     #[test]
     fn silent_connections_make_way_first_and_those_in_use_never() {
-        let connections = Connections::new(0);
+        let connections = Connections::new(0, KEEP_ALIVE_TIMEOUT);
         let add = || connections.add().1;
         let (busy, known, used, begun) = (add(), add(), add(), add());
         busy.request_begins(false);
@@ -210,13 +261,16 @@ mod tests {
         pass(&connections, IDLE_TICKS_MIN);
         connections.make_way(9);
         assert_eq!(evicted(&[&new, &busy, &known]), [true, false, false]);
+        pass(&connections, HEAD_TICKS);
+        connections.make_way(9);
+        assert_eq!(evicted(&[&busy, &known]), [false, true], "not used for so long, it makes way as well");
     }
 
     /// Broken, long heads would take memory without end, or keep it for the ten seconds of a head while
     /// others wait.
     #[test]
     fn long_heads_share_a_budget_and_slow_ones_go_early_when_it_is_scarce() {
-        let connections = Connections::new(1000);
+        let connections = Connections::new(1000, KEEP_ALIVE_TIMEOUT);
         let conns: Vec<_> = (0..3).map(|_| connections.add()).collect();
         let [first, second, third] = [0, 1, 2].map(|n| &conns[n].1);
         assert!(first.takes_head_bytes(400) && first.takes_head_bytes(300) && second.takes_head_bytes(300));

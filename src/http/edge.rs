@@ -4,6 +4,7 @@
 //! routes; on the way back the error's body, the request id, metrics and one line in the access
 //! log. A refusal anywhere below has all of these too.
 
+use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, HeaderName, HeaderValue};
 use http::{Method, Request, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -33,6 +34,11 @@ use super::state::AppState;
 use super::{feature_of, ingest, route_template};
 use crate::metrics::{Refusal, RequestSample};
 use crate::storage::{StoreError, chain};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// What the log and the metrics say of a request whose connection ended before its answer. No client sees it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Longest request id taken from a client, in characters.
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -180,20 +186,21 @@ impl Edge {
         normalise_path(request.uri_mut());
         // What nobody knows may be anything, and is not quoted in a log.
         let (method, route) = (method.unwrap_or("OTHER"), route_template(request.uri().path()));
-        let mut log = self.log(started, request.headers(), method, route);
+        let mut pending = self.pending(started, request.headers(), method, route);
+        pending.closes = closes(&request);
         let response = match framing {
             Ok(()) => {
-                let answer = self.answer(request, &mut log);
+                let answer = self.answer(request, &mut pending.log);
                 // A bug is a 500 with our body, not a cut connection. The message of the panic may
                 // quote anything, so it goes nowhere; the panic hook has logged the place.
                 AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| ApiError::Panicked.into_response())
             }
             Err(error) => {
-                log.route = "none";
+                pending.log.route = "none";
                 error.into_response()
             }
         };
-        let response = self.finish(response, log, as_problem);
+        let response = self.finish(response, pending, as_problem);
         self.conn.answer_is_due();
         response
     }
@@ -208,41 +215,49 @@ impl Edge {
     ) -> bool {
         let started = Instant::now();
         self.conn.request_begins(head.body_bytes > 0);
-        let mut log = self.log(started, head, "POST", head.route.template());
-        let call = Call { client: log.client, direct: self.is_direct(head), conn: &self.conn, started };
+        let mut pending = self.pending(started, head, "POST", head.route.template());
+        let call = Call { client: pending.log.client, direct: self.is_direct(head), conn: &self.conn, started };
         let asked = Asked { route: head.route, fields: head, path: head.path, query: head.query, call };
         let outcome = {
             // Where it is, because it is large and would be moved. Panics as above.
-            let outcome = pin!(ingest::respond(&self.state, &asked, body, &mut log.subject));
+            let outcome = pin!(ingest::respond(&self.state, &asked, body, &mut pending.log.subject));
             AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(|_| ApiError::Panicked.into())
         };
         if outcome.result.is_ok() {
-            return self.accept_plain(head.route, &outcome, &log, out);
+            return self.accept_plain(head.route, &outcome, pending, out);
         }
-        let response = self.finish(outcome.into_response(head.route), log, accepts_problem(head));
+        let response = self.finish(outcome.into_response(head.route), pending, accepts_problem(head));
         let goes_on = !response.headers().contains_key(CONNECTION);
         answer::write(response, out);
         goes_on
     }
 
     /// The good answer, without a [`Response`]: it goes out with nearly every request.
-    fn accept_plain(&self, route: Route, outcome: &Outcome, log: &Log, out: &mut Vec<u8>) -> bool {
+    fn accept_plain(&self, route: Route, outcome: &Outcome, pending: Pending<'_>, out: &mut Vec<u8>) -> bool {
         let status = route.good();
-        self.report(status.as_u16(), ingest::OK.len() as u64, log, None);
+        pending.report(status.as_u16(), ingest::OK.len() as u64, None);
         let goes_on = self.goes_on();
-        answer::write_accepted(route, outcome.standing.as_ref(), &log.request_id, goes_on, out);
+        let keep_alive = goes_on.then_some(&self.state.keep_alive_value);
+        answer::write_accepted(route, outcome.standing.as_ref(), &pending.log.request_id, keep_alive, out);
         goes_on
     }
 
-    fn log(&self, started: Instant, fields: &impl Fields, method: &'static str, route: &'static str) -> Log {
-        Log {
+    fn pending(
+        &self,
+        started: Instant,
+        fields: &impl Fields,
+        method: &'static str,
+        route: &'static str,
+    ) -> Pending<'_> {
+        let log = Log {
             started,
             request_id: RequestId::of(fields, &self.conn),
             method,
             route,
             client: Client::among(self.peer, fields, &self.state.trusted_proxies),
             subject: Subject::default(),
-        }
+        };
+        Pending { edge: self, log, closes: false, is_reported: Cell::new(false) }
     }
 
     /// Is the connection the client's own? Once a proxy has named a client on it, anybody may come through it.
@@ -300,7 +315,8 @@ impl Edge {
         response
     }
 
-    fn finish(&self, mut response: Response, log: Log, as_problem: bool) -> Response {
+    fn finish(&self, mut response: Response, pending: Pending<'_>, as_problem: bool) -> Response {
+        let log = &pending.log;
         let refused = response.extensions_mut().remove::<Refused>().map(|refused| refused.0);
         if let Some(error) = &refused {
             let rendered = error.render(as_problem, log.request_id.as_str());
@@ -312,7 +328,7 @@ impl Edge {
             *response.body_mut() = body;
         }
         let response_bytes = response.body().size_hint().exact().unwrap_or(0);
-        self.report(response.status().as_u16(), response_bytes, &log, refused.as_deref());
+        pending.report(response.status().as_u16(), response_bytes, refused.as_deref());
         let headers = response.headers_mut();
         let request_id = HeaderValue::from_bytes(log.request_id.as_bytes()).expect("only letters, digits and ._-");
         headers.insert(REQUEST_ID, request_id);
@@ -321,6 +337,8 @@ impl Edge {
         }
         if !self.goes_on() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if !pending.closes && !headers.contains_key(CONNECTION) {
+            headers.insert(KEEP_ALIVE, self.state.keep_alive_value.clone());
         }
         response
     }
@@ -380,6 +398,7 @@ impl Edge {
             | ApiError::ContentEncoding
             | ApiError::InvalidEncoding
             | ApiError::ContentType
+            | ApiError::CloudEvent
             | ApiError::Event(_)
             | ApiError::BodyCut
             | ApiError::Store(_)
@@ -427,6 +446,41 @@ impl Edge {
             _ => Err(ApiError::TransferCoding),
         }
     }
+}
+
+/// A request that has begun, until it is reported. Dropped before, it is reported as one whose client has left.
+struct Pending<'a> {
+    edge: &'a Edge,
+    log: Log,
+    /// The client ends the connection after it.
+    closes: bool,
+    is_reported: Cell<bool>,
+}
+
+impl Pending<'_> {
+    /// The answer is there. Nobody takes it when the connection has broken meanwhile.
+    fn report(&self, status: u16, response_bytes: u64, refused: Option<&ApiError>) {
+        self.is_reported.set(true);
+        if self.edge.conn.is_gone() {
+            return self.edge.report(CLIENT_CLOSED_REQUEST, 0, &self.log, refused);
+        }
+        self.edge.report(status, response_bytes, &self.log, refused);
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.is_reported.get() {
+            self.edge.report(CLIENT_CLOSED_REQUEST, 0, &self.log, None);
+        }
+    }
+}
+
+/// Does the client say that this is its last request here, or not say that there may be more where it has to?
+fn closes(request: &Request<Incoming>) -> bool {
+    let mut options = request.headers().get_all(CONNECTION).iter();
+    request.version() != Version::HTTP_11
+        || options.any(|value| value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("close")))
 }
 
 fn known_method(method: &Method) -> Option<&'static str> {

@@ -60,6 +60,8 @@ pub enum ApiError {
     /// The body is no UTF-8, or not what its Content-Encoding says.
     InvalidEncoding,
     ContentType,
+    /// A CloudEvent in binary mode: what its headers say would be lost.
+    CloudEvent,
     Event(EventError),
     BodyTimeout,
     /// The connection ended within the body.
@@ -120,7 +122,9 @@ impl ApiError {
             | ApiError::TooManyNewDomains { .. } => StatusCode::TOO_MANY_REQUESTS,
             ApiError::LengthRequired => StatusCode::LENGTH_REQUIRED,
             ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            ApiError::ContentEncoding | ApiError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::ContentEncoding | ApiError::ContentType | ApiError::CloudEvent => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
             ApiError::Event(error) => match error.reason {
                 Reason::SummaryTooLong => StatusCode::UNPROCESSABLE_ENTITY,
                 Reason::InvalidJson
@@ -189,6 +193,7 @@ impl ApiError {
             ApiError::ContentEncoding => "unsupported content-encoding",
             ApiError::InvalidEncoding => "invalid encoding",
             ApiError::ContentType => "unsupported content-type",
+            ApiError::CloudEvent => "unsupported cloudevents binary mode",
             ApiError::Event(error) => return error.reason.to_string().into(),
             ApiError::BodyTimeout => "request timeout",
             ApiError::Store(StoreError::Busy { .. } | StoreError::Exhausted { .. }) => "busy",
@@ -244,6 +249,7 @@ impl ApiError {
             ApiError::ContentEncoding => "unsupported_content_encoding",
             ApiError::InvalidEncoding => "invalid_encoding",
             ApiError::ContentType => "unsupported_content_type",
+            ApiError::CloudEvent => "unsupported_cloudevents_binary_mode",
             ApiError::Event(error) => match error.reason {
                 Reason::InvalidJson => "invalid_json",
                 Reason::InvalidNdjson => "invalid_ndjson",

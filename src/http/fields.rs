@@ -35,6 +35,9 @@ pub(crate) trait Fields {
         self.all(field).next()
     }
 
+    /// Is there an attribute of a CloudEvent in binary mode? Only those that each such event must have are looked for.
+    fn have_cloud_event(&self) -> bool;
+
     /// Is the field there?
     fn has(&self, field: Field) -> bool {
         self.first(field).is_some()
@@ -61,6 +64,10 @@ impl Field {
 impl Fields for HeaderMap {
     fn all(&self, field: Field) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.get_all(field.name()).iter().map(HeaderValue::as_bytes)
+    }
+
+    fn have_cloud_event(&self) -> bool {
+        ["ce-specversion", "ce-id", "ce-type", "ce-source"].iter().any(|name| self.contains_key(*name))
     }
 }
 

@@ -252,6 +252,9 @@ async fn ingest<'a, F: Fields>(
         terms.check(domain)?;
     }
     let coding = Coding::of(asked.fields)?;
+    if asked.fields.have_cloud_event() {
+        return Err(ApiError::CloudEvent);
+    }
     let reservation = state.store.reserve(expected_bytes(body))?;
     let limit_bytes = state.max_body_bytes;
     let held = body::read(state, asked.call.conn, body, coding, terms.body_deadline, limit_bytes, reservation).await?;

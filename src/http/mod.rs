@@ -18,6 +18,7 @@ mod fields;
 mod gate;
 mod ingest;
 mod limits;
+mod linger;
 mod live;
 #[cfg(feature = "docs")]
 mod openapi;

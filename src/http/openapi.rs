@@ -83,7 +83,7 @@ pub(crate) enum IngestErrors {
     /// `payload too large`: the body is, or its events would become with their domain, larger than allowed.
     #[response(status = 413, content_type = "application/json")]
     TooLarge(Detail),
-    /// `unsupported content-type` or `unsupported content-encoding`.
+    /// `unsupported content-type`, `unsupported content-encoding` or `unsupported cloudevents binary mode`.
     #[response(status = 415, content_type = "application/json")]
     Unsupported(Detail),
     /// `summary too long (max 500)`.

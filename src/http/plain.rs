@@ -65,6 +65,9 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
                     return End::Done;
                 }
                 buffer.keep(stream, rest).await;
+                if !buffer.is_empty() {
+                    edge.conn.head_begins();
+                }
             }
             Seen::Other => return End::Other(buffer),
             Seen::Partial if !has_room => match buffer.grow(&edge.conn) {
@@ -83,12 +86,12 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edg
     }
 }
 
-/// Waits for an answer. `None` when the client has ended its side before: nobody waits for it any more.
-/// What has been handed to the store is written all the same.
+/// Waits for an answer. `None` when the connection breaks before: nobody waits for it any more. What has been handed
+/// to the store is written all the same. A client that has only ended its side waits (RFC 9112, section 9.6).
 async fn while_connected<T>(conn: &ConnState, mut answer: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|cx| match answer.as_mut().poll(cx) {
         Poll::Ready(answer) => Poll::Ready(Some(answer)),
-        Poll::Pending if conn.has_ended() => Poll::Ready(None),
+        Poll::Pending if conn.is_gone() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     })
     .await

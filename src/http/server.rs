@@ -16,7 +16,7 @@ use futures_util::future::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,6 +27,7 @@ use super::client::Peer;
 use super::conn::{ConnIo, ConnState, TICK};
 use super::connections::Connections;
 use super::edge::Edge;
+use super::linger::{close, linger_short};
 use super::plain::{self, End, Read, Replay, Unread};
 use super::state::AppState;
 use crate::metrics::Refusal;
@@ -43,10 +44,6 @@ const LAST_CALL: Duration = Duration::from_millis(250);
 /// second.
 const ENDED_AT_ONCE: usize = 64;
 const ENDING_PAUSE: Duration = Duration::from_millis(1);
-/// How long, and for how many bytes, a refused body is read off so that the client can read the
-/// answer before the connection is reset.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES_MAX: usize = 4 << 20;
 /// Connections over the cap that are told so; further ones are just closed. One half is for clients that have
 /// too many themselves.
 pub const REFUSERS_MAX: usize = 64;
@@ -90,7 +87,7 @@ pub async fn serve(
 ) -> bool {
     let mut server = Server {
         router: super::router(state.clone()),
-        open: Arc::new(Connections::new(state.head_bytes_max)),
+        open: Arc::new(Connections::new(state.head_bytes_max, state.keep_alive)),
         state,
         connections: JoinSet::new(),
         refusers: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
@@ -435,9 +432,9 @@ where
     };
     if conn.was_head_refused() {
         edge.state.metrics.refused(Refusal::HeadBudget);
-        return Box::pin(tell_busy(stream)).await;
+        return Box::pin(tell_busy(stream, &conn)).await;
     }
-    close(&mut stream, &conn).await;
+    close(&mut stream, &edge.state, &conn).await;
 }
 
 /// One connection too many. Whether the service lives is answered all the same, to who asks at once.
@@ -458,10 +455,10 @@ where
     let _ = tokio::time::timeout(LOOK_TIME, whole_head).await;
     let whole = memchr::memmem::find(unread.bytes(), b"\r\n\r\n").is_some();
     if !whole || !asks_for_health(unread.bytes()) {
-        return tell_busy(stream).await;
+        return tell_busy(stream, &conn).await;
     }
-    let mut stream = any_request(Replay::new(unread, stream), edge, conn.clone()).await;
-    close(&mut stream, &conn).await;
+    let mut stream = any_request(Replay::new(unread, stream), edge.clone(), conn.clone()).await;
+    close(&mut stream, &edge.state, &conn).await;
 }
 
 /// Does a head, or what has come of it, ask for one of the health pages?
@@ -485,6 +482,8 @@ where
     let unread_bytes = stream.unread_bytes();
     let io = TokioIo::new(ConnIo::new(stream, conn.clone(), unread_bytes));
     let mut http = http1::Builder::new()
+        // A client that has ended its side gets its answer (RFC 9112, section 9.6). `ConnIo` sees those that break.
+        .half_close(true)
         .header_read_timeout(None)
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_header_size(BUFFER_BYTES_MAX)
@@ -523,40 +522,14 @@ fn report(state: &AppState, conn: &ConnState, error: &hyper::Error) {
     tracing::debug!(request_id = std::str::from_utf8(&request_id).unwrap_or_default(), %error, "connection ended");
 }
 
-/// Ends our side; where body bytes were left unread, reads them off for a while, because closing
-/// over unread bytes resets the connection and may take the answer with it (RFC 9112, section 9.6).
-async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, conn: &ConnState) {
-    // The client may be gone; then there is nothing to end.
-    let _ = stream.shutdown().await;
-    if conn.linger.load(Ordering::Relaxed) && !conn.has_ended() {
-        // Boxed for its buffer, which most connections never need.
-        Box::pin(linger(stream)).await;
-    }
-}
-
-async fn linger<S: AsyncRead + Unpin>(stream: &mut S) {
-    let drain = async {
-        let mut buf = [0; 8 << 10];
-        let mut left = LINGER_BYTES_MAX;
-        while let Ok(n @ 1..) = stream.read(&mut buf).await {
-            left = left.saturating_sub(n);
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // Out of time: the connection is reset after all.
-    let _ = tokio::time::timeout(LINGER, drain).await;
-}
-
-async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+async fn tell_busy<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, conn: &ConnState) {
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nx-request-id: {:016x}\r\n\
         connection: close\r\ncontent-length: 17\r\n\r\n{{\"detail\":\"busy\"}}",
         crate::rng::random_u64()
     );
     if stream.write_all(answer.as_bytes()).await.is_ok() && stream.shutdown().await.is_ok() {
-        linger(&mut stream).await;
+        linger_short(&mut stream, conn).await;
     }
 }
 

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use http::HeaderValue;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
@@ -16,6 +17,7 @@ use super::config::{Outside, Settings};
 use super::decode::Decoders;
 use super::gate::Gate;
 use super::limits::Limiter;
+use super::linger::LINGERERS_MAX;
 use super::live::Live;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -63,6 +65,12 @@ pub struct AppState {
     pub(crate) connections_per_client_max: usize,
     /// Heads that are not whole may hold so much, over all connections.
     pub(crate) head_bytes_max: usize,
+    /// Between two requests of a connection.
+    pub(crate) keep_alive: Duration,
+    /// What an answer says about it.
+    pub(crate) keep_alive_value: HeaderValue,
+    /// Who holds one throws away a long refused body.
+    pub(crate) lingerers: Semaphore,
     /// Below which snapshots may be made.
     pub(crate) snapshot_dir: Option<PathBuf>,
     /// One at a time.
@@ -97,6 +105,9 @@ impl AppState {
             connections_max,
             connections_per_client_max: per_client_max(config, connections_max),
             head_bytes_max: config.in_flight_bytes_max / HEADS_SHARE,
+            keep_alive: config.keep_alive_timeout,
+            keep_alive_value: keep_alive_value(config.keep_alive_timeout),
+            lingerers: Semaphore::new(LINGERERS_MAX),
             snapshot_dir: config.snapshot_dir.clone(),
             snapshots: Arc::new(Semaphore::new(1)),
             closing: AtomicBool::new(false),
@@ -144,6 +155,11 @@ impl AppState {
         self.new_domains.sweep(now);
         self.auth.sweep(now);
     }
+}
+
+/// As RFC 2068, section 19.7.1.1, has it, and clients and proxies read it.
+fn keep_alive_value(timeout: Duration) -> HeaderValue {
+    HeaderValue::from_str(&format!("timeout={}", timeout.as_secs())).expect("letters and digits")
 }
 
 fn per_client_max(config: &Config, connections_max: usize) -> usize {

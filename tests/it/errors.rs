@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{BINARY, PATIENCE, Request, Response, TestServer, skip, wait_for};
+use crate::support::{BINARY, Hasty, PATIENCE, Request, Response, TestServer, skip, wait_for};
 
 /// Waits until a request is in the hands of the server.
 fn wait_for_request_in_flight(server: &TestServer) {
@@ -199,7 +199,7 @@ fn a_client_that_hangs_up_cancels_nothing() {
     let lock = server.hold_lock("held");
     let body = format!("{{\"a\":\"{}\"}}", "x".repeat(100_000));
     let in_flight = || server.metric("leitstand_in_flight_bytes", "");
-    let mut client = server.connect();
+    let mut client = Hasty::connect(server.address(), &Request::post("first", "{}"));
     client.send(Request::post("held", &body).bytes());
     // The line with its domain is longer than the body: then the writer has it.
     wait_for("the writer has the event", PATIENCE, || (in_flight() > body.len() as f64).then_some(()));

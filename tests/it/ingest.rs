@@ -406,8 +406,8 @@ fn every_answer_of_the_old_path_says_that_it_is_deprecated() {
         (422, old(&summary)),
         (413, old("").chunked("x".repeat(2001), 100)),
     ];
-    // The limit counts per path: of the above five were counted on this one.
-    answers.extend((0..3).map(|_| (200, old("{}"))));
+    // The limit counts per path: of the above six were counted on this one.
+    answers.extend((0..2).map(|_| (200, old("{}"))));
     answers.push((429, old("{}")));
     for (status, request) in answers {
         let answer = server.send(&request);
@@ -603,4 +603,28 @@ fn every_acknowledged_event_of_many_clients_is_there_once() {
             assert_eq!(ids, want, "{domain}: each client's events, in its order");
         }
     }
+}
+
+/// Broken, an event in the binary mode of CloudEvents is accepted, and its id, source, type and time are lost.
+#[test]
+fn cloud_events_in_binary_mode_are_refused() {
+    let server = TestServer::new();
+    for path in ["/v1/ingest?domain=cloud", "/ingest/cloud"] {
+        for (name, value) in [
+            ("ce-specversion", "1.0"),
+            ("Ce-SpecVersion", ""),
+            ("ce-id", "1"),
+            ("CE-TYPE", "com.example"),
+            ("ce-source", "/here"),
+        ] {
+            let request = Request::post_to(path, "{}");
+            server.send(&request.clone().header(name, value)).assert_error(415, "unsupported cloudevents binary mode");
+            let chunked =
+                request.clone().chunked("{}", 1).header(name, value).header("Accept", "application/problem+json");
+            assert_eq!(server.send(&chunked).json()["code"], "unsupported_cloudevents_binary_mode");
+            // What only looks like it.
+            assert!(server.send(&request.header("ce-other", "1")).status < 300);
+        }
+    }
+    assert_eq!(server.lines("cloud").len(), 10);
 }

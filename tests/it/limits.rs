@@ -472,7 +472,7 @@ fn a_huge_head_is_refused() {
 /// not read their answers would keep others waiting. One test, so that the waits run side by side.
 #[test]
 fn slow_connections_end_after_ten_seconds_and_hurt_nobody() {
-    let server = TestServer::new();
+    let server = TestServer::builder().env("LEITSTAND_KEEP_ALIVE_TIMEOUT", "10").start();
     let soon = Duration::from_secs(30);
     let many = crate::support::more_than_buffers_hold();
     std::thread::scope(|scope| {

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::support::{PATIENCE, Request, Response, TestServer, wait_for};
+use crate::support::{Hasty, PATIENCE, Request, Response, TestServer, wait_for};
 
 /// A server of which every answer says what was counted.
 fn server() -> TestServer {
@@ -163,7 +163,7 @@ fn a_client_that_hangs_up_while_it_waits_is_seen() {
     let waiting = |n: f64| (server.metric("leitstand_queue_depth", "") == n).then_some(());
     let sizes = [0, 700, 7000, 7900, 8000, 8100, 9000];
     for (n, size) in sizes.into_iter().enumerate() {
-        let mut client = server.connect();
+        let mut client = Hasty::connect(server.address(), &Request::post("first", "{}"));
         client.send(Request::post("held", event(size).replace("both", "held")).bytes());
         wait_for("the event is queued", PATIENCE, || waiting((n + 1) as f64));
         drop(client);

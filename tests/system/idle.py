@@ -13,7 +13,7 @@ SENDERS = 20
 
 def run():
     """Broken, a few thousand forgotten connections of a broken client make every event late, or the service huge."""
-    env = {"LEITSTAND_MAX_CONNECTIONS": str(CONNECTIONS + 500)}
+    env = {"LEITSTAND_MAX_CONNECTIONS": str(CONNECTIONS + 500), "LEITSTAND_KEEP_ALIVE_TIMEOUT": "10"}
     with Server(env) as server:
         assert server.up, server.log_text()
         if "open files" in server.log_text(): raise Skip("the limit of open files is too low")

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::response::Response;
 use futures_util::FutureExt as _;
-use http::header::LINK;
+use http::header::{HeaderValue, LINK};
 use http_body_util::BodyExt as _;
 
 use super::super::edge::RequestId;
@@ -17,12 +17,13 @@ use super::super::limits::Standing;
 /// Room for a good answer with all its fields.
 const ACCEPTED_BYTES: usize = 512;
 
-/// Writes the good answer of an ingest route.
+/// Writes the good answer of an ingest route. `keep_alive`: how long the connection waits for another request; `None`
+/// if it takes none.
 pub(crate) fn write_accepted(
     route: Route,
     standing: Option<&Standing>,
     request_id: &RequestId,
-    goes_on: bool,
+    keep_alive: Option<&HeaderValue>,
     out: &mut Vec<u8>,
 ) {
     let now = SystemTime::now();
@@ -43,8 +44,9 @@ pub(crate) fn write_accepted(
         field(out, ingest::SUNSETS.as_str(), ingest::SUNSET.as_bytes());
         field(out, LINK.as_str(), ingest::SUCCESSOR.as_bytes());
     }
-    if !goes_on {
-        out.extend_from_slice(b"connection: close\r\n");
+    match keep_alive {
+        Some(value) => field(out, "keep-alive", value.as_bytes()),
+        None => out.extend_from_slice(b"connection: close\r\n"),
     }
     end(out, ingest::OK.as_bytes(), now);
 }

@@ -54,8 +54,12 @@ impl<'a, S: AsyncRead + Unpin> PlainBody<'a, S> {
         Poll::Ready(Ok(read > 0))
     }
 
-    fn cut(&self) -> ApiError {
-        self.conn.client_ends();
+    /// The client has ended its side, or reading failed.
+    fn cut<T>(&self, read: io::Result<T>) -> ApiError {
+        match read {
+            Ok(_) => self.conn.client_ends(),
+            Err(_) => self.conn.client_is_gone(),
+        }
         ApiError::BodyCut
     }
 }
@@ -79,8 +83,9 @@ impl<'a, S: AsyncRead + Unpin> Source<'a> for PlainBody<'a, S> {
             return Poll::Ready(Ok(None));
         }
         while self.filled < self.left {
-            if !matches!(ready!(self.poll_read(cx)), Ok(true)) {
-                return Poll::Ready(Err(self.cut()));
+            let read = ready!(self.poll_read(cx));
+            if !matches!(read, Ok(true)) {
+                return Poll::Ready(Err(self.cut(read)));
             }
         }
         let (lent, spare) = std::mem::take(&mut self.spare).split_at_mut(self.left);
@@ -95,8 +100,9 @@ impl<'a, S: AsyncRead + Unpin> Source<'a> for PlainBody<'a, S> {
         if all.capacity() == 0 {
             // Not before there is something to put there: a client may announce much and send nothing.
             while self.here.is_empty() && self.filled < self.spare.len().min(self.left) {
-                if !matches!(ready!(self.poll_read(cx)), Ok(true)) {
-                    return Poll::Ready(Err(self.cut()));
+                let read = ready!(self.poll_read(cx));
+                if !matches!(read, Ok(true)) {
+                    return Poll::Ready(Err(self.cut(read)));
                 }
             }
             grow(all, self.here.len() + self.filled, self.left)?;
@@ -116,17 +122,19 @@ impl<'a, S: AsyncRead + Unpin> Source<'a> for PlainBody<'a, S> {
                 self.left -= read;
                 Poll::Ready(Ok(true))
             }
-            Ok(0) | Err(_) => Poll::Ready(Err(self.cut())),
+            read @ (Ok(0) | Err(_)) => Poll::Ready(Err(self.cut(read))),
         }
     }
 
     /// Reads ahead, as far as the buffer goes: that is how an end is seen.
     fn look_after(&mut self, cx: &mut Context<'_>) {
-        if self.behind + self.filled > 0 {
+        if self.behind + self.filled > 0 || self.conn.has_ended() {
             return;
         }
-        if let Poll::Ready(Ok(false) | Err(_)) = self.poll_read(cx) {
-            self.conn.client_ends();
+        match self.poll_read(cx) {
+            Poll::Ready(Ok(false)) => self.conn.client_ends(),
+            Poll::Ready(Err(_)) => self.conn.client_is_gone(),
+            Poll::Ready(Ok(true)) | Poll::Pending => {}
         }
     }
 }

@@ -60,6 +60,11 @@ impl Fields for Head<'_> {
     fn all(&self, field: Field) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.known[field as usize].map(|place| place.of(self.bytes)).into_iter()
     }
+
+    fn have_cloud_event(&self) -> bool {
+        // Such a head is not plain.
+        false
+    }
 }
 
 /// Looks at `bytes`, which begin with a head or a part of one.
@@ -153,7 +158,7 @@ fn known(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Option<Known> {
             Meaning::None => {}
             Meaning::Known(field) if known[field as usize].is_none() => known[field as usize] = Some(place),
             Meaning::Connection if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
-            Meaning::Known(_) | Meaning::Connection | Meaning::Framing => return None,
+            Meaning::Known(_) | Meaning::Connection | Meaning::Framing | Meaning::CloudEvent => return None,
         }
     }
     Some(known)
@@ -176,20 +181,26 @@ enum Meaning {
     Connection,
     /// Says how long the body is, or whether it comes at all, otherwise than by its length.
     Framing,
+    /// The event is not all in the body.
+    CloudEvent,
 }
 
 fn meaning(name: &[u8]) -> Meaning {
     match name.len() {
         4 if is(name, b"host") => Meaning::Known(Field::Host),
+        5 if is(name, b"ce-id") => Meaning::CloudEvent,
         6 if is(name, b"x-auth") => Meaning::Known(Field::XAuth),
         6 if is(name, b"accept") => Meaning::Known(Field::Accept),
         6 if is(name, b"expect") => Meaning::Framing,
         7 if is(name, b"upgrade") => Meaning::Framing,
+        7 if is(name, b"ce-type") => Meaning::CloudEvent,
+        9 if is(name, b"ce-source") => Meaning::CloudEvent,
         10 if is(name, b"connection") => Meaning::Connection,
         12 if is(name, b"content-type") => Meaning::Known(Field::ContentType),
         12 if is(name, b"x-request-id") => Meaning::Known(Field::XRequestId),
         13 if is(name, b"authorization") => Meaning::Known(Field::Authorization),
         14 if is(name, b"content-length") => Meaning::Known(Field::ContentLength),
+        14 if is(name, b"ce-specversion") => Meaning::CloudEvent,
         15 if is(name, b"x-forwarded-for") => Meaning::Known(Field::XForwardedFor),
         16 if is(name, b"content-encoding") => Meaning::Known(Field::ContentEncoding),
         17 if is(name, b"transfer-encoding") => Meaning::Framing,

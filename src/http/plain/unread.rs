@@ -151,6 +151,7 @@ impl Unread {
                 return Poll::Ready(Read::End);
             }
             Err(_) => {
+                conn.client_is_gone();
                 self.filled = 0..0;
                 return Poll::Ready(Read::End);
             }

@@ -341,3 +341,22 @@ impl Client {
         Ok(n)
     }
 }
+
+/// A connection that is reset when it is dropped: the system does so where an answer was not read. One that is only
+/// closed looks to the service like one whose client has ended its side and waits.
+pub struct Hasty(TcpStream);
+
+impl Hasty {
+    /// Sends a first request and lets its answer lie.
+    pub fn connect(address: &str, first: &Request) -> Hasty {
+        let mut stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("connect to {address}: {e}"));
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout that is not zero");
+        stream.write_all(&first.bytes()).expect("send");
+        assert!(stream.peek(&mut [0]).expect("an answer") > 0);
+        Hasty(stream)
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).expect("send");
+    }
+}

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use http::{Client, Request, Response};
+pub use http::{Client, Hasty, Request, Response};
 
 /// The shared secret of every test server.
 pub const TOKEN: &str = "golden-token";
