@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::token::roughly;
 use crate::http::AppState;
-use crate::metrics::{Metrics, TOKEN_SERIES_MAX, TokenFigures};
+use crate::metrics::{Metrics, TokenFigures};
 use crate::timestamp::unix_rfc3339;
 use crate::token::{EXPIRES_SOON_S, Found, Presence, Stamp, StoredToken, TokenFile, TokenStore};
 
@@ -24,6 +24,8 @@ const SETTLED_AFTER_S: u64 = 2;
 /// it anew.
 const LOOKS_UNTIL_GONE: u32 = 2;
 const WARN_EVERY_S: u64 = 86_400;
+/// Most tokens that the log tells of at once.
+const TOLD_MAX: usize = 100;
 
 /// Ends when it is dropped.
 pub(super) struct TokenWatch {
@@ -183,12 +185,9 @@ impl Eye {
     }
 
     fn show(&self) {
-        let named_end = |token: &StoredToken| Some((token.grant.name.clone(), token.expires_s?));
-        let mut ends: Vec<_> = self.store.tokens().iter().filter_map(named_end).collect();
-        ends.sort_by_key(|(_, end_s)| *end_s);
-        ends.truncate(TOKEN_SERIES_MAX);
+        let ends_s = self.store.tokens().iter().filter_map(|token| token.expires_s).collect();
         let count = self.store.tokens().len();
-        self.metrics.tokens(TokenFigures { reload_successful: self.fault.is_none(), count, ends });
+        self.metrics.tokens(TokenFigures { reload_successful: self.fault.is_none(), count, ends_s });
     }
 
     fn tell_mode(&mut self, found: &Found) {
@@ -221,7 +220,7 @@ impl Eye {
     fn warn(&mut self, now_s: u64) {
         let soon = |token: &&StoredToken| token.expires_s.is_some_and(|end_s| end_s <= now_s + EXPIRES_SOON_S);
         let mut warned = HashMap::new();
-        for token in self.store.tokens().iter().filter(soon).take(TOKEN_SERIES_MAX) {
+        for token in self.store.tokens().iter().filter(soon).take(TOLD_MAX) {
             let (name, end_s) = (token.grant.name.as_str(), token.expires_s.unwrap_or_default());
             // What was told of another end is not told of this one.
             let before_s = self.warned.get(name).filter(|(told_end_s, _)| *told_end_s == end_s).map(|(_, at_s)| *at_s);

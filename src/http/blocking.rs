@@ -41,6 +41,12 @@ impl Turns {
         (&mut under_way.0).await.map_err(|_| ApiError::Panicked)
     }
 
+    /// Takes a turn without any work.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
+        self.0.clone().try_acquire_owned().expect("a turn is free")
+    }
+
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         self.0.available_permits()

@@ -7,6 +7,10 @@ use http::HeaderMap;
 use ipnet::IpNet;
 
 use super::fields::{Field, Fields, text};
+use super::trusted::TrustedProxies;
+
+/// So many proxies in a row are believed; a chain as long as that is a loop, or a lie.
+const PROXIES_MAX: usize = 32;
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,27 +29,31 @@ impl Client {
     /// only if the peer is one. Unlike uvicorn, what is no address falls back to the peer, so that
     /// a made-up text is no key of its own.
     pub fn of(peer: Peer, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
-        Client::among(peer, headers, trusted)
+        Client::among(peer, headers, &TrustedProxies::new(trusted))
     }
 
     /// As [`Client::of`], for any head.
-    pub(crate) fn among(peer: Peer, fields: &impl Fields, trusted: &[IpNet]) -> Client {
-        let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
+    pub(crate) fn among(peer: Peer, fields: &impl Fields, trusted: &TrustedProxies) -> Client {
         let peer_is_trusted = || match peer {
-            Peer::Ip(ip) => is_trusted(ip),
+            Peer::Ip(ip) => trusted.contain(ip),
             Peer::Unix => true,
         };
         if !fields.has(Field::XForwardedFor) || !peer_is_trusted() {
             return Client(peer);
         }
         let mut client = peer;
+        let mut proxies = 0;
         for line in fields.all(Field::XForwardedFor).rev() {
             let Some(line) = text(line) else { return Client(peer) };
             for entry in line.rsplit(',').map(str::trim).filter(|entry| !entry.is_empty()) {
                 let Some(ip) = address(entry) else { return Client(peer) };
                 client = Peer::Ip(ip);
-                if !is_trusted(ip) {
+                if !trusted.contain(ip) {
                     return Client(client);
+                }
+                proxies += 1;
+                if proxies > PROXIES_MAX {
+                    return Client(peer);
                 }
             }
         }
@@ -118,6 +126,17 @@ mod tests {
         assert_eq!(client("::ffff:127.0.0.1", &["::ffff:203.0.113.1"]), "203.0.113.1");
         assert_eq!(client("unix", &["203.0.113.1"]), "203.0.113.1");
         assert_eq!(client("unix", &[]), "unix");
+    }
+
+    /// Broken, a header of a thousand proxies costs a thousand looks, or a chain that an honest installation has is
+    /// not believed.
+    #[test]
+    fn a_chain_of_proxies_has_an_end() {
+        let chain = |proxies: usize| format!("203.0.113.1{}", ", 10.1.1.1".repeat(proxies));
+        assert_eq!(client("127.0.0.1", &[&chain(PROXIES_MAX)]), "203.0.113.1");
+        assert_eq!(client("127.0.0.1", &[&chain(PROXIES_MAX + 1)]), "127.0.0.1");
+        let lines = vec!["10.1.1.1"; PROXIES_MAX + 1];
+        assert_eq!(client("127.0.0.1", &[&["203.0.113.1"], &lines[..]].concat()), "127.0.0.1");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use flate2::bufread::GzDecoder;
 use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
 use super::blocking::Turns;
@@ -20,6 +21,12 @@ use crate::storage::Reservation;
 /// Most bodies being decoded at once; bounds the memory for zstd windows (8 MiB each, but never
 /// more than what is decoded).
 const DECODERS_MAX: usize = 4;
+/// Bodies of up to so many bytes, as sent, do not wait for longer ones: they have turns of their own. They end soon, whatever
+/// is in them.
+const SHORT_BYTES_MAX: usize = 16 << 10;
+const SHORT_DECODERS_MAX: usize = 2;
+/// Most members of a gzip body. Each costs some microseconds, whether anything comes out or not.
+const MEMBERS_MAX: usize = 4_096;
 /// Largest window a zstd frame may ask for: 8 MiB, what RFC 8878 asks decoders to support.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Largest zstd context that is kept for the next body.
@@ -30,6 +37,8 @@ const SCRATCH_BYTES: usize = 256 << 10;
 /// All decoders of the process.
 pub(crate) struct Decoders {
     turns: Turns,
+    /// For short bodies.
+    short_turns: Turns,
     idle: Arc<Mutex<Vec<Decoder>>>,
 }
 
@@ -41,7 +50,7 @@ struct Decoder {
 
 impl Decoders {
     pub(crate) fn new() -> Decoders {
-        Decoders { turns: Turns::new(DECODERS_MAX), idle: Arc::default() }
+        Decoders { turns: Turns::new(DECODERS_MAX), short_turns: Turns::new(SHORT_DECODERS_MAX), idle: Arc::default() }
     }
 
     /// Decodes a whole body. What comes out is reserved before it is allocated, and what was sent is given back.
@@ -59,11 +68,12 @@ impl Decoders {
         limit_bytes: usize,
     ) -> Result<Held<'static>, ApiError> {
         let Held { body: sent, mut reservation } = held;
+        let turns = self.turns_for(sent.len());
         let work = move |decoder: &mut Decoder| {
             let decoded = decoder.decode(coding, &sent, limit_bytes, &mut reservation);
             (decoded, sent, reservation)
         };
-        let (decoded, sent, mut reservation) = self.run(work).await?;
+        let (decoded, sent, mut reservation) = self.run(turns, work).await?;
         // The bytes come back, so that they are freed on the thread that allocated them: the
         // allocator cannot use them again at once otherwise.
         drop(sent);
@@ -87,23 +97,29 @@ impl Decoders {
         limit_bytes: usize,
         mut reservation: Reservation,
     ) -> Result<(Vec<u8>, Reservation), ApiError> {
+        let turns = self.turns_for(beginning.len());
         let work = move |decoder: &mut Decoder| {
             let window = reservation.grow_to(beginning.len() + window_bytes(coding, limit_bytes));
             let measured = window.map(|()| decoder.measure(coding, &beginning, limit_bytes));
             reservation.shrink_to(beginning.len());
             (measured, beginning, reservation)
         };
-        let (measured, beginning, reservation) = self.run(work).await?;
+        let (measured, beginning, reservation) = self.run(turns, work).await?;
         match measured? {
             Ok(len) if len > limit_bytes => Err(ApiError::TooLarge { limit_bytes }),
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(ApiError::InvalidEncoding),
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(refusal(&error, limit_bytes)),
             Ok(_) | Err(_) => Ok((beginning, reservation)),
         }
+    }
+
+    fn turns_for(&self, sent_bytes: usize) -> &Turns {
+        if sent_bytes <= SHORT_BYTES_MAX { &self.short_turns } else { &self.turns }
     }
 
     /// Works off the async workers.
     async fn run<T: Send + 'static>(
         &self,
+        turns: &Turns,
         work: impl FnOnce(&mut Decoder) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let idle = self.idle.clone();
@@ -115,7 +131,42 @@ impl Decoders {
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
             result
         };
-        self.turns.run(work).await
+        turns.run(work).await
+    }
+}
+
+fn refusal(error: &io::Error, limit_bytes: usize) -> ApiError {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => ApiError::TooLarge { limit_bytes },
+        _ => ApiError::InvalidEncoding,
+    }
+}
+
+/// The members of a gzip body, one behind the other (RFC 1952, section 2.2), but only so many.
+struct Members<'a> {
+    current: GzDecoder<&'a [u8]>,
+    begun: usize,
+}
+
+impl<'a> Members<'a> {
+    fn new(bytes: &'a [u8]) -> Members<'a> {
+        Members { current: GzDecoder::new(bytes), begun: 1 }
+    }
+}
+
+impl Read for Members<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.current.read(into)?;
+            let rest = *self.current.get_ref();
+            if read > 0 || into.is_empty() || rest.is_empty() {
+                return Ok(read);
+            }
+            if self.begun == MEMBERS_MAX {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            *self = Members { current: GzDecoder::new(rest), begun: self.begun + 1 };
+        }
     }
 }
 
@@ -146,7 +197,7 @@ impl Decoder {
         limit_bytes: usize,
         reservation: &mut Reservation,
     ) -> Result<Bytes, ApiError> {
-        let invalid = |_| ApiError::InvalidEncoding;
+        let invalid = |error| refusal(&error, limit_bytes);
         let held_bytes = bytes.len() + window_bytes(coding, limit_bytes);
         reservation.grow_to(held_bytes)?;
         let len = self.measure(coding, bytes, limit_bytes).map_err(invalid)?;
@@ -183,7 +234,7 @@ impl Decoder {
     fn reader<'a>(&'a mut self, coding: Coding, bytes: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match coding {
             Coding::Identity => Box::new(bytes),
-            Coding::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(bytes)),
+            Coding::Gzip => Box::new(Members::new(bytes)),
             Coding::Zstd => {
                 // The last body may have been refused in the middle of a frame.
                 let ready = self.zstd.reset(ResetDirective::SessionOnly);
@@ -260,6 +311,39 @@ mod tests {
                 assert!(decoder.scratch.capacity() <= SCRATCH_BYTES, "the buffer does not grow");
             }
         }
+    }
+
+    /// Broken, a body of nothing but beginnings and ends keeps a decoder busy for many times what it is worth.
+    #[test]
+    fn a_body_has_so_many_members_at_most() {
+        let (empty, one) = (gzip(b""), gzip(b"x"));
+        let members = |count: usize| [empty.repeat(count - 1), one.clone()].concat();
+        assert_eq!(decode(Coding::Gzip, &members(MEMBERS_MAX), 100).unwrap(), b"x"[..]);
+        for body in [members(MEMBERS_MAX + 1), one.repeat(MEMBERS_MAX + 1)] {
+            let refused = decode(Coding::Gzip, &body, MEMBERS_MAX + 1);
+            assert!(matches!(refused, Err(ApiError::TooLarge { .. })), "{refused:?}");
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let probed =
+            runtime.block_on(Decoders::new().probe(Coding::Gzip, members(MEMBERS_MAX + 1), 100, reservation()));
+        assert!(matches!(probed, Err(ApiError::TooLarge { .. })));
+        assert!(matches!(decode(Coding::Gzip, &[&one[..], b"x"].concat(), 100), Err(ApiError::InvalidEncoding)));
+    }
+
+    /// Broken, whoever sends long bodies makes everybody else wait, whose bodies are short.
+    #[test]
+    fn short_bodies_do_not_wait_for_long_ones() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let decoders = Decoders::new();
+            let held = std::iter::repeat_with(|| decoders.turns.hold()).take(DECODERS_MAX);
+            let _held: Vec<_> = held.collect();
+            let body = Whole::Owned(gzip(b"{}").into());
+            let short = decoders.decode(Coding::Gzip, Held { body, reservation: reservation() }, 100);
+            let decoded =
+                tokio::time::timeout(std::time::Duration::from_secs(20), short).await.expect("at once").unwrap();
+            assert_eq!(*decoded.body, b"{}"[..]);
+        });
     }
 
     /// Broken, an honest body that arrives in pieces is refused in the middle.

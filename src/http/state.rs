@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use http::HeaderValue;
-use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::auth::Auth;
@@ -19,6 +18,7 @@ use super::gate::Gate;
 use super::limits::Limiter;
 use super::linger::LINGERERS_MAX;
 use super::live::Live;
+use super::trusted::TrustedProxies;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rate::RateLimits;
@@ -50,7 +50,7 @@ pub struct AppState {
     pub(crate) new_domains: Limiter,
     live: ArcSwap<Live>,
     pub(crate) settings: Settings,
-    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) trusted_proxies: TrustedProxies,
     pub(crate) max_body_bytes: usize,
     pub(crate) version: String,
     pub(crate) decoders: Decoders,
@@ -93,7 +93,7 @@ impl AppState {
             new_domains: Limiter::new(RateLimits::hourly(config.new_domains_per_hour)),
             live: ArcSwap::from_pointee(Live::new(config)),
             settings: Settings::new(config, Outside::none(config)),
-            trusted_proxies: config.trusted_proxies.clone(),
+            trusted_proxies: TrustedProxies::new(&config.trusted_proxies),
             max_body_bytes: config.max_body_bytes,
             version: config.version.clone(),
             decoders: Decoders::new(),
@@ -132,7 +132,7 @@ impl AppState {
     /// The client that a connection counts for. A proxy speaks for many, and the file system guards a socket.
     pub(crate) fn counted(&self, peer: Peer) -> Option<u128> {
         match peer {
-            Peer::Ip(ip) if !self.trusted_proxies.iter().any(|net| net.contains(&ip)) => Some(Client(peer).key()),
+            Peer::Ip(ip) if !self.trusted_proxies.contain(ip) => Some(Client(peer).key()),
             Peer::Ip(_) | Peer::Unix => None,
         }
     }

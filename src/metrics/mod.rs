@@ -88,12 +88,9 @@ pub struct TokenFigures {
     /// What is on the disk is what is accepted.
     pub reload_successful: bool,
     pub count: usize,
-    /// Name and end in Unix seconds, the soonest first; no more than [`TOKEN_SERIES_MAX`] are shown.
-    pub ends: Vec<(String, u64)>,
+    /// When each that has an end ends, in Unix seconds.
+    pub ends_s: Vec<u64>,
 }
-
-/// Most tokens that have a series of their own.
-pub const TOKEN_SERIES_MAX: usize = 100;
 
 /// Cells appear when first used, so series of nothing are not exported.
 struct Http {
@@ -373,11 +370,12 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.count(|| {
             self.0.process.collect();
+            metrics::gauge!("process_virtual_memory_max_bytes").set(address_space_max());
             self.0.http.export_counters();
             self.0.store.export_counters();
             self.export_rare();
         });
-        let mut page = self.0.handle.render();
+        let mut page = with_cpu_seconds(self.0.handle.render());
         self.0.http.render(&mut page);
         self.0.store.render(&mut page);
         self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner).render(&mut page);
@@ -409,6 +407,31 @@ impl Metrics {
     fn count(&self, count: impl FnOnce()) {
         metrics::with_local_recorder(&self.0.recorder, count);
     }
+}
+
+const CPU_SECONDS: &str = "\nprocess_cpu_seconds_total ";
+
+/// compat: with its fraction, as the original has it; the counters of the recorder are whole numbers.
+fn with_cpu_seconds(page: String) -> String {
+    let value = page.find(CPU_SECONDS).map(|at| at + CPU_SECONDS.len());
+    let end = value.and_then(|start| Some(start + page[start..].find('\n')?));
+    match (value, end, cpu_seconds()) {
+        (Some(start), Some(end), Some(seconds)) => format!("{}{seconds:.2}{}", &page[..start], &page[end..]),
+        _ => page,
+    }
+}
+
+/// Processor time of this process, from proc(5): the 14th and 15th field, behind the name in brackets.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some((ticks()? + ticks()?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// The limit for the address space; without one the highest that there could be, as other services tell it.
+fn address_space_max() -> f64 {
+    rustix::process::getrlimit(rustix::process::Resource::As).current.unwrap_or(u64::MAX) as f64
 }
 
 impl Http {
@@ -464,13 +487,13 @@ impl TokenFigures {
             successful,
         );
         gauge("leitstand_tokens", "Named tokens, expired ones included.", vec![(String::new(), self.count as u64)]);
-        let ends = self.ends.iter().take(TOKEN_SERIES_MAX);
-        let ends: Vec<_> = ends.map(|(name, end_s)| (format!("{{token=\"{name}\"}}"), *end_s)).collect();
-        if !ends.is_empty() {
+        // Whoever asks needs no token, so no names.
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if let Some(next_s) = self.ends_s.iter().copied().filter(|end_s| *end_s > now_s).min() {
             gauge(
                 "leitstand_token_expiry_timestamp_seconds",
-                "When a named token ends, in Unix seconds; the 100 that end first.",
-                ends,
+                "When the next named token ends, in Unix seconds.",
+                vec![(String::new(), next_s)],
             );
         }
     }

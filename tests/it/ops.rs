@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use crate::support::{PAGES, Request, TOKEN, TestServer, run, skip};
+use crate::support::{PAGES, PATIENCE, Request, TOKEN, TestServer, run, skip, wait_for};
 
 /// A server that has seen a bit of everything.
 fn busy_server() -> TestServer {
@@ -300,4 +300,18 @@ fn unknown_paths_are_404_and_wrong_methods_405_with_allow() {
             assert!(allow.contains(&"GET") && !allow.contains(&method), "{method} {path}: {allow:?}");
         }
     }
+}
+
+/// Broken, dashboards of the original show a processor that works in steps of a second, or a limit of nothing.
+#[test]
+fn figures_of_the_process_are_those_that_dashboards_know() {
+    let server = TestServer::new();
+    let seconds = || server.metric("process_cpu_seconds_total", "");
+    let fraction = wait_for("a part of a second", PATIENCE, || {
+        server.post("busy", "{}").assert_accepted();
+        Some(seconds()).filter(|seconds| seconds.fract() > 0.0)
+    });
+    assert!((0.0..60.0).contains(&fraction), "{fraction}");
+    assert!(server.get("/metrics").text().contains("\n# TYPE process_cpu_seconds_total counter\n"));
+    assert!(server.metric("process_virtual_memory_max_bytes", "") > (1_u64 << 32) as f64);
 }
