@@ -8,7 +8,7 @@ use axum::extract::Request;
 use http::HeaderMap;
 
 use super::edge::{Call, Caller};
-use super::error::ApiError;
+use super::error::{ApiError, Barrier};
 use super::fields::{Field, Fields};
 use super::limits::Limiter;
 use super::state::AppState;
@@ -119,7 +119,7 @@ impl Auth {
     pub(crate) fn check(&self, fields: &impl Fields, caller: &Call<'_>, need: Scope) -> Result<Pass, ApiError> {
         let accepted = self.accepted.load();
         let known = self.known(&accepted, fields, caller)?;
-        if known.may(need) { Ok(Pass(known.grant.clone())) } else { Err(ApiError::Forbidden) }
+        if known.may(need) { Ok(Pass(known.grant.clone())) } else { Err(ApiError::Forbidden(Barrier::Scope)) }
     }
 
     /// Whose token it is.
@@ -178,7 +178,10 @@ impl Pass {
     /// # Errors
     /// [`ApiError::Forbidden`] when the token is not for that domain.
     pub(crate) fn check_domain(&self, domain: &Domain) -> Result<(), ApiError> {
-        if self.0.as_ref().is_none_or(|grant| grant.allows(domain)) { Ok(()) } else { Err(ApiError::Forbidden) }
+        match &self.0 {
+            Some(grant) if !grant.allows(domain) => Err(ApiError::Forbidden(Barrier::TokenDomain)),
+            _ => Ok(()),
+        }
     }
 
     /// The domain of events whose request names none.

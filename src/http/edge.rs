@@ -382,7 +382,7 @@ impl Edge {
             ApiError::RateLimited(_) => metrics.refused(Refusal::RateLimited),
             ApiError::Unauthorized => metrics.refused(Refusal::Unauthorized),
             ApiError::TokenExpired => metrics.refused(Refusal::TokenExpired),
-            ApiError::Forbidden => metrics.refused(Refusal::Forbidden),
+            ApiError::Forbidden(_) => metrics.refused(Refusal::Forbidden),
             ApiError::TokenGuessing { .. } => metrics.refused(Refusal::TokenGuessing),
             ApiError::Malformed | ApiError::TransferCoding => metrics.refused(Refusal::MalformedRequest),
             ApiError::BodyTimeout => metrics.refused(Refusal::BodyTimeout),
@@ -400,6 +400,7 @@ impl Edge {
             | ApiError::ContentType
             | ApiError::CloudEvent
             | ApiError::Event(_)
+            | ApiError::NotJson(..)
             | ApiError::BodyCut
             | ApiError::Store(_)
             | ApiError::Panicked => metrics.rejected(error.label(), subject.events, subject.body_bytes),

@@ -44,8 +44,8 @@ pub enum ApiError {
     Unauthorized,
     /// A token that was right. The client is told what strangers are told.
     TokenExpired,
-    /// A right token that may not do this.
-    Forbidden,
+    /// A right token that may not do this, or a domain that nobody may write.
+    Forbidden(Barrier),
     /// Too many wrong tokens from this client.
     TokenGuessing {
         retry_after_s: u64,
@@ -63,6 +63,8 @@ pub enum ApiError {
     /// A CloudEvent in binary mode: what its headers say would be lost.
     CloudEvent,
     Event(EventError),
+    /// No JSON, and where reading stopped.
+    NotJson(EventError, Position),
     BodyTimeout,
     /// The connection ended within the body.
     BodyCut,
@@ -86,6 +88,28 @@ pub enum ApiError {
     Panicked,
 }
 
+/// What a 403 is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barrier {
+    /// The token has another scope.
+    Scope,
+    /// The token is for other domains.
+    TokenDomain,
+    /// `LEITSTAND_ALLOW_DOMAINS` or `LEITSTAND_DENY_DOMAINS`.
+    DomainRules,
+}
+
+/// A place in a body, both from 1; the column counts bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    pub line: u64,
+    pub column: u64,
+}
+
+/// What a domain is, for who sent another name.
+const DOMAIN_RULE: &str =
+    "labels of 1 to 63 letters, digits and hyphens, no hyphen first or last, joined by dots, 253 characters at most";
+
 /// compat: FastAPI's shape; RFC 9457 members beside it when the client asks for them.
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -96,7 +120,13 @@ struct Problem<'a> {
     instance: &'a str,
     code: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowed: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,7 +145,7 @@ impl ApiError {
             ApiError::NotFound => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Unauthorized | ApiError::TokenExpired => StatusCode::UNAUTHORIZED,
-            ApiError::Forbidden => StatusCode::FORBIDDEN,
+            ApiError::Forbidden(_) => StatusCode::FORBIDDEN,
             ApiError::TokenGuessing { .. }
             | ApiError::RateLimited(_)
             | ApiError::Throttled { .. }
@@ -125,7 +155,7 @@ impl ApiError {
             ApiError::ContentEncoding | ApiError::ContentType | ApiError::CloudEvent => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
             }
-            ApiError::Event(error) => match error.reason {
+            ApiError::Event(error) | ApiError::NotJson(error, _) => match error.reason {
                 Reason::SummaryTooLong => StatusCode::UNPROCESSABLE_ENTITY,
                 Reason::InvalidJson
                 | Reason::InvalidNdjson
@@ -180,7 +210,7 @@ impl ApiError {
             ApiError::NotFound => "Not Found",
             ApiError::MethodNotAllowed => "Method Not Allowed",
             ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
-            ApiError::Forbidden => "forbidden",
+            ApiError::Forbidden(_) => "forbidden",
             ApiError::TokenGuessing { .. }
             | ApiError::RateLimited(_)
             | ApiError::Throttled { .. }
@@ -194,7 +224,7 @@ impl ApiError {
             ApiError::InvalidEncoding => "invalid encoding",
             ApiError::ContentType => "unsupported content-type",
             ApiError::CloudEvent => "unsupported cloudevents binary mode",
-            ApiError::Event(error) => return error.reason.to_string().into(),
+            ApiError::Event(error) | ApiError::NotJson(error, _) => return error.reason.to_string().into(),
             ApiError::BodyTimeout => "request timeout",
             ApiError::Store(StoreError::Busy { .. } | StoreError::Exhausted { .. }) => "busy",
             ApiError::Store(StoreError::LockTimeout { .. }) => "lock timeout",
@@ -236,7 +266,7 @@ impl ApiError {
             ApiError::NotFound => "not_found",
             ApiError::MethodNotAllowed => "method_not_allowed",
             ApiError::Unauthorized | ApiError::TokenExpired => "unauthorized",
-            ApiError::Forbidden => "forbidden",
+            ApiError::Forbidden(_) => "forbidden",
             ApiError::TokenGuessing { .. } => "too_many_wrong_tokens",
             ApiError::RateLimited(_) => "too_many_requests",
             ApiError::Throttled { .. } => "throttled",
@@ -250,7 +280,7 @@ impl ApiError {
             ApiError::InvalidEncoding => "invalid_encoding",
             ApiError::ContentType => "unsupported_content_type",
             ApiError::CloudEvent => "unsupported_cloudevents_binary_mode",
-            ApiError::Event(error) => match error.reason {
+            ApiError::Event(error) | ApiError::NotJson(error, _) => match error.reason {
                 Reason::InvalidJson => "invalid_json",
                 Reason::InvalidNdjson => "invalid_ndjson",
                 Reason::InvalidPayload => "invalid_payload",
@@ -378,7 +408,19 @@ impl ApiError {
             status: status.as_u16(),
             detail,
             instance: request_id,
-            line: if let ApiError::Event(error) = self { error.line } else { None },
+            reason: match self {
+                ApiError::Forbidden(Barrier::Scope) => Some("token_scope"),
+                ApiError::Forbidden(Barrier::TokenDomain) => Some("token_domain"),
+                ApiError::Forbidden(Barrier::DomainRules) => Some("domain_rules"),
+                _ => None,
+            },
+            allowed: (code == "invalid_domain" && !matches!(self, ApiError::Store(_))).then_some(DOMAIN_RULE),
+            line: match self {
+                ApiError::Event(error) => error.line,
+                ApiError::NotJson(_, position) => Some(position.line),
+                _ => None,
+            },
+            column: if let ApiError::NotJson(_, position) = self { Some(position.column) } else { None },
             limit: if let ApiError::TooLarge { limit_bytes } = self { Some(*limit_bytes) } else { None },
             retry_after: self.retry_after_s(),
             written: if self.written() == Written::No { "no" } else { "maybe" },

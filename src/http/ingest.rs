@@ -14,7 +14,7 @@ use super::auth::Pass;
 use super::blocking::Turns;
 use super::body::{self, Coding, Held, Source, format_of};
 use super::edge::{Call, Caller};
-use super::error::ApiError;
+use super::error::{ApiError, Position};
 use super::fields::Fields;
 use super::limits::Standing;
 use super::live::Terms;
@@ -363,9 +363,13 @@ impl Unparsed<'_> {
             (parsed, _) => parsed,
         };
         let is_large = body.len() > COUNTED_ROUGHLY_BYTES_MAX;
+        let parsed = parsed.map_err(|refusal| (refusal, position(text, refusal)));
         drop(body);
-        let batch = parsed.map_err(|refusal| match refusal {
-            Refusal::Event(error) => ApiError::Event(error),
+        let batch = parsed.map_err(|(refusal, position)| match refusal {
+            Refusal::Event(error) => match position {
+                Some(position) => ApiError::NotJson(error, position),
+                None => ApiError::Event(error),
+            },
             Refusal::Memory(Shortage::NotNow) => ApiError::Store(reservation.refuse()),
             // Asking again would not help.
             Refusal::Memory(Shortage::Never) | Refusal::TooLarge => {
@@ -378,6 +382,24 @@ impl Unparsed<'_> {
         }
         Ok(Some((batch, reservation)))
     }
+}
+
+/// Where a body stops to be JSON, as far as another reader can tell: it takes some things that are refused here, and does not
+/// go as deep.
+fn position(text: &str, refusal: Refusal) -> Option<Position> {
+    let Refusal::Event(error) = refusal else { return None };
+    let (before, text) = match (error.reason, error.line) {
+        (Reason::InvalidJson, None) => (0, text),
+        (Reason::InvalidNdjson, Some(line)) => {
+            let before = line.checked_sub(1)?;
+            (before, text.split('\n').nth(usize::try_from(before).ok()?)?)
+        }
+        _ => return None,
+    };
+    let stopped = serde_json::from_str::<serde::de::IgnoredAny>(text).err()?;
+    let too_deep = stopped.to_string().starts_with("recursion limit");
+    (!too_deep && stopped.line() > 0)
+        .then(|| Position { line: before + stopped.line() as u64, column: stopped.column() as u64 })
 }
 
 /// What a request may become, if its body may have `body_bytes_max` and this much of the budget is left for it.

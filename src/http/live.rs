@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::error::ApiError;
+use super::error::{ApiError, Barrier};
 use super::limits::Limiter;
 use crate::config::{Config, Feature, Features};
 use crate::domain::Domain;
@@ -68,7 +68,7 @@ impl Terms {
     /// [`ApiError::Forbidden`] when this domain may not be written.
     pub(crate) fn check(&self, domain: &Domain) -> Result<(), ApiError> {
         match &self.domains {
-            Some(rules) if !rules.pass(domain) => Err(ApiError::Forbidden),
+            Some(rules) if !rules.pass(domain) => Err(ApiError::Forbidden(Barrier::DomainRules)),
             _ => Ok(()),
         }
     }

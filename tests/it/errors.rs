@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{BINARY, Hasty, PATIENCE, Request, Response, TestServer, skip, wait_for};
+use crate::support::{BINARY, Hasty, PATIENCE, Request, Response, TestServer, command, run, skip, wait_for};
 
 /// Waits until a request is in the hands of the server.
 fn wait_for_request_in_flight(server: &TestServer) {
@@ -199,10 +199,10 @@ fn a_client_that_hangs_up_cancels_nothing() {
     let lock = server.hold_lock("held");
     let body = format!("{{\"a\":\"{}\"}}", "x".repeat(100_000));
     let in_flight = || server.metric("leitstand_in_flight_bytes", "");
+    let queued = || server.metric("leitstand_queue_depth", "");
     let mut client = Hasty::connect(server.address(), &Request::post("first", "{}"));
     client.send(Request::post("held", &body).bytes());
-    // The line with its domain is longer than the body: then the writer has it.
-    wait_for("the writer has the event", PATIENCE, || (in_flight() > body.len() as f64).then_some(()));
+    wait_for("the writer has the event", PATIENCE, || (queued() == 1.0).then_some(()));
     drop(client);
     wait_for("the server sees the end", PATIENCE, || (server.metric("leitstand_connections", "") <= 1.0).then_some(()));
     assert!(in_flight() > body.len() as f64, "the memory is still in use");
@@ -474,4 +474,48 @@ fn a_write_that_does_not_fit_is_507_and_taken_back() {
     limit(None);
     server.post("size", "{\"i\":2}").assert_accepted();
     assert_eq!(server.lines("size").last().unwrap()["i"], 2);
+}
+
+/// Broken, a client is told that something is wrong with its request, and has to guess what and where.
+#[test]
+fn a_problem_says_what_is_wrong_and_where() {
+    let builder = TestServer::builder().env("LEITSTAND_DENY_DOMAINS", "denied.*");
+    let added = run(&mut command(builder.dir(), &["token", "add", "sensor", "--domain", "its.own"]));
+    let secret = added.stdout.trim().to_owned();
+    let server = builder.start();
+    let problem = |request: Request| server.send(&request.header("Accept", "application/problem+json")).json();
+    let lines = |body: &str| Request::post("lines", body).header("Content-Type", "application/x-ndjson");
+    for (body, line, column) in [("{\"a\":1,}", 1, 8), ("{\n \"a\": nope}", 2, 8), ("[{},\n{},\n{\"a\" 1}]", 3, 6)] {
+        let told = problem(Request::post("json", body));
+        assert_eq!(
+            (&told["code"], &told["line"], &told["column"]),
+            (&"invalid_json".into(), &line.into(), &column.into()),
+            "{told}"
+        );
+    }
+    let told = problem(lines("{}\n{}\n{\"a\":}\n{}\n"));
+    assert_eq!(
+        (&told["code"], &told["line"], &told["column"]),
+        (&"invalid_ndjson".into(), &3.into(), &6.into()),
+        "{told}"
+    );
+    // What another reader takes, or does not go into, has no place that would be true.
+    for body in ["[".repeat(2_000), "{\"a\":1e999}".to_owned()] {
+        assert_eq!(problem(Request::post("json", body))["code"], "invalid_json");
+    }
+    for domain in ["-bad", "a..b", "a_b"] {
+        let told = problem(Request::post(domain, "{}"));
+        assert_eq!(told["code"], "invalid_domain");
+        assert!(told["allowed"].as_str().unwrap().contains("hyphens"), "{told}");
+    }
+    let with = |request: Request| request.header("X-Auth", &secret);
+    for (reason, request) in [
+        ("domain_rules", Request::post("denied.here", "{}")),
+        ("token_domain", with(Request::post("another", "{}"))),
+        ("token_scope", with(Request::get("/stats"))),
+    ] {
+        let told = problem(request.clone());
+        assert_eq!((&told["detail"], &told["reason"]), (&"forbidden".into(), &reason.into()), "{told}");
+        server.send(&request).assert_error(403, "forbidden");
+    }
 }
