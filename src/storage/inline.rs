@@ -2,7 +2,7 @@
 //!
 //! Without a sync before the answer a write is a copy into the page cache, and a thread of its own for it would cost
 //! more than the write (ADR 0010). But it may hang like any call to a disk. Nothing can take a thread out of
-//! it, so the harm is bounded: the look of every half second sees it, and from then on no thread that serves
+//! it, so the harm is bounded: two looks, of which there is one every half second, see it, and from then on no thread that serves
 //! connections writes, until the disk was quick for [`SLOW_FOR`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,16 +10,21 @@ use std::time::{Duration, Instant};
 
 use crate::lane::PerLane;
 
-/// A write that takes so long is slow.
-pub(crate) const SLOW_WRITE: Duration = Duration::from_millis(100);
+/// A write that takes so long is slow. Less may be a thread that waits for a processor.
+pub(crate) const SLOW_WRITE: Duration = Duration::from_millis(500);
 /// After a slow one, so long nobody writes on a thread that serves connections.
-pub(crate) const SLOW_FOR: Duration = Duration::from_secs(60);
+pub(crate) const SLOW_FOR: Duration = Duration::from_secs(15);
+
+/// A write that hangs has begun at least so long ago.
+const LOOKS_APART_MS: u64 = 250;
 
 pub(crate) struct Inline {
     started: Instant,
     /// Milliseconds after `started`, and one, when the write under way began; 0: there is none. Threads that
     /// share a lane may hide each other's for a moment.
     since_ms: PerLane<AtomicU64>,
+    /// The same at the last look.
+    seen_ms: PerLane<AtomicU64>,
     /// Milliseconds after `started`.
     slow_until_ms: AtomicU64,
 }
@@ -27,7 +32,12 @@ pub(crate) struct Inline {
 impl Inline {
     pub(crate) fn new() -> Inline {
         let zero = AtomicU64::default;
-        Inline { started: Instant::now(), since_ms: PerLane::new(zero), slow_until_ms: zero() }
+        Inline {
+            started: Instant::now(),
+            since_ms: PerLane::new(zero),
+            seen_ms: PerLane::new(zero),
+            slow_until_ms: zero(),
+        }
     }
 
     /// `None`: write elsewhere.
@@ -55,12 +65,15 @@ impl Inline {
         }
     }
 
-    /// Looks whether one hangs.
+    /// Looks whether one hangs: whether two looks see the same one.
     pub(crate) fn look(&self, now: Instant) {
-        let now_ms = self.ms(now);
-        let late_ms = SLOW_WRITE.as_millis() as u64;
-        let hangs = |since_ms: u64| since_ms > 0 && now_ms.saturating_sub(since_ms - 1) >= late_ms;
-        if self.since_ms.iter().any(|since_ms| hangs(since_ms.load(Ordering::Relaxed))) {
+        let mut hangs = false;
+        for (since_ms, seen_ms) in self.since_ms.iter().zip(self.seen_ms.iter()) {
+            let since = since_ms.load(Ordering::Relaxed);
+            hangs |=
+                since > 0 && seen_ms.swap(since, Ordering::Relaxed) == since && self.ms(now) >= since + LOOKS_APART_MS;
+        }
+        if hangs {
             self.was_slow(now);
         }
     }

@@ -16,6 +16,9 @@ use super::disk::{Disk, DiskSpace};
 /// How long anybody waits for an answer of the disk.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(500);
 
+/// How long the thread waits for the next question before it ends.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What a look has found.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Seen {
@@ -36,6 +39,7 @@ pub(crate) enum Depth {
 pub(crate) struct Look {
     state: Mutex<State>,
     looked: Condvar,
+    wanted: Condvar,
     told: Notify,
 }
 
@@ -45,7 +49,9 @@ struct State {
     asked: u64,
     ended: u64,
     all_asked: bool,
-    /// When the look under way began; its thread is there as long as this is set.
+    /// There is a thread that looks, or waits for somebody to ask.
+    thread: bool,
+    /// When the look under way began.
     under_way: Option<Instant>,
     seen: Seen,
     stalled: bool,
@@ -95,21 +101,36 @@ impl Look {
         state.asked += 1;
         state.all_asked |= depth == Depth::All;
         let number = state.asked;
-        if state.under_way.is_none() {
-            state.under_way = Some(Instant::now());
-            drop(state);
-            let shared = shared.clone();
-            let run = move || while shared.look.run_once(&shared.disk) {};
-            if std::thread::Builder::new().name("leitstand-look".to_owned()).spawn(run).is_err() {
-                self.state().under_way = None;
-                return None;
+        state.under_way.get_or_insert_with(Instant::now);
+        let is_there = std::mem::replace(&mut state.thread, true);
+        drop(state);
+        if is_there {
+            self.wanted.notify_one();
+            return Some(number);
+        }
+        let shared = shared.clone();
+        let run = move || {
+            while shared.look.is_asked() {
+                shared.look.run_once(&shared.disk);
             }
+        };
+        if std::thread::Builder::new().name("leitstand-look".to_owned()).spawn(run).is_err() {
+            let mut state = self.state();
+            (state.thread, state.under_way) = (false, None);
+            return None;
         }
         Some(number)
     }
 
-    /// False: nobody asks for more, and the thread ends.
-    fn run_once<D: Disk>(&self, disk: &D) -> bool {
+    /// Waits for a question; false: there is none, and the thread ends.
+    fn is_asked(&self) -> bool {
+        let waited = self.wanted.wait_timeout_while(self.state(), LINGER, |state| state.asked == state.ended);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.thread = state.asked != state.ended;
+        state.thread
+    }
+
+    fn run_once<D: Disk>(&self, disk: &D) {
         let (number, all) = {
             let mut state = self.state();
             state.under_way = Some(Instant::now());
@@ -122,12 +143,10 @@ impl Look {
         let mut state = self.state();
         state.seen = Seen { writable: if all { seen.writable } else { state.seen.writable }, ..seen };
         state.ended = number;
-        let more = state.asked > number;
-        state.under_way = more.then(Instant::now);
+        state.under_way = (state.asked > number).then(Instant::now);
         drop(state);
         self.looked.notify_all();
         self.told.notify_waiters();
-        more
     }
 
     fn answer(&self, number: u64) -> Option<Seen> {

@@ -95,8 +95,8 @@ fn a_turn_that_hangs_holds_no_other_domain() {
                     async move { append(&store, "hangs", &[1]).await }
                 });
                 until("it hangs", || plan.hung() == 1).await;
-                // Longer than the look that notices it.
-                tokio::time::sleep(Duration::from_millis(700)).await;
+                // Longer than the two looks that notice it.
+                tokio::time::sleep(Duration::from_millis(1500)).await;
                 for id in 0..20 {
                     let case = format!("{fsync:?}, {call}, append {id}");
                     soon(&case, append(&store, "other", &[id])).await.expect(&case);
