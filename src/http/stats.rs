@@ -14,7 +14,7 @@ use super::auth::authorise;
 use super::error::ApiError;
 use super::ops::{json, store_health};
 use super::state::AppState;
-use crate::domain::Domain;
+use crate::domain::{DOMAIN_BYTES_MAX, Domain};
 use crate::metrics::Figures;
 use crate::storage::stats::{DOMAINS_MAX, DomainStats, StatsQuery, StatsReport};
 use crate::storage::{StoreError, StoreHealth};
@@ -188,6 +188,7 @@ pub(crate) struct OpsMetrics {
 #[cfg_attr(feature = "docs", utoipa::path(get, path = "/stats", operation_id = "get_stats", tag = "admin", security(("x-auth" = []), ("bearer" = [])),
     params(
         ("domain" = Option<String>, Query, pattern = "^\\s*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\\s*$", max_length = 253, description = "Only this domain."),
+        ("after" = Option<String>, Query, max_length = 253, description = "Only domains behind this name: the last one of the page before."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 10000, description = "Most domains, the first ones by name; 1000 if it is not given."),
     ),
     responses((status = 200, description = "The figures of the domains, by name.", body = Stats), super::openapi::TokenErrors,
@@ -213,19 +214,21 @@ pub(crate) async fn ops_metrics(State(state): State<Arc<AppState>>) -> Result<Re
 
 /// `domain` and `limit`; of several the last counts, as everywhere.
 fn query(text: &str) -> Result<StatsQuery, ApiError> {
-    let mut query = StatsQuery { only: None, domains_max: DOMAINS_DEFAULT, counting_max: COUNTING_MAX };
+    let mut query = StatsQuery { only: None, after: None, domains_max: DOMAINS_DEFAULT, counting_max: COUNTING_MAX };
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         match &*name {
             "domain" => {
                 let domain = Domain::parse(&value).map_err(|_| bad("domain must be a valid domain"))?;
                 query.only = Some(domain);
             }
+            "after" if value.len() <= DOMAIN_BYTES_MAX => query.after = Some(value.into_owned()),
+            "after" => return Err(bad("after must be the name of a domain")),
             "limit" => {
                 let digits = value.bytes().all(|b| b.is_ascii_digit());
                 let limit = value.parse().ok().filter(|n| digits && (1..=DOMAINS_MAX).contains(n));
                 query.domains_max = limit.ok_or_else(|| bad("limit must be a whole number from 1 to 10000"))?;
             }
-            _ => return Err(bad("unknown parameter, allowed are domain, limit")),
+            _ => return Err(bad("unknown parameter, allowed are domain, after, limit")),
         }
     }
     Ok(query)

@@ -5,12 +5,13 @@
 
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::disk::{Disk as _, FileId, FileKind, RealDisk};
 use super::layout::{DATA_SUFFIX, FileNames, Owner};
 use super::tail::{self, Tail};
+use super::writer::DomainWriter;
 use super::{Store, lock};
 use crate::domain::Domain;
 use crate::event::{Batch, Format};
@@ -32,6 +33,8 @@ const TAIL_PAUSE: Duration = Duration::from_millis(20);
 pub struct StatsQuery {
     /// Only this domain.
     pub only: Option<Domain>,
+    /// Only names behind this one: the last of the page before.
+    pub after: Option<String>,
     /// Most domains, the first ones by name; at most [`DOMAINS_MAX`].
     pub domains_max: usize,
     /// Counting ends after this time, wherever it is.
@@ -97,9 +100,9 @@ impl Store<RealDisk> {
         let disk = &self.inner.shared.disk;
         let (names, truncated) = match &query.only {
             Some(domain) => (vec![FileNames::of(domain).data], false),
-            None => first_data_files(disk, query.domains_max.min(DOMAINS_MAX))?,
+            None => first_data_files(disk, query.domains_max.min(DOMAINS_MAX), query.after.as_deref())?,
         };
-        let known = self.known();
+        let known = self.known(&names);
         let deadline = Instant::now() + query.counting_max;
         let mut report = StatsReport { truncated, ..StatsReport::default() };
         let mut index = self.inner.lines.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -138,26 +141,52 @@ impl Store<RealDisk> {
         Ok(report)
     }
 
-    /// The domains written to lately, by the name of their file.
-    fn known(&self) -> HashMap<String, Known> {
+    /// Of the domains of these files those that were written to lately, by the name of their file.
+    fn known(&self, names: &[String]) -> HashMap<String, Known> {
         let mut known = HashMap::new();
-        for shard in &self.inner.shards {
-            for writer in lock(shard).values() {
-                let (poisoned, queued_requests) = (writer.is_poisoned(), writer.queued());
-                let known_domain = Known { domain: writer.domain().clone(), poisoned, queued_requests };
-                known.insert(writer.data_name().to_owned(), known_domain);
+        let mut add = |writer: &DomainWriter<RealDisk>| {
+            let (poisoned, queued_requests) = (writer.is_poisoned(), writer.queued());
+            let known_domain = Known { domain: writer.domain().clone(), poisoned, queued_requests };
+            known.insert(writer.data_name().to_owned(), known_domain);
+        };
+        let mut shortened = false;
+        for name in names {
+            match Owner::of(name) {
+                Some(Owner::Domain(domain)) => {
+                    self.inner
+                        .shards
+                        .iter()
+                        .filter_map(|shard| lock(shard).get(domain.as_str()).cloned())
+                        .for_each(|w| add(&w));
+                }
+                // Only the writers themselves know their domains.
+                _ => shortened = true,
+            }
+        }
+        if shortened {
+            let is_shortened =
+                |writer: &&Arc<DomainWriter<RealDisk>>| matches!(Owner::of(writer.data_name()), Some(Owner::Shortened));
+            for shard in &self.inner.shards {
+                lock(shard).values().filter(is_shortened).for_each(|writer| add(writer));
             }
         }
         known
     }
 }
 
-/// The first `max` data files by name, and whether there are more. Holds no more names than that.
-fn first_data_files(disk: &RealDisk, max: usize) -> io::Result<(Vec<String>, bool)> {
+/// The first `max` data files by name, behind `after` if that is given, and whether there are more. Holds no more
+/// names than that.
+fn first_data_files(disk: &RealDisk, max: usize, after: Option<&str>) -> io::Result<(Vec<String>, bool)> {
+    // What is shown of a name that was shortened may be the whole domain.
+    let after = after.map(|after| Domain::parse(after).map_or(after.to_owned(), |domain| FileNames::of(&domain).data));
+    let after = after.as_deref().map(stem).unwrap_or_default();
     let mut first: BinaryHeap<String> = BinaryHeap::new();
     let mut truncated = false;
     disk.each_name(|name| {
         let Some(stem) = name.to_str().filter(|name| Owner::of(name).is_some()).map(stem) else { return };
+        if stem <= after {
+            return;
+        }
         if first.len() == max {
             truncated = true;
             // Of a full heap the last name makes way for an earlier one.
@@ -239,7 +268,7 @@ pub struct Ends {
 /// # Errors
 /// When the data directory cannot be listed.
 pub fn look_at_ends(disk: &RealDisk) -> io::Result<Ends> {
-    let (names, truncated) = first_data_files(disk, DOMAINS_MAX)?;
+    let (names, truncated) = first_data_files(disk, DOMAINS_MAX, None)?;
     let mut ends = Ends { truncated, stale_locks: stale_locks(disk)?, ..Ends::default() };
     for name in names {
         ends.files += 1;
@@ -309,7 +338,7 @@ mod tests {
         std::fs::write(&path, "{}\n{}\n").unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_len(64 << 20).unwrap();
         let store = Store::open(dir.path(), StoreOptions::default(), StoreMetrics::new()).unwrap();
-        let query = StatsQuery { only: None, domains_max: 10, counting_max: Duration::from_micros(200) };
+        let query = StatsQuery { only: None, after: None, domains_max: 10, counting_max: Duration::from_micros(200) };
         let mut looks = 1;
         let counted = loop {
             let report = store.stats(&query).unwrap();

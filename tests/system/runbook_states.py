@@ -143,7 +143,7 @@ STATES = {
             Step("curl", '"rate":"10/second".*"ends"'), Step("curl", '"rate":"10/second".*"ends"'),
             Step("curl", r'^\{"rate":null\}$')],
         "RUNBOOK.md#Stats": [
-            Step("curl", '"name": "health.test"'), Step("curl", '"lines": 1,'), Step("curl", "^31 1 health.test$"),
+            Step("curl", '"name": "health.test"'), Step("curl", '"lines": 1,'), Step("after=", "^31 1 health.test$"),
             Step("curl", '^  "last_success_at": "?[0-9]')],
         "RUNBOOK.md#Too many open files": [Step("P=", NOTHING), Step("grep", r"^Max open files +\d"), Step("ls", r"^[1-9]\d*$")],
         "RUNBOOK.md#Logs dropped": [Step("curl", "^leitstand_log_lines_dropped_total 0$")],

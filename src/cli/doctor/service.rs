@@ -26,6 +26,8 @@ const FULL: f64 = 0.8;
 /// The `Date` of an answer has whole seconds.
 const CLOCK_SKEW_S_MAX: f64 = 5.0;
 const NAMES_MAX: usize = 5;
+/// So many domains are asked for at most, page by page.
+const DOMAINS_LOOKED_AT_MAX: usize = 1_000_000;
 
 /// Asks everything; if nobody answers, only that is told.
 pub(super) fn look(patient: &Patient, report: &mut Report) {
@@ -244,29 +246,41 @@ impl Service<'_> {
     /// For an admin token.
     fn stats(&self, report: &mut Report) {
         let Some(token) = &self.patient.token else { return };
-        let stats = match self.get("/stats?limit=10000", Some(token)) {
-            Ok(answer) if answer.status == 200 => object(&answer),
-            Ok(answer) if [401, 403, 404].contains(&answer.status) => {
-                return report.ok("domains", "not looked at: the token is no admin token");
-            }
-            Ok(answer) => {
-                return report.warn("domains", format!("/stats answers {}", answer.status), "RUNBOOK, \"Stats\"");
-            }
-            Err(error) => {
-                return report.warn("domains", format!("no answer from /stats: {error}"), "RUNBOOK, \"Stats\"");
+        let (mut count, mut poisoned, mut after) = (0, Vec::new(), String::new());
+        // By pages, until one is the last, or the doctor has seen enough.
+        let more = loop {
+            let stats = match self.get(&format!("/stats?limit=10000&after={after}"), Some(token)) {
+                Ok(answer) if answer.status == 200 => object(&answer),
+                Ok(answer) if [401, 403, 404].contains(&answer.status) => {
+                    return report.ok("domains", "not looked at: the token is no admin token");
+                }
+                Ok(answer) => {
+                    return report.warn("domains", format!("/stats answers {}", answer.status), "RUNBOOK, \"Stats\"");
+                }
+                Err(error) => {
+                    return report.warn("domains", format!("no answer from /stats: {error}"), "RUNBOOK, \"Stats\"");
+                }
+            };
+            let page = stats["domains"].as_array().cloned().unwrap_or_default();
+            let names = |domains: &[Value]| {
+                let names = domains.iter().filter_map(|domain| domain["name"].as_str());
+                names.map(str::to_owned).collect::<Vec<_>>()
+            };
+            count += page.len();
+            let refused: Vec<_> = page.iter().filter(|domain| domain["poisoned"] == true).cloned().collect();
+            poisoned.extend(names(&refused));
+            let last = names(&page).pop().filter(|last| stats["truncated"] == true && *last > after);
+            match last {
+                Some(last) if count < DOMAINS_LOOKED_AT_MAX => after = last,
+                last => break last.is_some(),
             }
         };
-        let domains = stats["domains"].as_array().cloned().unwrap_or_default();
-        let poisoned: Vec<&str> = domains
-            .iter()
-            .filter(|domain| domain["poisoned"] == true)
-            .filter_map(|domain| domain["name"].as_str())
-            .collect();
         if poisoned.is_empty() {
-            let more = if stats["truncated"] == true { " and more" } else { "" };
-            let s = if domains.len() == 1 { "" } else { "s" };
-            return report.ok("domains", format!("{} domain{s}{more}, none is refused", domains.len()));
+            let more = if more { " and more" } else { "" };
+            let s = if count == 1 { "" } else { "s" };
+            return report.ok("domains", format!("{count} domain{s}{more}, none is refused"));
         }
+        let poisoned: Vec<&str> = poisoned.iter().map(String::as_str).collect();
         let text = format!("refused: {}", some_of(&poisoned));
         report.fail("domains", text, "leitstand verify; leitstand repair (RUNBOOK, \"Poisoned domain\")");
     }
