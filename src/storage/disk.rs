@@ -212,7 +212,8 @@ impl RealDisk {
     fn open_dir(path: &Path) -> io::Result<RealDisk> {
         // Not by the working directory: a volume that is unmounted lazily takes that along.
         let path = std::path::absolute(path)?;
-        let (root, dir) = (path.canonicalize()?, Dir::open(&path)?);
+        let root = path.canonicalize()?;
+        let dir = Dir::open(&root)?;
         Ok(RealDisk { path, root, dir, displaced: AtomicBool::new(false) })
     }
 
@@ -320,8 +321,9 @@ impl RealDisk {
 }
 
 impl Dir {
+    /// `root` has no links in it; one that is put there now is not followed.
     fn open(root: &Path) -> io::Result<Dir> {
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
         let fd = retry_on_intr(|| rustix::fs::open(root, flags, Mode::empty()))?;
         let stat = retry_on_intr(|| rustix::fs::fstat(&fd))?;
         // btrfs: when space runs out, the kernel first puts what was written so far into one extent.
