@@ -445,8 +445,10 @@ fn domain_of_path(path: &str) -> Result<Domain, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::time::Duration;
 
+    use bytes::Bytes;
     use futures_util::FutureExt as _;
 
     use super::super::body::Whole;
@@ -456,14 +458,39 @@ mod tests {
 
     const BODY_BYTES: usize = 512 << 10;
 
-    fn unparsed(store: &Store, text: &str, named: Format, domain: Option<&str>) -> Unparsed<'static> {
+    /// A body that says when its parse is over, and keeps the thread there until it may go on.
+    struct Detained {
+        body: Vec<u8>,
+        parsed: mpsc::Sender<()>,
+        go: mpsc::Receiver<()>,
+    }
+
+    impl AsRef<[u8]> for Detained {
+        fn as_ref(&self) -> &[u8] {
+            &self.body
+        }
+    }
+
+    impl Drop for Detained {
+        fn drop(&mut self) {
+            let _ = self.parsed.send(());
+            let _ = self.go.recv();
+        }
+    }
+
+    fn unparsed(
+        store: &Store,
+        text: &str,
+        (named, domain): (Format, Option<&str>),
+        hold: impl FnOnce(Vec<u8>) -> Bytes,
+    ) -> Unparsed<'static> {
         let body: Vec<u8> = text.bytes().cycle().take(BODY_BYTES / text.len() * text.len()).collect();
         let body = if named == Format::Document { [b"[", &body[..], b"{}]"].concat() } else { body };
         let mut reservation = store.reserve(1).unwrap();
         reservation.grow_to(body.len()).unwrap();
         let (domain, default_domain) =
             (domain.map(|name| Domain::parse(name).unwrap()), Some(Domain::parse("default").unwrap()));
-        let held = Held { body: Whole::Owned(body.into()), reservation };
+        let held = Held { body: Whole::Owned(hold(body)), reservation };
         Unparsed { route: Route::V1, named: Some(named), held, domain, default_domain, limit_bytes: 1 << 24 }
     }
 
@@ -484,12 +511,21 @@ mod tests {
                 ("{\"a\":1}\n", Format::Lines, None),
             ] {
                 let parsing = Turns::new(2);
+                let (parsed, is_parsed) = mpsc::channel();
+                let mut go = Vec::new();
                 for n in 1..=6 {
-                    let mut parse = Box::pin(unparsed(&store, text, named, domain).parse(&parsing));
+                    let detain = |body| match n {
+                        1 | 2 => {
+                            let (may_go, when) = mpsc::channel();
+                            go.push(may_go);
+                            Bytes::from_owner(Detained { body, parsed: parsed.clone(), go: when })
+                        }
+                        _ => Bytes::from(body),
+                    };
+                    let mut parse = Box::pin(unparsed(&store, text, (named, domain), detain).parse(&parsing));
                     assert!(parse.as_mut().now_or_never().is_none(), "it takes its time");
                     if n <= 2 {
-                        // Time to begin.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        is_parsed.recv_timeout(Duration::from_secs(60)).expect("who has a turn is parsed");
                     }
                     drop(parse);
                     let running = 2 - parsing.free();
@@ -497,6 +533,7 @@ mod tests {
                     assert!(in_flight() >= running * (BODY_BYTES - 16), "{n}: {}", in_flight());
                     assert!(in_flight() < (running + 1) * 8 * BODY_BYTES, "{n}: {}", in_flight());
                 }
+                drop(go);
                 let ends = async {
                     while in_flight() > 0 {
                         tokio::time::sleep(Duration::from_millis(5)).await;

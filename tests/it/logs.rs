@@ -192,7 +192,7 @@ fn a_method_nobody_knows_is_not_quoted() {
 /// Broken, a stranger could wake somebody up: errors in the log are for what an operator must act on.
 #[test]
 fn no_mistake_of_a_client_is_logged_as_an_error() {
-    let mut server = TestServer::new();
+    let mut server = TestServer::builder().with_data_dir().start();
     for request in [
         Request::post("quiet", "nope"),
         Request::post("quiet", "{}").header("X-Auth", "wrong"),
@@ -249,7 +249,7 @@ fn the_level_chooses_what_is_logged() {
         [("critical", false, false), ("WARNING", false, false), ("Info", true, false), ("debug", true, true)]
     {
         // The port is in the start line, which is INFO; a Unix socket has a known name.
-        let builder = TestServer::builder().env("LOG_LEVEL", level);
+        let builder = TestServer::builder().with_data_dir().env("LOG_LEVEL", level);
         let path = builder.dir().join("known.sock");
         let mut server = builder.arg("--uds").arg(&path).start_quietly(&path);
         let request = Request::post("level", "nope").header("X-Request-ID", "find-me");

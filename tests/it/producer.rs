@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leitstand_producer::{Delivery, ProducerClient, Written};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{TOKEN, TestServer};
 
@@ -46,8 +46,14 @@ fn a_refusal_comes_with_its_text_and_its_id() {
     let stranger = client(&server).token("wrong").domain("example.com").build().unwrap();
     let error = stranger.send_one(&json!({})).unwrap_err();
     assert_eq!((error.status(), error.retryable(), error.written()), (Some(401), false, Written::No));
-    assert_eq!(error.text(), Some("{\"detail\":\"unauthorized\"}"));
     let id = error.request_id().expect("every answer has an id").to_owned();
+    // As clients/PROTOCOL.md has it, the library asks for problem documents.
+    let text: Value = serde_json::from_str(error.text().expect("the text as it came")).unwrap();
+    assert_eq!(
+        text,
+        json!({"type": "urn:leitstand:error:unauthorized", "title": "Unauthorized", "status": 401, "detail": "unauthorized",
+            "instance": id, "code": "unauthorized", "written": "no"})
+    );
     server.log_line("the refused request", |line| line.to_string().contains(&id));
 
     let client = client(&server).domain("example.com").build().unwrap();

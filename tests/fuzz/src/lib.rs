@@ -253,7 +253,13 @@ pub fn config(data: &[u8]) {
             // What `config check` prints can be set again and means the same.
             let mut again: HashMap<String, OsString> = HashMap::new();
             for (name, value) in config.effective() {
-                if !(name == "LEITSTAND_DISK_RESERVE" && config.reserve_bytes.is_none()) {
+                // Where nothing is set, words say what it is reckoned from.
+                let is_reckoned = match name {
+                    "LEITSTAND_DISK_RESERVE" => config.reserve_bytes.is_none(),
+                    "LEITSTAND_MAX_CONNECTIONS_PER_CLIENT" => config.max_connections_per_client.is_none(),
+                    _ => false,
+                };
+                if !is_reckoned {
                     again.insert(name.to_owned(), value.into());
                 }
             }

@@ -192,6 +192,14 @@ fn statuses(answer: &[u8]) -> Vec<u16> {
         if status != 100 {
             statuses.push(status);
         }
+        // A body may hold what looks like the start of an answer. A HEAD announces one that does not come.
+        let length = head.split("\r\ncontent-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok());
+        rest = &rest[end + 4..];
+        if let Some(behind) = length.and_then(|length: usize| rest.get(length..))
+            && (behind.is_empty() || is_start(behind))
+        {
+            rest = behind;
+        }
     }
     statuses
 }

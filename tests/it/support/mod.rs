@@ -195,6 +195,12 @@ impl Builder {
         self
     }
 
+    /// The data directory is there before the start, which otherwise makes it and says so with a warning.
+    pub fn with_data_dir(self) -> Builder {
+        std::fs::create_dir_all(self.dir.path().join("data")).expect("create the data directory");
+        self
+    }
+
     /// Writes a file into the data directory.
     pub fn data_file(self, name: &str, content: impl AsRef<[u8]>) -> Builder {
         let data = self.dir.path().join("data");
