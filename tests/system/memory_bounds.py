@@ -1,13 +1,14 @@
 """What requests take in memory: a few times the body whatever it holds, and no more when clients leave in the middle."""
-import gzip, json, os, socket, struct, threading, time
+import gzip, json, os, socket, struct, subprocess, sys, threading, time
 from common import LONG, Server, TOKEN, in_parallel, memory_kib, peak_from_here, percentile, setting, wait_until
 from harness import request
 
 MIB = 1 << 20
 LONGEST = ".".join(["x" * 63] * 3 + ["y" * 61])
 LIMIT_OF_BUDGET = 64 * MIB
-# Whoever looks shares an interpreter with all clients and the processors with everybody.
-READY_MS_MAX = setting("READY_MS_MAX", 2000, 2000)
+# The service is to be ready within 100 ms, measured from a process that does nothing else. The short form also runs
+# where other work takes the processors: five times as much.
+READY_MS_MAX = setting("READY_MS_MAX", 500, 100)
 
 
 def run():
@@ -90,14 +91,6 @@ def hang_ups(clients):
         for ending in ("RST", "FIN", "wait"):
             with Server() as server:
                 post(server.port, "warm", "application/json", b"{}")
-                done, waits, gauges = threading.Event(), [], []
-
-                def look():
-                    while not done.is_set():
-                        began = time.monotonic()
-                        assert request(server.port, "GET", "/health/ready", wait=0, timeout=60)[0] == 200
-                        waits.append((time.monotonic() - began) * 1000)
-                        gauges.append(gauge(server.port)); time.sleep(0.02)
 
                 def send(_):
                     s = socket.create_connection(("127.0.0.1", server.port), timeout=60)
@@ -108,12 +101,11 @@ def hang_ups(clients):
                         if ending == "wait": s.recv(100)
                     except OSError: pass   # refused, and closed by the service
                     finally: s.close()
-                watcher = threading.Thread(target=look); watcher.start()
-                try:
+                with Onlooker(server.port) as onlooker:
                     in_parallel(clients, send)
                     wait_until(lambda: gauge(server.port) == 0, 60, "nothing is in flight")
-                finally: done.set(); watcher.join()
-                peak, held = memory_kib(server.p.pid, "VmHWM") / 1024, max(gauges) / MIB
+                    waits, held_bytes = onlooker.end()
+                peak, held = memory_kib(server.p.pid, "VmHWM") / 1024, held_bytes / MIB
                 figures[f"{name}, {ending}"] = f"{peak:.0f} MiB ({held:.0f} counted)"
                 slowest += waits
                 assert peak <= 200, (name, ending, peak)
@@ -121,6 +113,41 @@ def hang_ups(clients):
                 assert peak <= held + 60, f"{name}, {ending}: {peak:.0f} MiB, {held:.0f} counted"
     print(f"memory_bounds: {clients} of 1 MiB at once: peak RSS {figures}; ready in {percentile(slowest, 0.99):.0f} ms (p99), {max(slowest):.0f} at most")
     assert percentile(slowest, 0.99) <= READY_MS_MAX, f"{percentile(slowest, 0.99):.0f} ms"
+
+
+class Onlooker:
+    """Asks for `/health/ready` and the gauge until told, from a process of its own: in the one of the clients it would
+    wait for the interpreter, and take that for the service."""
+
+    def __init__(self, port):
+        self.p = subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.p.stdout.readline().strip() == "looking"
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_):
+        if self.p.poll() is None: self.p.kill()
+        self.p.wait(); self.p.stdin.close(); self.p.stdout.close()
+
+    def end(self):
+        """Waits in ms, and the most that the gauge said, in bytes."""
+        self.p.stdin.write("end\n"); self.p.stdin.flush()
+        seen = json.loads(self.p.stdout.readline())
+        assert set(seen["statuses"]) == {200}, seen["statuses"]
+        return seen["waits_ms"], seen["held_bytes_max"]
+
+
+def look_on(port):
+    told, waits, statuses, held = threading.Event(), [], set(), 0
+    threading.Thread(target=lambda: (sys.stdin.readline(), told.set()), daemon=True).start()
+    print("looking", flush=True)
+    while not (waits and told.is_set()):
+        began = time.monotonic()
+        statuses.add(request(port, "GET", "/health/ready", wait=0, timeout=60)[0])
+        waits.append((time.monotonic() - began) * 1000)
+        held = max(held, gauge(port))
+        told.wait(0.02)
+    print(json.dumps({"waits_ms": waits, "statuses": sorted(statuses), "held_bytes_max": held}), flush=True)
 
 
 def peaks(mib):
@@ -159,3 +186,7 @@ def sixteen_at_once():
             wait_until(lambda: gauge(server.port) == 0, 10, "nothing is in flight")
     print(f"memory_bounds: sixteen of 1 MiB at once, peak RSS in MiB: {figures}")
     assert max(figures.values()) <= LIMIT_OF_BUDGET / MIB + 40, figures
+
+
+if __name__ == "__main__":
+    look_on(int(sys.argv[1]))
