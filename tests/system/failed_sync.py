@@ -61,8 +61,9 @@ def one(server, domain, rng):
 
 def later(rounds):
     """everysec: the answer is out already; the domain is poisoned, and the next append says so."""
-    with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_FSYNC": "everysec"}, wrap=TRACEABLE) as server:
-        for n in range(max(2, rounds // 10)):
+    for n in range(max(2, rounds // 10)):
+        # A service for each: what the one before has not synced yet would be in doubt too (ADR 0020).
+        with Server({"LEITSTAND_DISK_RESERVE": "0", "LEITSTAND_FSYNC": "everysec"}, wrap=TRACEABLE) as server:
             domain = f"e{n}.example"
             file = os.path.join(server.dir, domain + ".jsonl")
             with Tracer(server, paths_of(server, domain + ".jsonl"), "trace=fdatasync", "inject=fdatasync:error=EIO:when=1") as tracer:

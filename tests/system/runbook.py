@@ -11,7 +11,7 @@ from common import BIN, ROOT, TOKEN, Server, Skip, need, skipped_parts
 from runbook_states import NOT_RUN, STATES
 
 GERMAN = "docs/de/betriebshandbuch.md"
-NO_COMMANDS = ("text", "toml", "yaml")
+NO_COMMANDS = ("text", "toml", "yaml", "ini", "haproxy", "nginx")
 # What stands elsewhere on the machine of the document; and its port.
 HERE = {"/var/backups/leitstand": "backups", "/run/leitstand/heartbeat": "heartbeat",
         "/run/secrets/leitstand_token": "secret", "/var/lib/leitstand": "data"}

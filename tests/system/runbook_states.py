@@ -13,6 +13,8 @@ NOT_RUN = {
     "Invoke-RestMethod": "needs PowerShell",
     "(Invoke-RestMethod": "needs PowerShell",
     "git clone": "needs the address of the repository",
+    "umount": "would take a volume away from this machine",
+    "journalctl": "needs a service of systemd",
     "make dev": "builds, and stays in the foreground",
     "make test": "would run this check again",
     "make check": "is no part of a running service",
@@ -95,11 +97,26 @@ def slow(place):
     connect(place, 3)
 
 
+def replaced(place):
+    file = os.path.join(place.data, "x.jsonl")
+    with open(file, "rb") as old, open(file + ".new", "wb") as new: new.write(old.read())
+    os.replace(file + ".new", file)
+
+
+def displaced(place):
+    """Another directory for one request, then the old one again."""
+    os.rename(place.data, place.data + ".away"); os.mkdir(place.data)
+    assert event(place)[0] == 500
+    os.rmdir(place.data); os.rename(place.data + ".away", place.data)
+    wait_until(lambda: event(place)[0] == 202, 2, "the old directory is taken again")
+
+
 def full_of_bodies(place):
-    connect(place, 2, all_but_one(1 << 19))
+    connect(place, 4, all_but_one(1 << 18))
     def figures(): return harness.request(place.server.port, "GET", "/metrics", wait=0.0)[2]
-    wait_until(lambda: b"leitstand_in_flight_bytes 1048574\n" in figures(), 10, "all of both is there")
-    assert event(place)[0] == 503
+    wait_until(lambda: b"leitstand_in_flight_bytes 1048572\n" in figures(), 10, "all of them is there")
+    told = event(place)
+    assert told[0] == 503, told
 
 
 def full_of_connections(place):
@@ -201,7 +218,15 @@ STATES = {
         "RUNBOOK.md#Damaged lines": [
             Step("tail", r'\A\{"domain":"x"\?+\n\Z'), Step("sed", NOTHING, first=stop), Step("leitstand verify", " 0 findings")],
     }),
-    "sound": State(prepare=several, steps={"RUNBOOK.md#Check the data": [Step("leitstand verify", VERIFIED)]}),
+    "sound": State(prepare=several, steps={
+        "RUNBOOK.md#Check the data": [Step("leitstand verify", VERIFIED)],
+        "RUNBOOK.md#Another data directory": [Step("findmnt", r"^TARGET(.*\n)+ *\d+ drwx", first=displaced)],
+    }),
+    "after a failed sync": State(prepare=poisoned, steps={
+        "RUNBOOK.md#Failed sync": [
+            Step("dmesg"), Step("findmnt", "^TARGET .*FSTYPE"), Step("df", "^Filesystem"), Step("grep", "reason"),
+            Step("curl", OK, first=replaced, within=2)],
+    }),
     "poisoned": State(prepare=poisoned, steps={
         "RUNBOOK.md#Poisoned domain": [
             Step("grep", "reason"), Step("dmesg"), Step("leitstand verify", "poisoned", code=1),
@@ -225,8 +250,8 @@ STATES = {
     "with slow clients": State(env={"LEITSTAND_BODY_TIMEOUT": "1"}, prepare=slow, steps={
         "RUNBOOK.md#Slow clients": [Step("ss", "^3$", within=5), Step("curl", r'^leitstand_refused_total\{reason="body_timeout"\} 1$')],
     }),
-    "full of bodies": State(env={"LEITSTAND_MAX_BODY": "512KiB", "LEITSTAND_MAX_IN_FLIGHT": "1MiB"}, prepare=full_of_bodies, steps={
-        "RUNBOOK.md#Busy": [Step("curl", "^leitstand_in_flight_bytes 1048574$")],
+    "full of bodies": State(env={"LEITSTAND_MAX_BODY": "256KiB", "LEITSTAND_MAX_IN_FLIGHT": "1MiB"}, prepare=full_of_bodies, steps={
+        "RUNBOOK.md#Busy": [Step("curl", "^leitstand_in_flight_bytes 1048572$")],
     }),
     "full of connections": State(env={"LEITSTAND_MAX_CONNECTIONS": "8"}, prepare=full_of_connections, steps={
         "RUNBOOK.md#Busy": [Step("curl", NOTHING, code=1)],

@@ -90,7 +90,7 @@ def order():
             renames = [n for n, line in enumerate(lines) if " rename" in line and f'"{to}"' in line]
             assert len(renames) == 1, lines
             synced = lambda part: [m.group(1) for line in part if (m := re.search(r" f(?:data)?sync\(\d+<([^>]*)>", line))]
-            partial = re.compile(re.escape(os.path.join(outer, to)) + r"\.(?:partial|restoring)-\d+/?")
+            partial = re.compile(re.escape(os.path.join(outer, to)) + r"\.(?:partial|restoring)-[0-9a-f]+/?")
             before = {partial.sub("", path) or "." for path in synced(lines[:renames[0]])}
             missing = [name for name in want if name not in before]
             if args[0] == "snapshot": missing += [n for n in ("a", "b", "large") if os.path.join(data, n + ".jsonl") not in before]
