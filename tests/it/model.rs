@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::hash::BuildHasher as _;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -403,7 +404,11 @@ impl Service {
         if std::fs::copy(self.path(domain), &copy).is_ok() {
             File::open(&copy).unwrap().sync_all().unwrap();
             std::fs::rename(&copy, self.path(domain)).unwrap();
-            self.poison[domain] = Poison::No;
+            // Of two that take its place before anybody looks, the second may get the number of the one in the mark.
+            let mark = self.dir.path().join(TORN_DIR).join(format!("{}.jsonl.poisoned", DOMAINS[domain]));
+            let ino = std::fs::metadata(self.path(domain)).unwrap().ino();
+            let is_named = std::fs::read_to_string(mark).is_ok_and(|mark| mark.ends_with(&format!(" ino={ino}\n")));
+            self.poison[domain] = if is_named { Poison::Perhaps } else { Poison::No };
             self.replaced[domain] = true;
         }
     }
