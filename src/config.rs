@@ -171,6 +171,8 @@ pub struct Setting {
 pub enum Kind {
     Text,
     Integer,
+    /// An amount for a span of time, or `off`.
+    Rate,
     /// A number, or a text such as `1MiB`.
     Bytes,
     /// A list of texts, or one text with commas.
@@ -202,8 +204,8 @@ pub const SETTINGS: [Setting; 34] = [
     fixed("LEITSTAND_DATA_DIR", "data_dir", "data", Kind::Text),
     fixed("LEITSTAND_MAX_BODY", "max_body", "1048576", Kind::Bytes),
     fixed("LEITSTAND_LOCK_TIMEOUT", "lock_timeout", "30", Kind::Integer),
-    live("LEITSTAND_RATE_LIMIT", "rate_limit", "60/minute", Kind::Text),
-    live("LEITSTAND_AUTH_RATE_LIMIT", "auth_rate_limit", "120/minute", Kind::Text),
+    live("LEITSTAND_RATE_LIMIT", "rate_limit", "60/minute", Kind::Rate),
+    live("LEITSTAND_AUTH_RATE_LIMIT", "auth_rate_limit", "120/minute", Kind::Rate),
     live("LOG_LEVEL", "logging.level", "INFO", Kind::Text),
     live("LEITSTAND_LOG_FORMAT", "logging.format", "text", Kind::Text),
     fixed("LEITSTAND_HOST", "host", "127.0.0.1", Kind::Text),
@@ -897,8 +899,13 @@ mod tests {
                 assert_eq!(shown(name, Some(&odd)), plain, "{name}={odd:?}");
             }
             for empty in ["", " ", "\r", "\t\n"] {
-                let same = shown(name, Some(empty)) == shown(name, None);
-                assert_eq!(same, name != "LEITSTAND_TRUSTED_PROXIES", "{name}={empty:?}");
+                let got = shown(name, Some(empty));
+                let a_number = matches!(setting.kind, Kind::Integer | Kind::Rate | Kind::Bytes);
+                if a_number && !setting.default.is_empty() {
+                    assert!(got.unwrap_err().contains(name), "{name}={empty:?}");
+                } else {
+                    assert_eq!(got == shown(name, None), name != "LEITSTAND_TRUSTED_PROXIES", "{name}={empty:?}");
+                }
             }
             for slip in [
                 format!("\"{value}\""),

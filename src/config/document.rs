@@ -217,7 +217,7 @@ fn text(kind: Kind, value: &Value) -> Result<String, &'static str> {
         _ => (value.is_i64() || value.is_u64()).then(|| value.to_string()),
     };
     match kind {
-        Kind::Text => one().ok_or("must be a text"),
+        Kind::Text | Kind::Rate => one().ok_or("must be a text"),
         Kind::Integer => number().ok_or("must be a whole number"),
         Kind::Bytes => number().or_else(one).ok_or("must be a number of bytes, e.g. 1048576 or \"1MiB\""),
         Kind::List => one().or_else(|| list(",")).ok_or("must be a list of texts, or one text with commas"),

@@ -1,7 +1,8 @@
 //! One rule for the text of every setting, wherever it stands.
 //!
 //! White space around it is no part of it, a carriage return neither. What is empty then counts as not set, and
-//! the next layer is asked; but an empty list is a list of nothing. A quotation mark at an end, a control
+//! the next layer is asked; but an empty list is a list of nothing, and no number and no rate is empty (compat: the
+//! original did not start with an empty number), unless it has no default. A quotation mark at an end, a control
 //! character and a character that nobody can see are slips of whoever wrote it, and are refused.
 
 use std::ffi::OsString;
@@ -18,7 +19,10 @@ pub(super) fn trimmed(setting: &Setting, text: OsString) -> Option<OsString> {
     let Some(readable) = text.to_str() else { return Some(text) };
     let trimmed = readable.trim();
     let list = matches!(setting.kind, Kind::List | Kind::Switches);
-    (list || !trimmed.is_empty()).then(|| trimmed.into())
+    let absent = trimmed.is_empty()
+        && !list
+        && (setting.default.is_empty() || matches!(setting.kind, Kind::Text | Kind::Secret));
+    (!absent).then(|| trimmed.into())
 }
 
 /// Why no value of this setting can look like this.

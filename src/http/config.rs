@@ -441,6 +441,6 @@ fn typed(setting: &Setting, text: &str) -> Value {
             let told = |feature: Feature| (feature.name().to_owned(), Value::Bool(features.has(feature)));
             Feature::ALL.into_iter().map(told).collect()
         }
-        Kind::Text | Kind::Secret => text.into(),
+        Kind::Text | Kind::Rate | Kind::Secret => text.into(),
     }
 }

@@ -63,6 +63,8 @@ fn broken(rule: &Rule, path: &str, source: &str) -> Vec<String> {
     let code = source.lines().take_while(|line| line.trim() != "#[cfg(test)]").enumerate();
     let looked_at = code.filter(|(_, line)| !(rule.comments_may && line.trim_start().starts_with("//")));
     looked_at
+        // What the kernel says there is a figure, and no file of anybody.
+        .filter(|(_, line)| !line.contains("\"/proc/"))
         .filter(|(_, line)| rule.words.iter().any(|word| line.contains(word)))
         .map(|(at, line)| format!("src/{path}:{}: {}", at + 1, line.trim()))
         .collect()
