@@ -415,18 +415,16 @@ const CPU_SECONDS: &str = "\nprocess_cpu_seconds_total ";
 fn with_cpu_seconds(page: String) -> String {
     let value = page.find(CPU_SECONDS).map(|at| at + CPU_SECONDS.len());
     let end = value.and_then(|start| Some(start + page[start..].find('\n')?));
-    match (value, end, cpu_seconds()) {
-        (Some(start), Some(end), Some(seconds)) => format!("{}{seconds:.2}{}", &page[..start], &page[end..]),
+    match (value, end) {
+        (Some(start), Some(end)) => format!("{}{:.2}{}", &page[..start], cpu_seconds(), &page[end..]),
         _ => page,
     }
 }
 
-/// Processor time of this process, from proc(5): the 14th and 15th field, behind the name in brackets.
-fn cpu_seconds() -> Option<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some((ticks()? + ticks()?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+/// Processor time of this process, in user and kernel mode, of all threads.
+fn cpu_seconds() -> f64 {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
 }
 
 /// The limit for the address space; without one the highest that there could be, as other services tell it.
