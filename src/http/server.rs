@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -159,7 +159,14 @@ struct Server {
     /// About accept.
     complaint: Complaint,
     /// Connections that may wait for their worker.
-    arrivals: Vec<(Instant, Arc<Mutex<Option<Arrival>>>)>,
+    arrivals: Vec<Waiting>,
+}
+
+/// A connection that was given to a worker.
+struct Waiting {
+    since: Instant,
+    arrival: Arc<Mutex<Option<Arrival>>>,
+    worker_is_late: Arc<AtomicBool>,
 }
 
 /// A connection that nobody serves yet.
@@ -188,15 +195,21 @@ impl Complaint {
 struct Worker {
     runtime: Handle,
     connections: Arc<AtomicUsize>,
+    /// It let a connection wait too long, and has begun with none since. It gets no further ones.
+    is_late: Arc<AtomicBool>,
 }
 
 impl Worker {
     fn new(runtime: Handle) -> Worker {
-        Worker { runtime, connections: Arc::default() }
+        Worker { runtime, connections: Arc::default(), is_late: Arc::default() }
     }
 
     fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Relaxed)
     }
 }
 
@@ -308,30 +321,38 @@ impl Server {
         state.metrics.connection();
         // Somebody else is going to come.
         let is_tight = state.connections.available_permits() <= state.headroom() / 2;
-        let worker = self.workers.iter().min_by_key(|worker| worker.connections()).expect("there is at least one");
+        let worker = self.workers.iter().min_by_key(|worker| (worker.is_late(), worker.connections()));
+        let worker = worker.expect("there is at least one");
         worker.connections.fetch_add(1, Ordering::Relaxed);
         let guard = Guard { open: self.open.clone(), key, connections: worker.connections.clone(), _permit: permit };
         let edge = self.edge(peer, &conn);
-        let arrival = Arc::new(Mutex::new(Some((stream, edge, conn, guard))));
-        self.connections.spawn_on(adopt_arrival(arrival.clone()), &worker.runtime);
-        self.arrivals.push((Instant::now(), arrival));
+        if worker.is_late() {
+            // All of them are.
+            self.connections.spawn(adopt(stream, edge, conn, guard, Terms::Any));
+        } else {
+            let arrival = Arc::new(Mutex::new(Some((stream, edge, conn, guard))));
+            let worker_is_late = worker.is_late.clone();
+            self.connections.spawn_on(adopt_arrival(arrival.clone(), worker_is_late.clone()), &worker.runtime);
+            self.arrivals.push(Waiting { since: Instant::now(), arrival, worker_is_late });
+        }
         if is_tight {
             self.make_way();
         }
     }
 
     /// A worker may hang in a call to the disk. What it has not begun with in time is served by this thread,
-    /// which never makes one: so health and metrics answer.
+    /// which never makes one: so health and metrics answer. Until it begins again it gets nothing new.
     fn look_after_arrivals(&mut self) {
         let now = Instant::now();
-        for (since, arrival) in std::mem::take(&mut self.arrivals) {
-            if lock(&arrival).is_none() {
-                continue;
-            }
-            if now - since < ADOPTED_AFTER {
-                self.arrivals.push((since, arrival));
-            } else {
-                self.connections.spawn(adopt_arrival(arrival));
+        for waiting in std::mem::take(&mut self.arrivals) {
+            let mut arrival = lock(&waiting.arrival);
+            if arrival.is_some() && now - waiting.since < ADOPTED_AFTER {
+                drop(arrival);
+                self.arrivals.push(waiting);
+            } else if let Some((stream, edge, conn, guard)) = arrival.take() {
+                // Under the lock: the task that waits on the worker finds nothing, and takes this back.
+                waiting.worker_is_late.store(true, Ordering::Relaxed);
+                self.connections.spawn(adopt(stream, edge, conn, guard, Terms::Any));
             }
         }
     }
@@ -371,10 +392,12 @@ fn lock(arrival: &Mutex<Option<Arrival>>) -> MutexGuard<'_, Option<Arrival>> {
     arrival.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Serves a connection, unless somebody else has begun with it.
-async fn adopt_arrival(arrival: Arc<Mutex<Option<Arrival>>>) {
-    let Some((stream, edge, conn, guard)) = lock(&arrival).take() else { return };
-    drop(arrival);
+/// On a worker: serves a connection, unless somebody else has begun with it.
+async fn adopt_arrival(arrival: Arc<Mutex<Option<Arrival>>>, worker_is_late: Arc<AtomicBool>) {
+    let taken = lock(&arrival).take();
+    worker_is_late.store(false, Ordering::Relaxed);
+    drop((arrival, worker_is_late));
+    let Some((stream, edge, conn, guard)) = taken else { return };
     adopt(stream, edge, conn, guard, Terms::Any).await;
 }
 

@@ -1,11 +1,17 @@
 //! What hangs on one domain, or with the whole disk, holds nobody else.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use leitstand::config::{Config, Source};
+use leitstand::http::{AppState, BoundListener, ServerOptions, serve};
+use leitstand::metrics::Metrics;
 use leitstand::storage::{Fsync, Store, StoreError, StoreOptions};
 
 use crate::faulty::{FaultyDisk, Plan};
@@ -159,6 +165,69 @@ fn syncs_of_every_second_are_measured() {
     wait_for("a sync is measured", PATIENCE, || {
         (server.metric("leitstand_sync_seconds_count", "") > 0.0).then_some(())
     });
+}
+
+/// A runtime of one thread, as the service has one for each worker.
+fn worker() -> tokio::runtime::Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+}
+
+/// Asks for `/health/live` on a connection of its own.
+fn ask_live(socket: &Path) -> Duration {
+    let began = Instant::now();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    began.elapsed()
+}
+
+/// Broken, every other new connection would first wait for a worker that is known to hang.
+#[test]
+fn a_worker_that_hangs_gets_no_new_connections() {
+    for (workers, hung) in [(1, 1), (2, 1), (2, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let get = |name: &str| (name == "LEITSTAND_TOKEN").then(|| "t".into());
+        let read = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
+        let config = Config::from_source(&Source { get: &get, read: &read }).unwrap();
+        let metrics = Metrics::new("test", "never");
+        let store = Store::open(&dir.path().join("data"), options(Fsync::Never), metrics.store()).unwrap();
+        let state = Arc::new(AppState::new(&config, store, metrics, 64));
+        let workers: Vec<_> = (0..workers).map(|_| worker()).collect();
+        let server = ServerOptions { shutdown_timeout: SOON, workers: workers.clone(), refusers_max: 8 };
+        let main = worker();
+        let listener = {
+            let _inside = main.enter();
+            BoundListener::Unix(tokio::net::UnixListener::bind(&socket).unwrap())
+        };
+        main.spawn(serve(listener, state, server, std::future::pending()));
+        ask_live(&socket);
+        let gates: Vec<_> = workers
+            .iter()
+            .take(hung)
+            .map(|worker| {
+                let (open, opened) = std::sync::mpsc::channel::<()>();
+                worker.spawn(async move {
+                    let _ = opened.recv();
+                });
+                open
+            })
+            .collect();
+        let late = (0..40).filter(|_| ask_live(&socket) > Duration::from_millis(200)).count();
+        // The first to come to each of them finds out; the rest is for a machine that is busy.
+        assert!(late <= hung + 4, "{hung} of {} hang: {late} of 40 answers were late", workers.len());
+        drop(gates);
+        // As soon as it goes on, it gets its share again.
+        let busy = || workers.iter().filter(|worker| worker.metrics().num_alive_tasks() > 0).count();
+        wait_for("the workers rest", PATIENCE, || (busy() == 0).then_some(()));
+        let _open: Vec<_> = workers.iter().map(|_| UnixStream::connect(&socket).unwrap()).collect();
+        wait_for("each has a connection", PATIENCE, || (busy() == workers.len()).then_some(()));
+    }
 }
 
 /// The real thing, with a kernel that does not come back from one file: health, metrics, other domains on new
