@@ -148,10 +148,10 @@ impl ConnState {
     }
 
     /// How readily it is given up for others, the least first, and for how many ticks nothing has been served
-    /// on it. `None`: it is at a request, or belongs to somebody with a token who has used it lately.
+    /// on it. `None`: it holds no place, is at a request, or belongs to somebody with a token who has used it lately.
     pub(super) fn idle(&self) -> Option<(Idle, u64)> {
         let ticks = self.ticks_without_request()?;
-        if self.is_expired() {
+        if self.is_expired() || !self.holds_place() {
             return None;
         }
         let kind = match (self.was_used(), self.heard.load(Ordering::Relaxed)) {
@@ -208,6 +208,11 @@ impl ConnState {
     /// The first byte of a head has come, behind the requests that have begun.
     pub(crate) fn head_begins(&self) {
         self.head_begins_behind(self.begun.load(Ordering::Relaxed));
+    }
+
+    /// Does it count against the limit of connections? Those beyond it serve only one request.
+    pub(super) fn holds_place(&self) -> bool {
+        !self.only_one.load(Ordering::Relaxed)
     }
 
     /// Only one request is served here.

@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::conn::{ConnState, HEAD_TICKS, TICK};
+use super::conn::{ConnState, HEAD_TICKS, Idle, TICK};
 
 /// Part of the budget for heads from which on slow ones are given up early, and after how many ticks.
 const SCARCE_PERCENT: usize = 75;
 const LONG_HEAD_TICKS: u64 = 4;
 /// For so many ticks a connection is idle before it makes way. Whoever has just come is about to say something.
 const IDLE_TICKS_MIN: u64 = 2;
+/// Pause between two looks for connections that may make way; each sees all of them.
+pub(super) const MAKE_WAY_EVERY: Duration = Duration::from_millis(20);
+/// After so long each connection that nobody uses may make way, and has been looked at since.
+pub(super) const MAKE_WAY_WITHIN: Duration = TICK.saturating_mul(IDLE_TICKS_MIN as u32 + 1);
 
 /// All open connections, for deadlines and for the end.
 #[derive(Debug)]
@@ -24,14 +28,20 @@ pub(crate) struct Connections {
     heads: Arc<HeadBudget>,
     /// Between two requests of a connection.
     keep_alive_ticks: u64,
-    /// The tick at which nobody was left to make way.
-    nobody_at: AtomicU64,
+    last_look: Mutex<Option<Look>>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     all: HashMap<u64, (Arc<ConnState>, Option<u128>)>,
     of_client: HashMap<u128, usize>,
+}
+
+/// For connections that may make way.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    worth_waiting: bool,
 }
 
 impl Connections {
@@ -46,7 +56,7 @@ impl Connections {
             heads: Arc::new(HeadBudget { used: AtomicUsize::new(0), bytes_max: head_bytes_max }),
             // And one for the tick under way.
             keep_alive_ticks: (keep_alive.as_millis() / TICK.as_millis()) as u64 + 1,
-            nobody_at: AtomicU64::new(u64::MAX),
+            last_look: Mutex::default(),
         }
     }
 
@@ -107,27 +117,40 @@ impl Connections {
     }
 
     /// Ends so many connections that nobody uses: silent ones first, of these the oldest, and those of somebody with
-    /// a token last, and only after as long as a head may take. Looks at all of them, so after a look that found too
-    /// few it waits for the next tick.
-    pub(crate) fn make_way(&self, wanted: usize) {
-        let now = self.clock.load(Ordering::Relaxed);
-        if self.nobody_at.load(Ordering::Relaxed) == now {
-            return;
+    /// a token last, and only after as long as a head may take. Looks at all of them, so not again within
+    /// [`MAKE_WAY_EVERY`].
+    ///
+    /// Is it worth waiting for a place, by a look not before `since`? It is when one of those that nobody with a token
+    /// uses was ended, is ending, or may be ended within [`MAKE_WAY_WITHIN`]. `None`: there was no such look.
+    pub(crate) fn make_way(&self, wanted: usize, since: Instant) -> Option<bool> {
+        let mut last_look = self.last_look.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some(look) = last_look.filter(|look| now - look.at < MAKE_WAY_EVERY) {
+            return (look.at >= since).then_some(look.worth_waiting);
         }
+        let worth_waiting = self.end_idle(wanted);
+        *last_look = Some(Look { at: now, worth_waiting });
+        Some(worth_waiting)
+    }
+
+    /// Is, or was, there any that makes way, now or soon?
+    fn end_idle(&self, wanted: usize) -> bool {
+        let mut worth_waiting = false;
         let mut idle: Vec<_> = self.with_open(|open| {
-            let idle = |conn: &Arc<ConnState>| {
+            let mut idle = |conn: &Arc<ConnState>| {
+                worth_waiting |= conn.was_evicted() && conn.holds_place();
                 let (kind, ticks) = conn.idle()?;
+                worth_waiting |= kind != Idle::Known;
                 (ticks >= IDLE_TICKS_MIN).then(|| (kind, conn.key(), conn.clone()))
             };
             open.all.values().filter_map(|(conn, _)| idle(conn)).collect()
         });
-        if idle.len() <= wanted {
-            self.nobody_at.store(now, Ordering::Relaxed);
-        } else {
+        if idle.len() > wanted {
             idle.select_nth_unstable_by_key(wanted, |(kind, key, _)| (*kind, *key));
             idle.truncate(wanted);
         }
         idle.iter().for_each(|(_, _, conn)| conn.evict());
+        worth_waiting || !idle.is_empty()
     }
 
     /// Tells every connection to end after the request it is at.
@@ -251,19 +274,47 @@ mod tests {
         pass(&connections, IDLE_TICKS_MIN);
         let new = add();
         let evicted = |conns: &[&Arc<ConnState>]| conns.iter().map(|conn| conn.was_evicted()).collect::<Vec<_>>();
-        connections.make_way(2);
+        connections.end_idle(2);
         assert_eq!(evicted(&[&silent[0], &silent[1], &silent[2], &begun, &used]), [true, true, false, false, false]);
-        connections.make_way(2);
+        connections.end_idle(2);
         assert_eq!(evicted(&[&silent[2], &begun, &used]), [true, true, false]);
-        connections.make_way(9);
+        connections.end_idle(9);
         assert_eq!(evicted(&[&used, &new, &busy, &known]), [true, false, false, false]);
         assert!(silent.iter().all(|conn| conn.is_expired()) && !new.is_expired() && !busy.is_expired());
         pass(&connections, IDLE_TICKS_MIN);
-        connections.make_way(9);
+        connections.end_idle(9);
         assert_eq!(evicted(&[&new, &busy, &known]), [true, false, false]);
         pass(&connections, HEAD_TICKS);
-        connections.make_way(9);
+        connections.end_idle(9);
         assert_eq!(evicted(&[&busy, &known]), [false, true], "not used for so long, it makes way as well");
+    }
+
+    /// Broken, who has something to say would be refused while somebody silent keeps a place, or would wait for
+    /// nothing; or each of many would have all connections looked at.
+    #[test]
+    fn waiting_is_worth_while_as_long_as_somebody_may_make_way() {
+        let connections = Connections::new(0, KEEP_ALIVE_TIMEOUT);
+        let add = || connections.add().1;
+        let (busy, known, beyond) = (add(), add(), add());
+        for conn in [&busy, &known] {
+            conn.request_begins(false);
+        }
+        known.answer_begins();
+        known.shows_right_token(1, 1);
+        beyond.serve_only_one();
+        pass(&connections, IDLE_TICKS_MIN);
+        assert!(!connections.end_idle(1) && !beyond.was_evicted(), "the end of who has no place makes none");
+        let began = Instant::now();
+        assert_eq!(connections.make_way(1, began), Some(false));
+        let silent = add();
+        assert_eq!(connections.make_way(1, Instant::now()), None, "a look before it came says nothing");
+        assert_eq!(connections.make_way(1, began), Some(false), "one look is enough for all who came before it");
+        std::thread::sleep(MAKE_WAY_EVERY);
+        assert_eq!(connections.make_way(1, began), Some(true));
+        assert!(!silent.was_evicted(), "it has just come");
+        pass(&connections, IDLE_TICKS_MIN);
+        assert!(connections.end_idle(1) && silent.was_evicted());
+        assert!(connections.end_idle(1), "it is ending");
     }
 
     /// Broken, long heads would take memory without end, or keep it for the ten seconds of a head while

@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::Peer;
 use super::conn::{ConnIo, ConnState, TICK};
-use super::connections::Connections;
+use super::connections::{Connections, MAKE_WAY_EVERY, MAKE_WAY_WITHIN};
 use super::edge::Edge;
 use super::linger::{close, linger_short};
 use super::plain::{self, End, Read, Replay, Unread};
@@ -47,8 +47,6 @@ const ENDING_PAUSE: Duration = Duration::from_millis(1);
 /// Connections over the cap that are told so; further ones are just closed. One half is for clients that have
 /// too many themselves.
 pub const REFUSERS_MAX: usize = 64;
-/// Pause between two looks for connections that may make way; each sees all of them.
-const MAKE_WAY_EVERY: Duration = Duration::from_millis(20);
 /// Over the cap, for the whole head of a question about health.
 const LOOK_TIME: Duration = Duration::from_millis(500);
 /// So often at most the log says that connections cannot be accepted or served.
@@ -93,7 +91,6 @@ pub async fn serve(
         refusers: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
         beyond_cap: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
         workers: options.workers.into_iter().map(Worker::new).collect(),
-        made_way_at: None,
         complaint: Complaint::default(),
         arrivals: Vec::new(),
     };
@@ -155,7 +152,6 @@ struct Server {
     beyond_cap: Arc<Semaphore>,
     open: Arc<Connections>,
     workers: Vec<Worker>,
-    made_way_at: Option<Instant>,
     /// About accept.
     complaint: Complaint,
     /// Connections that may wait for their worker.
@@ -308,15 +304,14 @@ impl Server {
         };
         let state = &self.state;
         let Ok(permit) = state.connections.clone().try_acquire_owned() else {
-            state.metrics.refused(Refusal::ConnectionLimit);
             let permit = self.beyond_cap.clone().try_acquire_owned();
             self.make_way();
-            return self.refuse(stream, peer, permit.ok());
+            return self.let_wait(stream, peer, permit.ok());
         };
         let Some((key, conn)) = self.open.add_of(state.counted(peer), state.connections_per_client_max) else {
             state.metrics.refused(Refusal::ClientConnectionLimit);
             let permit = self.refusers.clone().try_acquire_owned();
-            return self.refuse(stream, peer, permit.ok());
+            return self.refuse(stream, peer, permit.ok(), self.open.add(), Terms::OneLookAtHealth);
         };
         state.metrics.connection();
         // Somebody else is going to come.
@@ -357,25 +352,41 @@ impl Server {
         }
     }
 
-    /// Ends some connections that nobody uses. Not again before those can have ended.
-    fn make_way(&mut self) {
-        let now = Instant::now();
-        if self.made_way_at.is_none_or(|at| now - at >= MAKE_WAY_EVERY) {
-            self.made_way_at = Some(now);
-            self.open.make_way(self.state.headroom());
+    /// Ends some connections that nobody uses.
+    fn make_way(&self) {
+        self.open.make_way(self.state.headroom(), Instant::now().into());
+    }
+
+    /// Over the cap: who has something to say waits for those that have not. A client that has too many connections
+    /// itself does not.
+    fn let_wait(&mut self, stream: Stream, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
+        let state = &self.state;
+        match self.open.add_of(state.counted(peer), state.connections_per_client_max) {
+            Some(added) if permit.is_some() => self.refuse(stream, peer, permit, added, Terms::OneRequest),
+            added => {
+                state.metrics.refused(Refusal::ConnectionLimit);
+                let added = added.unwrap_or_else(|| self.open.add());
+                self.refuse(stream, peer, permit, added, Terms::OneLookAtHealth);
+            }
         }
     }
 
-    /// Over a cap: answers one question about health, or says so in one go, and closes. Without a permit just
-    /// closes.
-    fn refuse(&mut self, stream: Stream, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
-        let Some(permit) = permit else { return };
-        let (key, conn) = self.open.add();
+    /// Over a cap: serves what `terms` allow, or says that there are too many in one go, and closes. Without a permit
+    /// just closes.
+    fn refuse(
+        &mut self,
+        stream: Stream,
+        peer: Peer,
+        permit: Option<OwnedSemaphorePermit>,
+        (key, conn): (u64, Arc<ConnState>),
+        terms: Terms,
+    ) {
+        let Some(permit) = permit else { return self.open.remove(key) };
         conn.serve_only_one();
         let guard = Guard { open: self.open.clone(), key, connections: Arc::default(), _permit: permit };
         guard.connections.fetch_add(1, Ordering::Relaxed);
         let edge = self.edge(peer, &conn);
-        self.connections.spawn(adopt(stream, edge, conn, guard, Terms::OneLookAtHealth));
+        self.connections.spawn(adopt(stream, edge, conn, guard, terms));
     }
 
     fn edge(&self, peer: Peer, conn: &Arc<ConnState>) -> Arc<Edge> {
@@ -405,7 +416,9 @@ async fn adopt_arrival(arrival: Arc<Mutex<Option<Arrival>>>, worker_is_late: Arc
 #[derive(Debug, Clone, Copy)]
 enum Terms {
     Any,
-    /// There are too many.
+    /// There are too many: one, when a place gets free, and a look at health in any case.
+    OneRequest,
+    /// The client has too many.
     OneLookAtHealth,
 }
 
@@ -418,8 +431,8 @@ async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Gua
     match (adopted, terms) {
         (Ok(Either::Left(stream)), Terms::Any) => connection(stream, edge, conn, guard).await,
         (Ok(Either::Right(stream)), Terms::Any) => connection(stream, edge, conn, guard).await,
-        (Ok(Either::Left(stream)), Terms::OneLookAtHealth) => Box::pin(one_look(stream, edge, conn, guard)).await,
-        (Ok(Either::Right(stream)), Terms::OneLookAtHealth) => Box::pin(one_look(stream, edge, conn, guard)).await,
+        (Ok(Either::Left(stream)), _) => Box::pin(beyond_cap(stream, edge, conn, guard, terms)).await,
+        (Ok(Either::Right(stream)), _) => Box::pin(beyond_cap(stream, edge, conn, guard, terms)).await,
         (Err(error), _) => {
             static ABOUT_SERVING: Mutex<Complaint> = Mutex::new(Complaint { told_at: None, untold: 0 });
             ABOUT_SERVING.lock().unwrap_or_else(PoisonError::into_inner).tell(Instant::now(), |failed| {
@@ -461,7 +474,7 @@ where
 }
 
 /// One connection too many. Whether the service lives is answered all the same, to who asks at once.
-async fn one_look<S>(mut stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, _guard: Guard)
+async fn beyond_cap<S>(mut stream: S, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Guard, terms: Terms)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -477,11 +490,42 @@ where
     // In time or not, what has come is looked at.
     let _ = tokio::time::timeout(LOOK_TIME, whole_head).await;
     let whole = memchr::memmem::find(unread.bytes(), b"\r\n\r\n").is_some();
-    if !whole || !asks_for_health(unread.bytes()) {
+    let is_probe = asks_for_health(unread.bytes());
+    let place = match terms {
+        Terms::OneRequest if !is_probe => place(&edge.state, &guard.open, &conn).await,
+        _ => None,
+    };
+    match (&place, terms) {
+        (Some(_), _) => edge.state.metrics.connection(),
+        (None, Terms::OneRequest) => edge.state.metrics.refused(Refusal::ConnectionLimit),
+        (None, _) => {}
+    }
+    if place.is_none() && !(whole && is_probe) {
         return tell_busy(stream, &conn).await;
     }
     let mut stream = any_request(Replay::new(unread, stream), edge.clone(), conn.clone()).await;
+    if conn.was_head_refused() {
+        edge.state.metrics.refused(Refusal::HeadBudget);
+        return tell_busy(stream, &conn).await;
+    }
     close(&mut stream, &edge.state, &conn).await;
+}
+
+/// Waits for a place while others may make way. At most [`REFUSERS_MAX`] wait, and they share the looks.
+async fn place(state: &AppState, open: &Connections, conn: &ConnState) -> Option<OwnedSemaphorePermit> {
+    let began = Instant::now();
+    let mut free = pin!(state.connections.clone().acquire_owned());
+    while began.elapsed() < MAKE_WAY_WITHIN && !conn.must_stop() && !conn.has_ended() {
+        let worth_waiting = open.make_way(state.headroom(), began.into()) != Some(false);
+        // Looked at in any case.
+        let pause = if worth_waiting { MAKE_WAY_EVERY } else { Duration::ZERO };
+        match tokio::time::timeout(pause, &mut free).await {
+            Ok(place) => return place.ok(),
+            Err(_) if worth_waiting => {}
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// Does a head, or what has come of it, ask for one of the health pages?

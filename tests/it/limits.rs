@@ -244,13 +244,11 @@ fn silent_connections_make_way() {
             client
         })
         .collect();
-    wait_for("somebody who has something to say gets in", PATIENCE, || {
-        (server.post("a", "{}").status == 202).then_some(())
-    });
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    // The first waits until those are silent for long enough; none is refused.
     for _ in 0..20 {
         server.post("a", "{}").assert_accepted();
     }
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
     assert!(server.metric("leitstand_refused_total", "evicted") >= 1.0);
     known.roundtrip(&Request::post("a", "{}")).assert_accepted();
     drop(silent);
