@@ -84,7 +84,7 @@ pub(super) fn print(text: &str) {
     }
 }
 
-/// Has [`print`] failed?
+/// Has [`print()`] failed?
 pub(super) fn is_unprinted() -> bool {
     UNPRINTED.load(Ordering::Relaxed)
 }
