@@ -97,12 +97,17 @@ impl<'a> Layers<'a> {
     /// The variable, by either name. compat: the own name comes first, even if it stands in `.env` and the older one
     /// in the environment.
     fn variable(&self, setting: &Setting, warnings: &mut Vec<String>) -> Option<Found> {
-        let mut links = Vec::new();
+        let mut told = Vec::new();
         let mut said = |name: &str, lookup: Lookup<'a>, origin: Origin| {
-            let text = trimmed(setting, lookup(name)?)?;
+            let given = lookup(name)?;
+            let blank = given.to_str().is_some_and(|text| text.trim().is_empty());
+            let text = trimmed(setting, given)?;
+            if blank && setting.name == "LEITSTAND_DATA_DIR" {
+                told.push(format!("{name} ({origin}) is empty: the data directory is the working directory"));
+            }
             // Set by the cluster, and by nobody who wants this port.
             if setting.name == "LEITSTAND_PORT" && text.to_str().is_some_and(is_service_link) {
-                links.push(format!(
+                told.push(format!(
                     "{name} ({origin}) is {text:?}, as Kubernetes sets it beside a Service of this name, and is ignored; \
                      enableServiceLinks: false keeps it away"
                 ));
@@ -116,7 +121,7 @@ impl<'a> Layers<'a> {
         };
         let own = named(setting.name);
         let older = setting.older_name().and_then(|older| named(&older));
-        warnings.append(&mut links);
+        warnings.append(&mut told);
         if let (Some(own), Some(older)) = (&own, &older)
             && own.text != older.text
         {

@@ -2,7 +2,8 @@
 //!
 //! White space around it is no part of it, a carriage return neither. What is empty then counts as not set, and
 //! the next layer is asked; but an empty list is a list of nothing, and no number and no rate is empty (compat: the
-//! original did not start with an empty number), unless it has no default. A quotation mark at an end, a control
+//! original did not start with an empty number), unless it has no default. An empty data directory is the working
+//! directory (compat). A quotation mark at an end, a control
 //! character and a character that nobody can see are slips of whoever wrote it, and are refused.
 
 use std::ffi::OsString;
@@ -18,6 +19,9 @@ const QUOTATION_MARKS: [char; 11] = ['"', '\'', '`', '“', '”', '„', '‘',
 pub(super) fn trimmed(setting: &Setting, text: OsString) -> Option<OsString> {
     let Some(readable) = text.to_str() else { return Some(text) };
     let trimmed = readable.trim();
+    if trimmed.is_empty() && setting.name == "LEITSTAND_DATA_DIR" {
+        return Some(".".into());
+    }
     let list = matches!(setting.kind, Kind::List | Kind::Switches);
     let absent = trimmed.is_empty()
         && !list
