@@ -18,7 +18,7 @@ CHECKS = ["order", "faults", "failed_sync", "writeback_errors", "thin_device", "
 def main():
     if not os.path.exists(common.BIN): sys.exit(f"{common.BIN} is missing: cargo build --release")
     names = [name for name in sys.argv[1:] if name != "--long"]
-    passed, failed, skipped, began, words = 0, 0, 0, time.time(), []
+    passed, failed, skipped, began, words = 0, [], 0, time.time(), []
     for name in names or CHECKS:
         started = time.time()
         try:
@@ -28,12 +28,13 @@ def main():
             skipped += 1; word = f"SKIPPED: {reason}"
         except Exception:
             traceback.print_exc()
-            failed += 1; word = "FAILED"
+            failed.append(name); word = "FAILED"
         words.append(f"system/{name} ... {word} ({time.time() - started:.1f} s)")
         print(words[-1], flush=True)
     if common.LONG: print("\n" + "\n".join(words))
+    whom = f": {', '.join(failed)}" if failed else ""
     parts = f"; skipped parts: {', '.join(common.skipped_parts)}" if common.skipped_parts else ""
-    print(f"system: {passed} passed, {failed} failed, {skipped} skipped ({time.time() - began:.0f} s){parts}")
+    print(f"system: {passed} passed, {len(failed)} failed{whom}, {skipped} skipped ({time.time() - began:.0f} s){parts}")
     sys.exit(1 if failed else 0)
 
 

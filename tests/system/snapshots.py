@@ -1,9 +1,10 @@
 """Snapshots under load, beside the service and a Python writer: each is whole and holds all that was acknowledged before."""
 import contextlib, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
-import filelock_beside
+import confined, filelock_beside
 from common import BIN, Load, Server, find, need, part, seed, setting, verify
 
 ID = re.compile(rb'"id": ?(\d+)')
+CALLS = "openat,write,pwrite64,fsync,fdatasync,syncfs,renameat,renameat2,rename"
 FULL_EVERY = 10   # snapshots; those between are built on the one before
 
 
@@ -75,7 +76,7 @@ def order():
         for name, size in ("a", 10), ("large", 3 << 20), ("b", 100_000):
             with open(os.path.join(data, name + ".jsonl"), "w") as f: f.write('{"p":"%s","domain":"%s"}\n' % ("x" * size, name))
         with open(os.path.join(side, "b.jsonl.poisoned"), "w") as f: f.write("reason=sync\n")
-        names = ["a.jsonl", "b.jsonl", "large.jsonl", ".torn/b.jsonl.poisoned", ".torn", "."]
+        together, names = 0, ["a.jsonl", "b.jsonl", "large.jsonl", ".torn/b.jsonl.poisoned", ".torn", "."]
         beside = ["manifest.json", "manifest.json.sha256"]
         for args, to, want in (
             (["snapshot", "--data-dir", data], "s1", names + beside),
@@ -83,21 +84,36 @@ def order():
             (["restore", "--from", os.path.join(outer, "s2")], "r", names),
         ):
             trace = os.path.join(outer, "trace")
-            done = subprocess.run([find("strace"), "-f", "-y", "-s", "1000", "-o", trace, "-e", "trace=fsync,fdatasync,renameat,renameat2,rename", BIN, *args,
+            done = subprocess.run([find("strace"), "-f", "-y", "-s", "1000", "-o", trace, "-e", f"trace={CALLS}", BIN, *args,
                                    "--to", os.path.join(outer, to)], capture_output=True, text=True, env={**os.environ, "LEITSTAND_DISK_RESERVE": "0"})
             assert done.returncode == 0, done
-            with open(trace) as f: lines = f.read().splitlines()
+            with open(trace) as f: lines = list(confined.unite(f))
             renames = [n for n, line in enumerate(lines) if " rename" in line and f'"{to}"' in line]
             assert len(renames) == 1, lines
-            synced = lambda part: [m.group(1) for line in part if (m := re.search(r" f(?:data)?sync\(\d+<([^>]*)>", line))]
             partial = re.compile(re.escape(os.path.join(outer, to)) + r"\.(?:partial|restoring)-[0-9a-f]+/?")
-            before = {partial.sub("", path) or "." for path in synced(lines[:renames[0]])}
+            before = {partial.sub("", path) or "." for path in on_the_disk(lines[:renames[0]])}
             missing = [name for name in want if name not in before]
             if args[0] == "snapshot": missing += [n for n in ("a", "b", "large") if os.path.join(data, n + ".jsonl") not in before]
             assert not missing, f"{args[0]}: not synced before the name is given: {missing}"
-            assert outer in synced(lines[renames[0]:]), f"{args[0]}: its name is not synced"
+            assert outer in on_the_disk(lines[renames[0]:]), f"{args[0]}: its name is not synced"
+            together += any(" syncfs(" in line for line in lines)
             with open(os.path.join(data, "large.jsonl"), "a") as f: f.write('{"domain":"large"}\n')
-    print("snapshots/order: two snapshots and a restore, every file and name synced before the last name, and that one after")
+    print("snapshots/order: two snapshots and a restore, every file and name synced before the last name, and that one after; "
+          f"{together} with a sync of the whole file system")
+
+
+def on_the_disk(lines):
+    """Files and directories that were synced after the last write to them; one sync of the file system is one of all that were opened."""
+    opened, synced = set(), set()
+    for line in lines:
+        call = re.search(r" (\w+)\((?:\w+)<([^>]*)>.*\)\s+= \d+(?:<([^>]*)>)?", line)
+        if not call: continue
+        name, path, result = call.groups()
+        if name == "openat": opened.add(result)
+        elif name in ("fsync", "fdatasync"): synced.add(path)
+        elif name == "syncfs": synced |= opened
+        elif name in ("write", "pwrite64"): synced.discard(path)
+    return synced
 
 
 def python_writer(directory):

@@ -97,12 +97,14 @@ pub(super) struct Copied {
     pub(super) file: File,
     /// Its length, if it must not have holes.
     whole: Option<u64>,
+    /// Written through the page cache, and with holes perhaps: only its own sync tells of a failed write.
+    alone: bool,
 }
 
 impl Copied {
     /// A file that shares its blocks with another, on the disk or not.
     pub(super) fn clone_of_another(file: File) -> Copied {
-        Copied { file, whole: None }
+        Copied { file, whole: None, alone: false }
     }
 
     /// Brings it to the disk. What the system has thrown away before, and told nobody, is an error too.
@@ -114,6 +116,11 @@ impl Copied {
     /// The look of [`Copied::sync`], where all was synced at once.
     pub(super) fn check(&self) -> io::Result<()> {
         self.whole.map_or(Ok(()), |len| allocated::check_whole(&self.file, len))
+    }
+
+    /// Must it have its own sync? Nothing could be seen of it after one of the whole file system.
+    pub(super) fn needs_own_sync(&self) -> bool {
+        self.alone
     }
 }
 
@@ -164,19 +171,19 @@ impl Sink {
 
     /// The whole file, not yet synced to its end.
     pub(super) fn end(self) -> io::Result<Copied> {
-        let mut whole = None;
+        let mut through_cache = true;
         if self.direct.load(Ordering::Relaxed) {
             // The last block was written with what it lacks to a whole one.
             self.file.set_len(self.len)?;
             set_direct(&self.file, false)?;
+            through_cache = false;
         } else if self.len >= DIRECT_BYTES_MIN {
             rustix::fs::fdatasync(&self.file)?;
             self.forget();
         }
-        if !self.direct.load(Ordering::Relaxed) && !self.zeros.load(Ordering::Relaxed) {
-            whole = Some(self.len);
-        }
-        Ok(Copied { file: self.file, whole })
+        let zeros = self.zeros.load(Ordering::Relaxed);
+        let whole = (through_cache && !zeros).then_some(self.len);
+        Ok(Copied { file: self.file, whole, alone: through_cache && zeros })
     }
 
     /// Nobody reads it soon; the room in the page cache is of more use to others. What cannot be

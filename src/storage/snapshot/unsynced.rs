@@ -40,6 +40,9 @@ impl Unsynced {
 
     /// A file that was written.
     pub(super) fn copied(&mut self, path: PathBuf, file: Copied, bytes: u64) -> Result<(), SnapshotError> {
+        if file.needs_own_sync() {
+            return file.sync().map_err(|e| SnapshotError::io("sync", path, e));
+        }
         self.bytes += bytes;
         self.push(path, Written::Copied(file))
     }
