@@ -213,6 +213,13 @@ impl<'a, O: Output> Scanner<'a, O> {
         self.out.truncate(mark.out_len);
     }
 
+    /// Takes back what was copied since `mark`, and leaves out what was passed since then.
+    pub(crate) fn leave_out_since(&mut self, mark: Mark) {
+        self.out.truncate(mark.out_len);
+        self.out.copy(self.src, mark.copied..mark.pos);
+        self.copied = self.pos;
+    }
+
     /// Passes an object whose `{` is next, and tells `member` each key and, where it is a string,
     /// each value. Gives up (false) at a key with escapes, or when `member` says so.
     ///

@@ -234,6 +234,10 @@ impl<'m> Parser<'m> {
                         facts = self.object(scanner, text, true)?;
                     }
                     let left = self.behind + scanner.left();
+                    if facts.repeated {
+                        // It is written from its source, so a copy would only take memory.
+                        scanner.leave_out_since(mark);
+                    }
                     let out = scanner.flushed();
                     self.write_domain(out, start, mark.source(), &facts, text)?;
                     out.push(b"\n");
