@@ -20,6 +20,7 @@ def run():
     wrong = []
     part("a slow sync in everysec", slow_sync, wrong)
     for mode in ("never", "everysec", "always"): part(f"a write that hangs with {mode}", hung_write, mode, wrong)
+    for mode in ("never", "everysec", "always"): part(f"a frozen file system with {mode}", frozen, mode, wrong)
     assert not wrong, "\n".join(wrong)
 
 
@@ -144,3 +145,36 @@ def hung_write(mode, wrong):
         for thread in waiting: thread.join(5)
     print(f"{what}: appends of others took at most {slowest:.2f} s, health and metrics {latest:.2f} s, "
           f"the stop {took:.1f} s with a limit of {SHUTDOWN_S}, the process {exited:.1f} s after the call", flush=True)
+
+
+def frozen(mode, wrong):
+    """A call that no signal ends: whoever writes sleeps in the kernel until the file system is thawed."""
+    need_root("mount, loop device"); need("mkfs.ext4", "fsfreeze", *faultdisk.TOOLS)
+    if not os.path.exists("/dev/fuse"): raise Skip("no /dev/fuse")
+    what = f"a frozen file system with {mode}"
+    with faultdisk.FaultDisk(32) as disk:
+        disk.format("ext4", "-b", "4096")
+        with disk.mounted() as directory:
+            data = os.path.join(directory, "data"); os.mkdir(data)
+            env = {**ENV, "LEITSTAND_FSYNC": mode, "LEITSTAND_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
+            with Server(env, datadir=data) as server:
+                assert server.up, server.log_text()
+                assert problem(server.port, SLOW, {"id": 0})[0] == 202
+                faultdisk.run("fsfreeze", "-f", directory)
+                try:
+                    waiting = [background(SLOW, server, n) for n in range(1, 4)]
+                    time.sleep(1.5)   # in `never`, what has come to the thread that hangs is not answered: see ADR 0022
+                    latest = judge_probes(what, server, wrong)
+                    began = time.monotonic()
+                    server.p.send_signal(signal.SIGTERM)
+                    wait_until(lambda: any(said in server.log_text() for said in STOPPED), 20, "it says that it has stopped")
+                    took = time.monotonic() - began
+                    if took > SHUTDOWN_S + 1: wrong.append(f"{what}: the stop took {took:.1f} s with a limit of {SHUTDOWN_S}")
+                finally: faultdisk.run("fsfreeze", "-u", directory)
+                began = time.monotonic()
+                server.p.wait(20)
+                exited = time.monotonic() - began
+                if exited > EXIT_S_MAX: wrong.append(f"{what}: the process ended {exited:.1f} s after the thaw")
+                for thread in waiting: thread.join(5)
+    print(f"{what}: health and metrics took at most {latest:.2f} s, the stop {took:.1f} s with a limit of {SHUTDOWN_S}, "
+          f"the process {exited:.1f} s after the thaw", flush=True)
