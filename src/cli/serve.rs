@@ -20,6 +20,7 @@ use crate::config::{Bind, Config, Values};
 use crate::giving_way;
 use crate::http::{AppState, BoundListener, REFUSERS_MAX, ServerOptions, serve};
 use crate::metrics::Metrics;
+use crate::storage::file_system::weakness;
 use crate::storage::{Store, StoreOptions};
 
 /// Descriptors kept for the listener, the data directory and short-lived files, beside what is open when
@@ -160,6 +161,9 @@ fn announce(config: &Config, address: &str, connections_max: usize) {
         in_flight_bytes_max = config.in_flight_bytes_max,
         "started"
     );
+    if let Some(weakness) = weakness(&config.data_dir) {
+        tracing::warn!(data_dir = %config.data_dir.display(), "the data directory {weakness}");
+    }
     if let Bind::Tcp { host, .. } = &config.bind {
         let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if !loopback && config.tokens.expose().iter().any(|token| token == "dev") {

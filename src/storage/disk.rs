@@ -25,7 +25,7 @@ use super::watch::{LockWatch, Wanted};
 use super::whole_sync::WholeSync;
 
 /// Identity of a file that survives renames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {
     pub dev: u64,
     pub ino: u64,
@@ -45,6 +45,8 @@ pub struct FileStat {
     pub id: FileId,
     pub kind: FileKind,
     pub len: u64,
+    /// The file has more than one name, in whatever directories.
+    pub other_names: bool,
 }
 
 /// Free and total bytes of the file system, as an unprivileged process sees them.
@@ -365,7 +367,8 @@ fn file_stat(stat: &rustix::fs::Stat) -> FileStat {
         rustix::fs::FileType::Symlink => FileKind::Symlink,
         _ => FileKind::Other,
     };
-    FileStat { id: file_id(stat), kind, len: u64::try_from(stat.st_size).unwrap_or(0) }
+    let len = u64::try_from(stat.st_size).unwrap_or(0);
+    FileStat { id: file_id(stat), kind, len, other_names: stat.st_nlink > 1 }
 }
 
 impl Disk for RealDisk {

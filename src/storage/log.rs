@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::disk::{Disk, FileId, FileKind};
 use super::error::StoreError;
+use super::hard_links::HardLinks;
 use super::layout::FileNames;
 use super::marker;
 use super::pieces::Pieces;
@@ -35,7 +36,7 @@ pub(crate) struct Log<D: Disk> {
     data: Option<Data<D::File>>,
     /// Moved aside by the last append, also if that failed afterwards.
     torn_bytes: Option<u64>,
-    open: OpenCount,
+    open: OpenFiles,
 }
 
 struct Opened<F> {
@@ -108,21 +109,24 @@ pub(crate) struct FailedWrite {
     cause: io::Error,
 }
 
-/// How many domains have files open, over all logs.
+/// What all logs of a data directory have open: files of how many domains, and which name writes a file with several.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct OpenCount(Arc<AtomicUsize>);
+pub(crate) struct OpenFiles {
+    domains: Arc<AtomicUsize>,
+    hard_links: HardLinks,
+}
 
 /// Counts as one until dropped.
 struct OpenToken(Arc<AtomicUsize>);
 
-impl OpenCount {
+impl OpenFiles {
     pub(crate) fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.domains.load(Ordering::Relaxed)
     }
 
     fn token(&self) -> OpenToken {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        OpenToken(self.0.clone())
+        self.domains.fetch_add(1, Ordering::Relaxed);
+        OpenToken(self.domains.clone())
     }
 }
 
@@ -160,7 +164,7 @@ pub(crate) struct Appended {
 }
 
 impl<D: Disk> Log<D> {
-    pub(crate) fn new(names: FileNames, open: OpenCount) -> Self {
+    pub(crate) fn new(names: FileNames, open: OpenFiles) -> Self {
         Log { names, lock: None, locked: false, data: None, torn_bytes: None, open }
     }
 
@@ -284,7 +288,8 @@ impl<D: Disk> Log<D> {
             return Ok(None);
         };
         let stat = disk.stat(&self.names.data).map_err(|e| StoreError::io("stat data file", e))?;
-        let same = stat.is_some_and(|s| s.id == data.open.id && s.len == len && s.kind == FileKind::Regular);
+        let same =
+            stat.is_some_and(|s| s.id == data.open.id && s.len == len && s.kind == FileKind::Regular && !s.other_names);
         Ok(same.then_some(len))
     }
 
@@ -420,6 +425,9 @@ impl<D: Disk> Log<D> {
             Some(FileKind::Other) => return Err(not_regular()),
             Some(FileKind::Regular) | None => {}
         }
+        if let Some(stat) = stat.filter(|stat| stat.other_names) {
+            self.check_links(disk, stat.id)?;
+        }
         if let (Some(stat), Some(data)) = (stat, &self.data)
             && stat.id == data.open.id
         {
@@ -445,6 +453,15 @@ impl<D: Disk> Log<D> {
 }
 
 impl<D: Disk> Log<D> {
+    /// Does another name of the data directory write this file, which has several?
+    fn check_links(&self, disk: &D, id: FileId) -> Result<(), StoreError> {
+        let fail = |e| StoreError::io("open data file", e);
+        match self.open.hard_links.other_writer(disk, id, &self.names.data).map_err(fail)? {
+            None => Ok(()),
+            Some(other) => Err(fail(io::Error::other(format!("it is the same file as {other}, by a hard link")))),
+        }
+    }
+
     /// Why the file that the name stands for is in doubt, by the mark that another process left, or this one
     /// before it closed the file. `None` as the identity: no file is there, and then any mark is about it.
     fn doubt(&self, disk: &D, file: Option<FileId>) -> Result<Option<&'static str>, StoreError> {

@@ -8,7 +8,9 @@ mod budget;
 mod disk;
 mod domains;
 mod error;
+pub mod file_system;
 mod gather;
+mod hard_links;
 mod inbox;
 mod inline;
 mod layout;
@@ -63,7 +65,7 @@ use budget::Budget;
 use domains::Domains;
 use gather::Gather;
 use inline::Inline;
-use log::{Log, OpenCount};
+use log::{Log, OpenFiles};
 use look::{Depth, Look, Seen};
 use marked::Marked;
 use pieces::{Neighbours, PIECE_BYTES};
@@ -222,7 +224,7 @@ pub(crate) struct Shared<D: Disk> {
     draining: AtomicBool,
     /// Milliseconds after `started` when waiting for locks ends; `u64::MAX` while not draining.
     lock_deadline_ms: AtomicU64,
-    open_logs: OpenCount,
+    open_logs: OpenFiles,
     poisoned: AtomicUsize,
     marked: Marked,
     looks_at_doubts: AtomicBool,
@@ -254,7 +256,7 @@ impl<D: Disk> Store<D> {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             lock_deadline_ms: AtomicU64::new(u64::MAX),
-            open_logs: OpenCount::default(),
+            open_logs: OpenFiles::default(),
             poisoned: AtomicUsize::new(0),
             marked,
             looks_at_doubts: AtomicBool::new(false),

@@ -16,7 +16,7 @@ use super::disk::{Disk, FileId, RealDisk};
 use super::error::{StoreError, chain};
 use super::layout::{REWRITE_SUFFIX, TORN_DIR, side_name};
 use super::lock::{LOCK_POLL, lock};
-use super::log::{Log, OpenCount, SyncWhen};
+use super::log::{Log, OpenFiles, SyncWhen};
 use super::marker;
 use super::tail::{self, Tail};
 use super::verify::{DataFile, NotChecked, data_files, look_at};
@@ -159,7 +159,7 @@ impl Repair<'_> {
             }));
             return Ok(());
         }
-        let mut log = Log::new(self.file.names.clone(), OpenCount::default());
+        let mut log = Log::new(self.file.names.clone(), OpenFiles::default());
         self.lock(&mut log)?;
         let need = self.need()?;
         if !need.any() {

@@ -312,7 +312,7 @@ impl Fs {
 
     fn stat(&self, ino: Ino) -> FileStat {
         let id = FileId { dev: 1, ino: ino as u64 };
-        FileStat { id, kind: FileKind::Regular, len: self.files[ino].len() as u64 }
+        FileStat { id, kind: FileKind::Regular, len: self.files[ino].len() as u64, other_names: false }
     }
 }
 

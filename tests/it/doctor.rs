@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{ADMIN_TOKEN, Finished, PATIENCE, Request, TOKEN, TestServer, command, run};
 
 /// What a busy machine may cause.
-const MAY_WARN: [&str; 5] = ["latency", "syncs", "locks", "clock", "heartbeat"];
+const MAY_WARN: [&str; 6] = ["filesystem", "latency", "syncs", "locks", "clock", "heartbeat"];
 
 /// The doctor beside the service, with its settings.
 fn doctor_with(server: &TestServer, args: &[&str], env: &[(&str, &str)]) -> Finished {

@@ -389,6 +389,32 @@ fn an_existing_file_keeps_its_mode_and_its_links() {
     assert_eq!(server.lines("kept").len(), 2);
 }
 
+/// Broken, two writers of one file would cut off each other's lines when a write is taken back: each has its own lock.
+#[test]
+fn of_two_domains_with_the_same_file_only_one_is_written() {
+    let server = TestServer::new();
+    server.post("one", "{\"i\":1}").assert_accepted();
+    server.post("other", "{\"i\":2}").assert_accepted();
+    let [one, other] = ["one", "other"].map(|domain| server.data_dir().join(format!("{domain}.jsonl")));
+    // `other` has its file open already.
+    fs::remove_file(&other).unwrap();
+    fs::hard_link(&one, &other).unwrap();
+    server.post("one", "{\"i\":3}").assert_accepted();
+    for _ in 0..2 {
+        refused_on_both_paths(&server, "other", 500, "storage error");
+        server.post("one", "{\"i\":4}").assert_accepted();
+    }
+    assert_eq!(server.lines("one").len(), 4);
+    server.log_line("the name that is written is told", |line| {
+        line["cause"].as_str().is_some_and(|cause| cause.contains("it is the same file as one.jsonl"))
+    });
+    // The name that was written is gone: now the other one may.
+    fs::remove_file(&one).unwrap();
+    server.post("other", "{\"i\":5}").assert_accepted();
+    server.post("one", "{\"i\":6}").assert_accepted();
+    assert_eq!((server.lines("other").len(), server.lines("one").len()), (5, 1));
+}
+
 /// Broken, events would be acknowledged into a directory that nobody looks at any more.
 #[test]
 fn a_data_directory_that_is_gone_is_an_error_until_it_is_back() {

@@ -260,7 +260,7 @@ impl Fs {
 
     fn stat(&self, ino: usize) -> FileStat {
         let id = FileId { dev: 1, ino: ino as u64 };
-        FileStat { id, kind: FileKind::Regular, len: self.files[ino].cache.len() as u64 }
+        FileStat { id, kind: FileKind::Regular, len: self.files[ino].cache.len() as u64, other_names: false }
     }
 }
 

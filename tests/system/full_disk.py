@@ -6,6 +6,7 @@ from harness import post, request, TOKEN
 
 
 def run():
+    part("weak file systems", weak)
     part("full tmpfs", tmpfs)
     for kind in ("ext4", "xfs", "btrfs"): part(f"full {kind}", image, kind)
     part("no inodes", no_inodes)
@@ -44,6 +45,23 @@ def tmpfs():
             assert post(server.port, "example.com", {"new": 3})[0] == 507
             assert request(server.port, "GET", "/health/ready")[0] == 503
             assert open(os.path.join(directory, "example.com.jsonl"), "rb").read() == before
+
+
+def weak():
+    """What cannot keep the promise whatever the service does is told at the start and by `doctor`, and nothing else is."""
+    def told(directory):
+        with Server({}, datadir=directory) as server:
+            env = {**os.environ, "LEITSTAND_TOKEN": TOKEN, "LEITSTAND_DATA_DIR": directory, "LEITSTAND_PORT": str(server.port)}
+            doctor = subprocess.run([common.BIN, "doctor"], env=env, capture_output=True, text=True).stdout
+            assert server.stop() == 0
+            return [what for what in ("in memory", "without a journal", "another machine") if what in server.log_text()], \
+                   [what for what in ("in memory", "without a journal", "another machine") if what in doctor]
+    with Mounted("-t", "tmpfs", "-o", "size=1m") as directory: assert told(directory) == (["in memory"],) * 2
+    for options, want in (((), []), (("-O", "^has_journal"), ["without a journal"])):
+        with formatted("ext4", 8, *options) as mounted:
+            directory = os.path.join(mounted, "data"); os.mkdir(directory)
+            assert told(directory) == (want, want), (options, told(directory))
+    print("weak file systems: memory and ext4 without a journal are told, ext4 with one is not")
 
 
 def image(kind):

@@ -11,6 +11,7 @@ use crate::cli::data::count;
 use crate::cli::heartbeat;
 use crate::config::{Bind, Config};
 use crate::rate::RateLimits;
+use crate::storage::file_system::weakness;
 use crate::storage::snapshot::look_at_left_overs;
 use crate::storage::stats::look_at_ends;
 use crate::storage::{Disk as _, Fsync, RealDisk};
@@ -109,6 +110,13 @@ fn data_dir(config: &Config, report: &mut Report) {
         Ok(disk) => disk,
         Err(error) => return report.fail("data dir", format!("{dir:?}: {error}"), next),
     };
+    if let Some(weakness) = weakness(disk.root()) {
+        report.warn(
+            "filesystem",
+            format!("{} {weakness}", disk.root().display()),
+            "docs/durability.md, \"What we assume\"",
+        );
+    }
     let before = report.0.len();
     match std::fs::metadata(disk.root()) {
         Ok(meta) if meta.mode() & 0o077 != 0 => {

@@ -79,7 +79,7 @@ impl Disk for MemoryDisk {
 
     fn fstat(&self, file: &File) -> io::Result<FileStat> {
         let len = file.bytes.lock().expect("no panic").len() as u64;
-        Ok(FileStat { id: file.id, kind: FileKind::Regular, len })
+        Ok(FileStat { id: file.id, kind: FileKind::Regular, len, other_names: false })
     }
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
