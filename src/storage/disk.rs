@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, FsWord, Mode, OFlags};
 use rustix::io::retry_on_intr;
 
 use super::allocated;
+use super::holes;
 use super::layout::Owner;
 use super::probe::{journal_is_alive, probe};
 use super::watch::{LockWatch, Wanted};
@@ -111,9 +112,14 @@ pub trait Disk: Send + Sync + 'static {
     fn fstat(&self, file: &Self::File) -> io::Result<FileStat>;
     /// Reads up to `buf.len()` bytes at `offset`; 0 at the end.
     fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// The first part of `range` that is no hole; `None`: all of it is one, and reads as zeros. All of `range` where
+    /// nobody knows.
+    fn data_in(&self, _file: &Self::File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        Ok(Some(range).filter(|range| !range.is_empty()))
+    }
     /// One `writev` at the end of the file; how many bytes went in, which may be fewer than given.
     fn append(&self, file: &Self::File, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
-    /// Cuts the file to `len` bytes.
+    /// Cuts the file to `len` bytes, or makes it so long with a hole at its end.
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// `fdatasync`: data and the length needed to read it.
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
@@ -480,6 +486,10 @@ impl Disk for RealDisk {
                 other => return other,
             }
         }
+    }
+
+    fn data_in(&self, file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        holes::data_in(file, range)
     }
 
     fn append(&self, mut file: &File, bufs: &[IoSlice<'_>]) -> io::Result<usize> {

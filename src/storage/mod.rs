@@ -11,6 +11,7 @@ mod error;
 pub mod file_system;
 mod gather;
 mod hard_links;
+mod holes;
 mod inbox;
 mod inline;
 mod layout;

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::disk::{Disk, FileKind};
+use super::holes::{hole_at, hole_before, is_zeros};
 use super::layout::TORN_DIR;
 use crate::json;
 
@@ -27,7 +28,7 @@ pub(crate) enum Tail {
     Torn { sound_len: u64 },
 }
 
-/// Looks at the end of a file of `len` bytes. Reads backwards to the last newline, no further.
+/// Looks at the end of a file of `len` bytes. Reads backwards to the last newline, no further, and no holes.
 pub(crate) fn inspect<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result<Tail> {
     if len == 0 {
         return Ok(Tail::Clean);
@@ -38,7 +39,8 @@ pub(crate) fn inspect<D: Disk>(disk: &D, file: &D::File, len: u64) -> io::Result
         return Ok(Tail::Clean);
     }
     let sound_len = after_last_newline(disk, file, len)?;
-    if len - sound_len <= TAIL_JSON_BYTES_MAX {
+    // No JSON ends in a zero, and a file that was made longer does.
+    if len - sound_len <= TAIL_JSON_BYTES_MAX && last != [0] {
         let mut tail = vec![0; (len - sound_len) as usize];
         read_exact(disk, file, &mut tail, sound_len)?;
         if json::is_whole_value(&tail) {
@@ -59,7 +61,7 @@ pub(crate) fn after_last_newline<D: Disk>(disk: &D, file: &D::File, len: u64) ->
         if let Some(at) = chunk.iter().rposition(|&b| b == b'\n') {
             return Ok(start + at as u64 + 1);
         }
-        end = start;
+        end = if is_zeros(chunk) { hole_before(disk, file, start)? } else { start };
     }
     Ok(0)
 }
@@ -115,15 +117,19 @@ fn ends_with<D: Disk>(disk: &D, kept: &D::File, file: &D::File, range: std::ops:
         return Ok(false);
     }
     let (mut here, mut there) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
-    let mut done = 0;
-    while done < range.end - range.start {
-        let want = CHUNK_BYTES.min((range.end - range.start - done) as usize);
+    let (bytes, mut done) = (range.end - range.start, 0);
+    while done < bytes {
+        let want = CHUNK_BYTES.min((bytes - done) as usize);
         read_exact(disk, file, &mut here[..want], range.start + done)?;
         read_exact(disk, kept, &mut there[..want], shift + done)?;
         if here[..want] != there[..want] {
             return Ok(false);
         }
         done += want as u64;
+        if is_zeros(&here[..want]) {
+            let hole = hole_at(disk, file, range.start + done..range.end)?;
+            done += hole.min(hole_at(disk, kept, shift + done..stat.len)?);
+        }
     }
     Ok(true)
 }
@@ -148,19 +154,30 @@ pub(crate) fn kept_stem(name: &str) -> &str {
     &name[..name.len().min(KEPT_STEM_BYTES)]
 }
 
-/// Copies a range of `from` to the end of `to`.
+/// Copies a range of `from` to the end of `to`, its holes as holes.
 pub(crate) fn copy<D: Disk>(disk: &D, from: &D::File, to: &D::File, range: std::ops::Range<u64>) -> io::Result<()> {
     let mut buf = vec![0; CHUNK_BYTES];
     let mut offset = range.start;
-    while offset < range.end {
-        let want = buf.len().min((range.end - offset) as usize);
-        read_exact(disk, from, &mut buf[..want], offset)?;
-        if disk.append(to, &[IoSlice::new(&buf[..want])])? != want {
-            return Err(io::ErrorKind::WriteZero.into());
+    while let Some(data) = disk.data_in(from, offset..range.end)? {
+        append_hole(disk, to, data.start - offset)?;
+        offset = data.start;
+        while offset < data.end {
+            let want = buf.len().min((data.end - offset) as usize);
+            read_exact(disk, from, &mut buf[..want], offset)?;
+            if disk.append(to, &[IoSlice::new(&buf[..want])])? != want {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += want as u64;
         }
-        offset += want as u64;
     }
-    Ok(())
+    append_hole(disk, to, range.end - offset)
+}
+
+fn append_hole<D: Disk>(disk: &D, to: &D::File, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    disk.set_len(to, disk.fstat(to)?.len + bytes)
 }
 
 pub(crate) fn read_exact<D: Disk>(disk: &D, file: &D::File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {

@@ -339,6 +339,11 @@ impl Disk for FaultyDisk {
         self.real.read_at(file, &mut buf[..len], offset)
     }
 
+    fn data_in(&self, file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        self.plan.step("data_in")?;
+        self.real.data_in(file, range)
+    }
+
     fn append(&self, file: &File, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         *self.plan.wrote_on.lock().unwrap() = Some(std::thread::current().id());
         let cut = self.plan.step("append")?;

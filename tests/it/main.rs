@@ -23,6 +23,7 @@ mod fuzz_corpus;
 mod handover;
 mod heartbeat;
 mod ingest;
+mod holes;
 mod leaving;
 mod limits;
 mod logs;

@@ -1,6 +1,7 @@
 //! The lines of a file, in bounded memory, and what is wrong with each.
 
 use std::io;
+use std::ops::Range;
 
 use super::LINE_BYTES_MAX;
 use super::finding::Kind;
@@ -15,8 +16,23 @@ const PYTHON_DIGITS_MAX: usize = 4300;
 
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
-/// Reads up to as many bytes as fit, at an offset; 0 at the end.
-pub(super) type ReadAt<'a> = &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>;
+/// Where lines come from.
+pub(super) trait Bytes {
+    /// Reads up to as many bytes as fit, at an offset; 0 at the end.
+    fn read(&mut self, buf: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// How many bytes from the front of `range` on are zeros that need not be read.
+    fn hole(&mut self, _range: Range<u64>) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
+/// All of it is read.
+impl<F: FnMut(&mut [u8], u64) -> io::Result<usize>> Bytes for F {
+    fn read(&mut self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self(buf, at)
+    }
+}
 
 /// A line, as far as it is kept.
 pub(super) struct Line<'a> {
@@ -34,7 +50,7 @@ pub(super) struct Line<'a> {
 pub(super) struct Lines {
     buf: Vec<u8>,
     /// What of `buf` is not yet taken.
-    rest: std::ops::Range<usize>,
+    rest: Range<usize>,
     /// Offset of the end of `rest` in the file.
     at: u64,
     end: u64,
@@ -48,14 +64,14 @@ impl Lines {
         Lines { buf, rest: 0..0, at: start, end, carry: Vec::new() }
     }
 
-    pub(super) fn next(&mut self, read: ReadAt<'_>) -> io::Result<Option<Line<'_>>> {
+    pub(super) fn next(&mut self, from: &mut dyn Bytes) -> io::Result<Option<Line<'_>>> {
         self.carry.clear();
         let start = self.at - self.rest.len() as u64;
         let mut len = 0u64;
         let mut kept = true;
         let mut zeros: Option<(u64, u64)> = None;
         let ended = loop {
-            if self.rest.is_empty() && !self.fill(read)? {
+            if self.rest.is_empty() && !self.fill(from)? {
                 break false;
             }
             let piece = &self.buf[self.rest.clone()];
@@ -68,10 +84,12 @@ impl Lines {
                 return Ok(Some(Line { start, len: at as u64, bytes, zeros: None, ended: true }));
             }
             let piece = &piece[..newline.unwrap_or(piece.len())];
+            let mut only_zeros = false;
             if let Some(at) = memchr::memchr(0, piece) {
                 let count = memchr::memchr_iter(0, piece).count() as u64;
                 let (first, before) = zeros.unwrap_or((start + len + at as u64, 0));
                 zeros = Some((first, before + count));
+                only_zeros = newline.is_none() && count == piece.len() as u64;
             }
             kept &= zeros.is_none() && self.carry.len() + piece.len() <= LINE_BYTES_MAX;
             if kept {
@@ -84,6 +102,10 @@ impl Lines {
             if newline.is_some() {
                 break true;
             }
+            if let (true, Some((_, count))) = (only_zeros, &mut zeros) {
+                let hole = from.hole(self.at..self.end)?;
+                (*count, len, self.at) = (*count + hole, len + hole, self.at + hole);
+            }
         };
         if len == 0 && !ended {
             return Ok(None);
@@ -92,9 +114,9 @@ impl Lines {
     }
 
     /// The next chunk; false at the end.
-    fn fill(&mut self, read: ReadAt<'_>) -> io::Result<bool> {
+    fn fill(&mut self, from: &mut dyn Bytes) -> io::Result<bool> {
         let want = self.buf.len().min((self.end - self.at.min(self.end)) as usize);
-        let n = read(&mut self.buf[..want], self.at)?;
+        let n = from.read(&mut self.buf[..want], self.at)?;
         self.rest = 0..n;
         self.at += n as u64;
         Ok(n > 0)

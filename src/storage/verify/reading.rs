@@ -2,14 +2,16 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::DataFile;
 use super::FINDINGS_PER_FILE_MAX;
 use super::finding::{Finding, Found, Kind};
-use super::lines::{CHUNK_BYTES, Judge, Line, Lines};
+use super::lines::{Bytes, CHUNK_BYTES, Judge, Line, Lines};
 use crate::json;
 use crate::storage::disk::{Disk, FileKind, FileStat, RealDisk};
+use crate::storage::holes::hole_at;
 use crate::storage::layout::Owner;
 use crate::storage::lock::lock;
 use crate::storage::tail::{self, Tail};
@@ -77,7 +79,8 @@ pub(in crate::storage) fn look_at_still(
     let mut look = FileLook::default();
     let mut judge = Judge::new(data, owner);
     let mut lines = Lines::new(0, len);
-    while let Some(line) = lines.next(read)? {
+    let mut read = read;
+    while let Some(line) = lines.next(&mut read)? {
         look.lines += 1;
         look.bytes = line.start + line.len + u64::from(line.ended);
         let found = match line.bytes {
@@ -106,10 +109,26 @@ struct Reading<'a> {
     look: FileLook,
 }
 
+/// A file whose holes are not read.
+struct OnDisk<'a> {
+    disk: &'a RealDisk,
+    file: &'a File,
+}
+
+impl Bytes for OnDisk<'_> {
+    fn read(&mut self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self.disk.read_at(self.file, buf, at)
+    }
+
+    fn hole(&mut self, range: Range<u64>) -> io::Result<u64> {
+        hole_at(self.disk, self.file, range)
+    }
+}
+
 impl Reading<'_> {
     fn read(&mut self, stat: FileStat, lock_timeout: Duration, progress: &mut dyn FnMut(u64)) -> Result<(), Stop> {
         let mut lines = Lines::new(0, stat.len);
-        while let Some(line) = lines.next(&mut |buf, at| self.disk.read_at(&self.opened, buf, at))? {
+        while let Some(line) = lines.next(&mut OnDisk { disk: self.disk, file: &self.opened })? {
             if !line.ended {
                 let start = line.start;
                 drop(lines);
@@ -158,7 +177,7 @@ impl Reading<'_> {
     fn line_at(&mut self, start: u64) -> Result<bool, Stop> {
         let len = self.disk.fstat(&self.opened)?.len;
         let mut lines = Lines::new(start, len);
-        match lines.next(&mut |buf, at| self.disk.read_at(&self.opened, buf, at))? {
+        match lines.next(&mut OnDisk { disk: self.disk, file: &self.opened })? {
             Some(line) if line.ended => self.line(&line).map(|()| true),
             Some(_) => Ok(false),
             // It was taken back.
