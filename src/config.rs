@@ -137,6 +137,9 @@ pub struct Config {
     pub heartbeat_file: Option<PathBuf>,
     /// Things that are no mistake but worth a line in the log.
     pub warnings: Vec<String>,
+    /// Files that were read and are not what stands in their place by now, each with what to do: they are mounted by
+    /// themselves, and were replaced where they come from.
+    pub stale: Vec<String>,
     /// Where each of [`SETTINGS`] comes from.
     pub origins: Vec<Origin>,
 }
@@ -346,6 +349,7 @@ impl Config {
             heartbeat_file: reader.get("LEITSTAND_HEARTBEAT_FILE", heartbeat_file),
             warnings: Vec::new(),
             origins: Vec::new(),
+            stale: Vec::new(),
         };
         if !reader.problems.is_empty() {
             return Err(ConfigError(reader.problems));
@@ -390,6 +394,7 @@ impl Config {
             origins: origins.map(|(s, (old, new))| if s.live { new.clone() } else { old.clone() }).collect(),
             ..self.clone()
         }
+            stale: newer.stale.clone(),
     }
 
     /// What `newer` says otherwise. Secrets are told by their number and the beginnings of their digests.

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, OFlags};
 
+/// What cannot be replaced, because a mount is of the file and not of its name.
+const MOUNTED: &str = "it is mounted by itself and cannot be replaced: mount its directory";
+
 /// Puts a file in the place of `path`, made with `mode` less the umask and filled by `fill`, which also syncs it if it is
 /// to be on the disk before it has its name. The directory is not synced.
 ///
@@ -42,7 +45,13 @@ pub(crate) fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io
             .and_then(|mut file| fill(&mut file).inspect_err(|_| drop(std::fs::remove_file(&beside)))),
     };
     named?;
-    std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)))
+    std::fs::rename(&beside, path).map_err(|e| {
+        let _ = std::fs::remove_file(&beside);
+        match e.kind() {
+            io::ErrorKind::ResourceBusy => io::Error::new(e.kind(), MOUNTED),
+            _ => e,
+        }
+    })
 }
 
 /// A name that nobody has: hidden, and with 64 random bits.

@@ -54,7 +54,10 @@ fn load(bind: &BindArgs) -> (Result<Config, ConfigError>, Vec<String>) {
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     // A name with a slip is often the reason for a problem.
-    let warnings = loaded.as_ref().map_or_else(|_| loader.unknown_names(), |config| config.warnings.clone());
+    let warnings = loaded.as_ref().map_or_else(
+        |_| loader.unknown_names(),
+        |config| config.warnings.iter().chain(&config.stale).cloned().collect(),
+    );
     (loaded, warnings)
 }
 

@@ -6,10 +6,12 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
 use super::BindArgs;
+use super::mounted::Mounts;
 use super::settings_file::{BYTES_MAX, read_text};
 use crate::config::{
     self, Config, ConfigError, FileLayer, Layers, Problem, Setting, Values, bytes, is_service_link, unknown_variables,
@@ -73,6 +75,7 @@ pub(super) struct Loader {
     env_file: Option<PathBuf>,
     /// The TOML file was not empty when it was read last.
     had_content: AtomicBool,
+    mounts: Mutex<Mounts>,
 }
 
 impl Loader {
@@ -95,6 +98,7 @@ impl Loader {
             file: args.config.clone(),
             env_file,
             had_content: AtomicBool::new(false),
+            mounts: Mutex::default(),
         }
     }
 
@@ -115,6 +119,13 @@ impl Loader {
             (Some(path), Some(text)) => Some(layer(&path, text).map_err(refused)?),
             _ => self.file(&dot_env).map_err(refused)?,
         };
+        let mut paths = vec![self.env_file().to_owned()];
+        paths.extend(self.config_path(&dot_env));
+        let paths = RefCell::new(paths);
+        let noted = |path: &Path| {
+            paths.borrow_mut().push(path.to_owned());
+            read(path)
+        };
         let mut config = Config::load(&Layers {
             patch,
             flags: &self.flags,
@@ -123,11 +134,20 @@ impl Loader {
             dot_env: &|name| dot_env.get(name).cloned(),
             dot_env_name: &self.env_file_name(),
             file: file.as_ref(),
-            read: &read,
+            read: &noted,
             read_store: Some(&read_store),
         })?;
+        let mut paths = paths.into_inner();
+        paths.push(config.token_store.clone());
+        config.stale = self.stale(&paths);
         config.warnings.extend(self.unknown_in(&dot_env));
         Ok(config)
+    }
+
+    /// What is to be said of those that are mounted and not what they were mounted from.
+    fn stale(&self, paths: &[PathBuf]) -> Vec<String> {
+        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.iter().filter_map(|path| mounts.stale(path)).collect()
     }
 
     /// A warning for each variable that looks like a setting and is none.
@@ -154,13 +174,14 @@ impl Loader {
     }
 
     /// A digest of all that [`Loader::load`] reads and that can change, but for the named tokens: who
-    /// changes those is not here.
+    /// changes those is not here. A mount that shows an old file is another one than before.
     pub(super) fn digest(&self) -> [u8; 32] {
         let digest = RefCell::new(Sha256::new());
         let note = |path: &Path| {
             let content = read(path);
             let mut digest = digest.borrow_mut();
             digest.update(path.as_os_str().as_encoded_bytes());
+            digest.update([u8::from(!self.stale(&[path.to_owned()]).is_empty())]);
             match &content {
                 Ok(bytes) => {
                     digest.update([1]);

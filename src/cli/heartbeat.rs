@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
 use super::healthcheck::Health;
+use super::mounted::Mounts;
 use crate::http::AppState;
 use crate::timestamp::{parse_rfc3339, rfc3339_ms};
 
@@ -78,6 +79,9 @@ pub(super) fn health(path: &Path, max_age: Option<Duration>, max_success_age: Op
     };
     let said = json!({"at": rfc3339_ms(beat.at), "last_success": beat.last_success.map(rfc3339_ms)});
     let judged = judge(&beat, max_age.unwrap_or(MAX_AGE), max_success_age, SystemTime::now());
+    // Each beat is a new file.
+    let judged =
+        judged.map_err(|why| Mounts::default().stale(path).map_or(why.clone(), |stale| format!("{why}\n  {stale}")));
     Health { healthy: judged.is_ok(), text: judged.unwrap_or_else(|why| why), said }
 }
 

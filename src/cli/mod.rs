@@ -17,6 +17,7 @@ mod heartbeat;
 mod host;
 mod http;
 mod logging;
+mod mounted;
 mod openapi;
 mod progress;
 mod reload;

@@ -45,7 +45,7 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     settings_file::start_is_over();
     let logging =
         logging::start(config.log_level, config.log_format).map_err(|e| format!("cannot start the log: {e}"))?;
-    for warning in &config.warnings {
+    for warning in config.warnings.iter().chain(&config.stale) {
         tracing::warn!("{warning}");
     }
     let limit = raised_limit();
@@ -125,7 +125,7 @@ async fn start(
 
     let hangup = signal(SignalKind::hangup()).map_err(|e| format!("cannot handle signals: {e}"))?;
     let watch = tokio::spawn(reload::watch(loader, state.clone(), hangup, seen));
-    metrics.config_is(true);
+    metrics.config_is(config.stale.len());
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));
     let heartbeat = config.heartbeat_file.clone().map(|path| tokio::spawn(heartbeat::keep(path, state.clone())));
     announce(&config, &address, share.connections);

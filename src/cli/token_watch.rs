@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::mounted::Mounts;
 use super::token::roughly;
 use crate::http::AppState;
 use crate::metrics::{Metrics, TokenFigures};
@@ -58,6 +59,7 @@ impl TokenWatch {
 struct Eye {
     file: TokenFile,
     presence: Presence,
+    mounts: Mounts,
     state: Arc<AppState>,
     metrics: Metrics,
     /// What is in use.
@@ -79,6 +81,7 @@ impl Eye {
         Eye {
             file,
             presence: Presence::default(),
+            mounts: Mounts::default(),
             state,
             metrics,
             store: TokenStore::default(),
@@ -118,6 +121,9 @@ impl Eye {
             Err(why) => return self.is_broken(why),
         };
         self.looks_gone = 0;
+        if let Some(why) = self.mounts.stale(self.file.path()) {
+            return self.is_broken(why);
+        }
         let settled = stamp.changed_s().saturating_add_unsigned(SETTLED_AFTER_S) < now_s as i64;
         if self.stamp == Some(stamp) && settled {
             return;

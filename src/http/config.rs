@@ -99,7 +99,7 @@ struct Inner {
 #[derive(Clone, Serialize)]
 #[cfg_attr(feature = "docs", derive(utoipa::ToSchema))]
 pub(crate) struct LastReload {
-    /// `false`: the values from before it still hold.
+    /// `false`: the values from before it still hold, or a file is an old one that its mount still shows.
     successful: bool,
     /// Unix time of the last attempt, or of the start.
     at_seconds: u64,
@@ -231,12 +231,18 @@ impl AppState {
     }
 
     fn reloaded(&self, inner: &mut Inner, loaded: &Result<Config, ConfigError>, actor: &str) {
-        self.metrics.config_reloaded(loaded.is_ok());
-        inner.last = LastReload::now(loaded.as_ref().err());
+        self.metrics.config_reloaded(loaded.as_ref().ok().map(|newer| newer.stale.len()));
+        inner.last = LastReload::now(loaded.as_ref());
         match loaded {
             Ok(newer) => {
                 for warning in newer.warnings.iter().filter(|told| !inner.running.warnings.contains(told)) {
                     tracing::warn!("{warning}");
+                }
+                for stale in newer.stale.iter().filter(|told| !inner.running.stale.contains(told)) {
+                    tracing::warn!(actor, "{stale}");
+                }
+                if newer.stale.is_empty() && !inner.running.stale.is_empty() {
+                    tracing::info!("every file that is mounted is again what it was mounted from");
                 }
                 let changed = self.adopt(inner, newer, "reload", actor);
                 // Named by somebody, or with an effect.
@@ -365,7 +371,7 @@ impl Outside {
 
 impl Settings {
     pub(crate) fn new(config: &Config, outside: Outside) -> Settings {
-        let inner = Inner { running: config.clone(), patch: Map::new(), last: LastReload::now(None) };
+        let inner = Inner { running: config.clone(), patch: Map::new(), last: LastReload::now(Ok(config)) };
         Settings { outside, inner: Mutex::new(inner) }
     }
 
@@ -399,9 +405,10 @@ impl Settings {
             settings.insert(setting.key.to_owned(), serde_json::to_value(state).unwrap_or_default());
         }
         let mut reload = inner.last.clone();
-        if let Err(error) = &unpatched {
-            // The next attempt would end like this.
-            reload.problems = error.0.iter().map(ToString::to_string).collect();
+        // The next attempt would end like this.
+        let next = LastReload::now(unpatched.as_ref());
+        if !next.successful {
+            reload.problems = next.problems;
         }
         ConfigDocument { config, settings, reload }
     }
@@ -414,10 +421,13 @@ impl Inner {
 }
 
 impl LastReload {
-    fn now(error: Option<&ConfigError>) -> LastReload {
-        let problems = error.map_or(Vec::new(), |error| error.0.iter().map(ToString::to_string).collect());
+    fn now(loaded: Result<&Config, &ConfigError>) -> LastReload {
+        let problems: Vec<String> = match loaded {
+            Ok(config) => config.stale.clone(),
+            Err(error) => error.0.iter().map(ToString::to_string).collect(),
+        };
         let at_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        LastReload { successful: error.is_none(), at_seconds, problems }
+        LastReload { successful: problems.is_empty(), at_seconds, problems }
     }
 }
 

@@ -318,18 +318,23 @@ impl Metrics {
         (rare.log_lines_dropped, rare.audit_lines_dropped) = (total, audit);
     }
 
-    /// Counts an attempt to read the configuration anew.
-    pub fn config_reloaded(&self, ok: bool) {
-        let result = if ok { "ok" } else { "failed" };
+    /// Counts an attempt to read the configuration anew. `stale`: how many of the files are old ones that a mount still
+    /// shows; `None`: what they say was refused.
+    pub fn config_reloaded(&self, stale: Option<usize>) {
+        let result = if stale == Some(0) { "ok" } else { "failed" };
         self.count(|| metrics::counter!("leitstand_config_reloads_total", "result" => result).increment(1));
-        self.config_is(ok);
+        match stale {
+            Some(stale) => self.config_is(stale),
+            None => self.count(|| metrics::gauge!("leitstand_config_last_reload_successful").set(0.0)),
+        }
     }
 
-    /// Says how the last attempt to read the configuration ended.
-    pub fn config_is(&self, ok: bool) {
+    /// Says what the configuration in use was read from, as in [`Metrics::config_reloaded`].
+    pub fn config_is(&self, stale: usize) {
         self.count(|| {
-            metrics::gauge!("leitstand_config_last_reload_successful").set(if ok { 1.0 } else { 0.0 });
-            if ok {
+            metrics::gauge!("leitstand_config_stale_files").set(stale as f64);
+            metrics::gauge!("leitstand_config_last_reload_successful").set(if stale == 0 { 1.0 } else { 0.0 });
+            if stale == 0 {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
                 metrics::gauge!("leitstand_config_last_reload_success_timestamp_seconds").set(now);
             }
@@ -730,7 +735,14 @@ fn describe() {
         "Those of them that say who changed what; they are on stderr."
     );
     describe_counter!("leitstand_config_reloads_total", "Attempts to read the configuration anew, by result.");
-    describe_gauge!("leitstand_config_last_reload_successful", "0 while the files say what cannot be taken over.");
+    describe_gauge!(
+        "leitstand_config_last_reload_successful",
+        "0 while the files say what cannot be taken over, or a mount shows an old one."
+    );
+    describe_gauge!(
+        "leitstand_config_stale_files",
+        "Files with settings or secrets that were replaced where they are mounted from; the old ones are read."
+    );
     describe_gauge!(
         "leitstand_config_last_reload_success_timestamp_seconds",
         Unit::Seconds,

@@ -29,6 +29,7 @@ mod limits;
 mod logs;
 mod model;
 mod ops;
+mod mounted;
 mod plain;
 mod poison_marks;
 mod power_cut;

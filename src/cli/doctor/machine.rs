@@ -43,6 +43,9 @@ fn settings(config: &Config, patient: &Patient, report: &mut Report) {
     for warning in &config.warnings {
         report.warn("settings", warning, "leitstand config check (RUNBOOK, \"Errors at the start\")");
     }
+    for stale in &config.stale {
+        report.warn("settings", stale, "RUNBOOK, \"Files that are mounted by themselves\"");
+    }
     if config.tokens.expose().iter().chain(config.admin_tokens.expose()).any(|token| token == "dev") {
         let next = "LEITSTAND_TOKEN=$(openssl rand -hex 24) (RUNBOOK, \"Tokens: give, rotate, revoke\")";
         match (is_loopback(&config.bind), patient.release) {
