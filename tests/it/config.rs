@@ -925,9 +925,7 @@ fn a_file_that_cannot_be_written_is_told_as_such() {
         server.send(&request.body("{\"body_timeout\": 9}"))
     };
     let dir = tempfile::tempdir().unwrap();
-    let mounted =
-        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k", "none"]).arg(dir.path()).status();
-    if !mounted.is_ok_and(|status| status.success()) {
+    let Some(_mounted) = crate::support::Mounted::new(&["-t", "tmpfs", "-o", "size=16k", "none"], dir.path()) else {
         return crate::support::skip("a tmpfs cannot be mounted here");
     }
     let file = dir.path().join("full.toml");
@@ -944,7 +942,4 @@ fn a_file_that_cannot_be_written_is_told_as_such() {
     assert!(read_only.is_ok_and(|status| status.success()));
     persist(&server).assert_error(500, "storage error");
     assert_eq!(fs::read_to_string(&file).unwrap(), "body_timeout = 20\n");
-    drop(server);
-    let unmounted = std::process::Command::new("umount").arg(dir.path()).status();
-    assert!(unmounted.is_ok_and(|status| status.success()));
 }

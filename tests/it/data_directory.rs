@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use leitstand::metrics::StoreMetrics;
 use leitstand::storage::{Fsync, RealDisk, Store, StoreError, Written};
 
 use crate::storage::{append, ids, options, runtime};
-use crate::support::{TestServer, skip};
+use crate::support::{Mounted, TestServer, skip};
 
 fn open(dir: &Path) -> Store<RealDisk> {
     Store::new(RealDisk::open(dir).unwrap(), options(Fsync::Always), StoreMetrics::new())
@@ -107,22 +106,6 @@ fn a_relative_path_is_held_from_the_root() {
     fs::rename(&moved, &here).unwrap();
     server.post("a", "{\"i\":3}").assert_accepted();
     assert_eq!(server.lines("a").len(), 2);
-}
-
-/// Mounts, and takes away again what is left.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(args: &[&str], at: &Path) -> Option<Mounted> {
-        let mounted = Command::new("mount").args(args).arg(at).output().is_ok_and(|out| out.status.success());
-        mounted.then(|| Mounted(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
 }
 
 /// Broken, events would be acknowledged into the directory below a volume that is gone, and be hidden when it is

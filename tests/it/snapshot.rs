@@ -20,7 +20,9 @@ use leitstand::storage::snapshot::{
     MANIFEST, MANIFEST_SHA256, Manifest, RestoreOptions, SnapshotOptions, check, continues, restore, snapshot,
 };
 
-use crate::support::{Finished, PATIENCE, Request, TOKEN, TestServer, command, run, skip, wait_exit, wait_for};
+use crate::support::{
+    Finished, Mounted, PATIENCE, Request, TOKEN, TestServer, command, run, skip, wait_exit, wait_for,
+};
 
 /// Stands in every payload; nothing that a command prints, and no manifest, may hold it.
 pub(crate) const CANARY: &str = "payload-canary";
@@ -900,15 +902,6 @@ fn a_base_on_another_file_system_is_refused() {
     assert_eq!(place.restored(to.to_str().unwrap(), "r"), files(&place.data()));
 }
 
-/// Mounted for as long as it lives.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 /// Broken, a full disk would leave half a snapshot that looks whole, or half that nobody removes.
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
@@ -916,11 +909,9 @@ fn a_full_disk_leaves_nothing_behind() {
     let before = files(&place.data());
     let small = place.path("small");
     fs::create_dir(&small).unwrap();
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "none"]).arg(&small).output();
-    if !mount.is_ok_and(|done| done.status.success()) {
+    let Some(_mounted) = Mounted::new(&["-t", "tmpfs", "-o", "size=512k", "none"], &small) else {
         return skip("needs root, to mount a small file system");
-    }
-    let _mounted = Mounted(small.clone());
+    };
     let finished = place.snapshot("small/s", &[]);
     assert_refused(&place, &finished, 2, &["no room in \"small/s\"", "make room"], &["small"]);
     assert_eq!(names(&small), [".snapshot.lock"]);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::snapshot::{Place, admin, assert_refused, files, names, server};
 use crate::snapshot_leftovers::killed_snapshot;
-use crate::support::skip;
+use crate::support::{Mounted, skip};
 
 /// Broken, whoever calls a backup so would lose it to the next one.
 #[test]
@@ -116,15 +116,14 @@ fn what_is_mounted_in_a_left_over_stays() {
     fs::create_dir(&within).unwrap();
     let before = names(&place.path(&left));
     // Of the same file system, so that its number tells nothing.
-    let mount = Command::new("mount").arg("--bind").args([&place.path("outside"), &within]).output();
-    if !mount.is_ok_and(|done| done.status.success()) {
+    let Some(mounted) = Mounted::new(&["--bind".as_ref(), place.path("outside").as_os_str()], &within) else {
         return skip("needs root, to mount a directory");
-    }
+    };
     let said = place.taken("s", &[]);
     let shown = said["left_alone"][0].to_string();
     assert!(shown.contains("mounted at") && shown.contains(&left), "{said}");
     assert_eq!((names(&place.path("outside")), names(&place.path(&left))), (vec!["precious".to_owned()], before));
-    assert!(Command::new("umount").arg(&within).status().unwrap().success());
+    drop(mounted);
     assert_eq!(place.taken("s2", &[])["left_alone"], json!([]));
     assert_eq!(place.names(), ["outside", "s", "s2"]);
 }

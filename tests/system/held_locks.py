@@ -1,5 +1,5 @@
 """A Python writer that does not let go: 503 in time for its domain, and nobody else notices."""
-import fcntl, http.client, os, resource, subprocess, sys, tempfile, threading, time
+import contextlib, fcntl, http.client, os, resource, subprocess, sys, tempfile, threading, time
 from common import TOKEN, Server, at_once, percentile, problem, setting
 from filelock_beside import install
 
@@ -35,13 +35,14 @@ class Late(AssertionError):
 
 def one_lock(library, directory):
     late, waits, others, usual = [], setting("HELD_WAITS", 4, 30), [], []
-    with Server({"LEITSTAND_LOCK_TIMEOUT": "1", "LEITSTAND_DISK_RESERVE": "0", "LOG_LEVEL": "WARNING"}, datadir=directory) as server:
+    with Server({"LEITSTAND_LOCK_TIMEOUT": "1", "LEITSTAND_DISK_RESERVE": "0", "LOG_LEVEL": "WARNING"}, datadir=directory) as server, contextlib.ExitStack() as stack:
         assert server.up, server.log_text()
         conn = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         for n in range(400): usual.append(post_free(conn, n))
         assert problem(server.port, "held.example", {"n": 0})[0] == 202
         holder = subprocess.Popen([sys.executable, "-c", HOLDER, library, os.path.join(server.dir, "held.example.jsonl.lock")],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        stack.callback(holder.wait); stack.callback(holder.kill)
         assert holder.stdout.readline() == b"held\n"
 
         def refused():

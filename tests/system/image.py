@@ -177,7 +177,8 @@ def serve(dir, root, config):
         assert start(*health, stdout=subprocess.DEVNULL).wait(10) == 0, "HEALTHCHECK says no beside a good service"
     finally:
         service.terminate()
-        code = service.wait(15)
+        try: code = service.wait(15)
+        finally: service.kill(); service.wait()
     assert code == 0, (code, service.stdout.read())
     assert start(*health, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(10) == 1, "HEALTHCHECK says yes without a service"
 

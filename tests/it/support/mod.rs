@@ -112,6 +112,23 @@ fn read_all(from: &mut impl std::io::Read) -> Vec<u8> {
     all
 }
 
+/// A mount, taken away when it is dropped, also by a test that fails.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None`: this user may not mount, or not here.
+    pub fn new<S: AsRef<OsStr>>(args: &[S], at: &Path) -> Option<Mounted> {
+        let mounted = Command::new("mount").args(args).arg(at).output().is_ok_and(|out| out.status.success());
+        mounted.then(|| Mounted(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).output();
+    }
+}
+
 /// What a command left behind.
 #[derive(Debug)]
 pub struct Finished {
