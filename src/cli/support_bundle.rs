@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::data::{SOMETHING_FOUND, count, print};
 use super::env::Loader;
 use super::http::{Bounds, Connection};
-use super::{BindArgs, config_check, doctor, host};
+use super::{BindArgs, config_check, doctor, host, settings_file};
 use crate::config::{Config, Values};
 use crate::storage::snapshot::{Purpose, Target};
 use crate::timestamp::rfc3339_s;
@@ -25,6 +25,10 @@ const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(5), answer_bytes_ma
 const LISTED_MAX: usize = 10_000;
 /// Longest line of a log that is taken whole.
 const LINE_BYTES_MAX: usize = 16 << 10;
+/// How much of a file is read at once.
+const CHUNK_BYTES: u64 = 256 << 10;
+/// Largest log that comes through a pipe.
+const LOG_PIPE_BYTES_MAX: u64 = 64 << 20;
 /// What stands in the place of a secret.
 const MASKED: &str = "(masked)";
 /// What the service is asked for, and whether that needs an admin token.
@@ -44,7 +48,7 @@ pub struct SupportBundleArgs {
     /// Directory to make; it must not be there yet
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// File with the log of the service; its last lines are copied
+    /// File or pipe with the log of the service; its last lines are copied
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
     /// How many of them
@@ -205,21 +209,38 @@ fn listing(dir: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The last lines of a file, read once from its begin to its end.
+/// The last lines of a log: of a file those at its end, of a pipe (`<(journalctl …)`) all that comes within a time. Holes
+/// and long lines of an old log cost nothing.
 fn last_lines(path: &Path, lines_max: usize) -> io::Result<String> {
-    let mut reader = BufReader::new(File::open(path)?);
-    let mut lines = std::collections::VecDeque::with_capacity(lines_max.min(1000));
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        if lines.len() == lines_max {
-            lines.pop_front();
-        }
-        let cut = line.len() > LINE_BYTES_MAX;
-        line.truncate(LINE_BYTES_MAX);
-        let mut text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
-        text.push_str(if cut { "…\n" } else { "\n" });
-        lines.push_back(text);
-        line.clear();
+    let bytes = if fs::metadata(path)?.is_file() {
+        end_of(path, lines_max)?
+    } else {
+        settings_file::read(path, LOG_PIPE_BYTES_MAX)?
+    };
+    let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+    let mut text = String::new();
+    for line in &lines[lines.len().saturating_sub(lines_max)..] {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        text.push_str(&String::from_utf8_lossy(&line[..line.len().min(LINE_BYTES_MAX)]));
+        text.push_str(if line.len() > LINE_BYTES_MAX { "…\n" } else { "\n" });
     }
-    Ok(lines.into_iter().collect())
+    Ok(text)
+}
+
+/// At least so many lines of the end of a file, but no more bytes than they may have.
+fn end_of(path: &Path, lines_max: usize) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let len = file.metadata()?.len();
+    let (mut start, mut newlines, mut chunks) = (len, 0, Vec::new());
+    // The last line may lack its end, so one more.
+    while start > 0 && newlines <= lines_max && len - start < (lines_max * LINE_BYTES_MAX) as u64 {
+        let from = start.saturating_sub(CHUNK_BYTES);
+        let mut chunk = vec![0; (start - from) as usize];
+        file.read_exact_at(&mut chunk, from)?;
+        newlines += chunk.iter().filter(|b| **b == b'\n').count();
+        chunks.push(chunk);
+        start = from;
+    }
+    chunks.reverse();
+    Ok(chunks.concat())
 }

@@ -296,6 +296,19 @@ fn a_bundle_for_support_has_what_is_needed_and_no_secret() {
     assert!(finished.code == Some(0) && finished.stdout.starts_with("without a log: give --log"), "{finished:?}");
     let finished = bundle(&["--to", "d", "--log", "missing"]);
     assert!(finished.code == Some(1) && finished.stdout.contains("lacks log.txt: cannot read"), "{finished:?}");
+    // Nobody waits for a pipe that nobody writes to, and an old log that is full of holes is not read from its begin.
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    for (name, part) in [("fifo", "a pipe"), (".", "a directory"), ("/dev/zero", "a device")] {
+        let finished = bundle(&["--to", &format!("f-{}", name.len()), "--log", name]);
+        assert!(finished.code == Some(1) && finished.stdout.contains(part), "{name}: {finished:?}");
+    }
+    let holey = std::fs::File::create(dir.path().join("holey")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&holey, b"\nthe last but one\nthe last\n", 1 << 40).unwrap();
+    let finished = bundle(&["--to", "h", "--log", "holey", "--log-lines", "2"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let text = std::fs::read_to_string(dir.path().join("h/log.txt")).unwrap();
+    assert_eq!(text, "the last but one\nthe last\n");
     drop(server);
     let alone = run(command(dir.path(), &["support-bundle", "--to", "e", "--json"]).env("LEITSTAND_PORT", "1"));
     let said: Value = serde_json::from_str(&alone.stdout).unwrap();
