@@ -142,6 +142,8 @@ pub struct Config {
     pub stale: Vec<String>,
     /// Where each of [`SETTINGS`] comes from.
     pub origins: Vec<Origin>,
+    /// What each is called there; its own name for a default.
+    pub called: Vec<String>,
 }
 
 /// One wrong setting: its name (none if a whole file is wrong) and what to do.
@@ -277,8 +279,7 @@ impl Config {
     /// [`ConfigError`] with all problems, not only the first. Never quotes a secret.
     pub fn load(layers: &Layers<'_>) -> Result<Config, ConfigError> {
         let problems = layers.file.iter().flat_map(|file| file.problems()).collect();
-        let origins = vec![Origin::Default; SETTINGS.len()];
-        let mut reader = Reader { layers, problems, warnings: Vec::new(), origins };
+        let mut reader = Reader::new(layers, problems);
         let tokens = reader.tokens("LEITSTAND_TOKEN");
         let data_dir = reader.get("LEITSTAND_DATA_DIR", |text| Ok(PathBuf::from(text)));
         let token_store = reader.get("LEITSTAND_TOKEN_STORE", |text| Ok(token_store(text, &data_dir)));
@@ -348,13 +349,15 @@ impl Config {
             }),
             heartbeat_file: reader.get("LEITSTAND_HEARTBEAT_FILE", heartbeat_file),
             warnings: Vec::new(),
-            origins: Vec::new(),
             stale: Vec::new(),
+            origins: Vec::new(),
+            called: Vec::new(),
         };
         if !reader.problems.is_empty() {
             return Err(ConfigError(reader.problems));
         }
-        let mut config = Config { warnings: reader.warnings, origins: reader.origins, ..config };
+        let Reader { warnings, origins, called, .. } = reader;
+        let mut config = Config { warnings, origins, called, ..config };
         if let Some(path) = layers.socket {
             config.bind = Bind::Unix(path.to_owned());
             for name in ["LEITSTAND_HOST", "LEITSTAND_PORT"] {
@@ -364,21 +367,23 @@ impl Config {
         Ok(config)
     }
 
-    /// The text of one setting and nothing else, by the same rules; its default if nobody says anything.
+    /// The text of one setting and nothing else, by the same rules, and what it is called where it stands; its default
+    /// and its name if nobody says anything.
     ///
     /// # Errors
     /// What is wrong with it, and with the form of the file.
-    pub fn text_of(layers: &Layers<'_>, setting: &Setting) -> Result<String, ConfigError> {
+    pub fn text_of(layers: &Layers<'_>, setting: &Setting) -> Result<(String, String), ConfigError> {
         let problems = layers.file.iter().flat_map(|file| file.problems()).collect();
-        let mut reader =
-            Reader { layers, problems, warnings: Vec::new(), origins: vec![Origin::Default; SETTINGS.len()] };
+        let mut reader = Reader::new(layers, problems);
         let text = reader.get(setting.name, |text| Ok(text.to_owned()));
-        if reader.problems.is_empty() { Ok(text) } else { Err(ConfigError(reader.problems)) }
+        let called = reader.called.swap_remove(setting.index());
+        if reader.problems.is_empty() { Ok((text, called)) } else { Err(ConfigError(reader.problems)) }
     }
 
     /// This configuration, but with all that may change at run time as `newer` has it.
     pub fn with_live_of(&self, newer: &Config) -> Config {
         let origins = SETTINGS.iter().zip(self.origins.iter().zip(&newer.origins));
+        let called = SETTINGS.iter().zip(self.called.iter().zip(&newer.called));
         Config {
             tokens: newer.tokens.clone(),
             admin_tokens: newer.admin_tokens.clone(),
@@ -391,10 +396,11 @@ impl Config {
             domains: newer.domains.clone(),
             features: newer.features,
             warnings: newer.warnings.clone(),
+            stale: newer.stale.clone(),
             origins: origins.map(|(s, (old, new))| if s.live { new.clone() } else { old.clone() }).collect(),
+            called: called.map(|(s, (old, new))| if s.live { new.clone() } else { old.clone() }).collect(),
             ..self.clone()
         }
-            stale: newer.stale.clone(),
     }
 
     /// What `newer` says otherwise. Secrets are told by their number and the beginnings of their digests.
@@ -408,6 +414,11 @@ impl Config {
     /// Where a setting comes from.
     pub fn origin(&self, setting: &Setting) -> &Origin {
         self.origins.get(setting.index()).unwrap_or(&Origin::Default)
+    }
+
+    /// What a setting is called where it comes from: its variable, the older name of that, or its key in the file.
+    pub fn called(&self, setting: &Setting) -> &str {
+        self.called.get(setting.index()).map_or(setting.name, String::as_str)
     }
 
     /// Effective values by name, secrets masked.
@@ -470,6 +481,14 @@ struct Reader<'a> {
     problems: Vec<Problem>,
     warnings: Vec<String>,
     origins: Vec<Origin>,
+    called: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(layers: &'a Layers<'a>, problems: Vec<Problem>) -> Reader<'a> {
+        let called = SETTINGS.iter().map(|setting| setting.name.to_owned()).collect();
+        Reader { layers, problems, warnings: Vec::new(), origins: vec![Origin::Default; SETTINGS.len()], called }
+    }
 }
 
 impl Reader<'_> {
@@ -488,8 +507,25 @@ impl Reader<'_> {
             self.problem(&found.label, &format!("{told}{why}"));
             return None;
         }
-        self.origins[setting.index()] = found.origin.clone();
+        self.note(setting, &found);
         Some(found)
+    }
+
+    fn note(&mut self, setting: &Setting, found: &Found) {
+        self.origins[setting.index()] = found.origin.clone();
+        self.called[setting.index()] = found.label.clone();
+    }
+
+    /// A problem with what a setting leads to. `what` it is, and what is wrong with it.
+    fn problem_with(&mut self, name: &str, what: &str, text: &str) {
+        let index = Setting::named(name).expect("it is in SETTINGS").index();
+        let told = match self.origins[index] {
+            // Nobody has set it.
+            Origin::Default => format!("is not set, and the default is {what}{text}"),
+            _ => format!("is {what}{text}"),
+        };
+        let called = self.called[index].clone();
+        self.problem(&called, &told);
     }
 
     /// The value or its default, read by `parse`. After a problem any value will do, since the
@@ -542,7 +578,7 @@ impl Reader<'_> {
                 said.map_err(|why| self.problem(&own.label, &why)).ok()
             }
             (None, Some(file)) => {
-                self.origins[Setting::named(name).expect("it is in SETTINGS").index()] = file.origin.clone();
+                self.note(Setting::named(name).expect("it is in SETTINGS"), &file);
                 let path = Path::new(&file.text);
                 let said = match (self.layers.read)(path).map(String::from_utf8) {
                     Ok(Ok(text)) => Tokens::of_file(&text).map_err(|why| format!("names {path:?}: {why}")),
@@ -563,12 +599,9 @@ impl Reader<'_> {
         match read(path) {
             Ok(bytes) => TokenStore::parse(&bytes)
                 .map_err(|fault| {
-                    self.problem(
-                        "LEITSTAND_TOKEN_STORE",
-                        &format!(
-                            "is {path:?}, which {fault}: put a good copy there, or move it away and add the tokens anew"
-                        ),
-                    )
+                    let why =
+                        format!(", which {fault}: put a good copy there, or move it away and add the tokens anew");
+                    self.problem_with("LEITSTAND_TOKEN_STORE", &format!("{path:?}"), &why)
                 })
                 .ok(),
             // What is wrong with the data directory itself is told by those who open it.
@@ -576,12 +609,19 @@ impl Reader<'_> {
             Err(e) if e.kind() == io::ErrorKind::NotADirectory && in_data_dir => Some(TokenStore::default()),
             Err(e) if in_data_dir && e.kind() == io::ErrorKind::PermissionDenied => {
                 // Nobody has set the name of the store.
-                let text = format!("is {data_dir:?}: {path:?} in it cannot be read: {e}");
-                self.problem("LEITSTAND_DATA_DIR", &text);
+                let why = format!(": {path:?} in it cannot be read: {e}");
+                let is_default = self.origins[Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS").index()]
+                    == Origin::Default;
+                let below = if is_default { " in the working directory" } else { "" };
+                self.problem_with("LEITSTAND_DATA_DIR", &format!("{data_dir:?}{below}"), &why);
                 None
             }
             Err(e) => {
-                self.problem("LEITSTAND_TOKEN_STORE", &format!("is {path:?}, which cannot be read: {e}"));
+                self.problem_with(
+                    "LEITSTAND_TOKEN_STORE",
+                    &format!("{path:?}"),
+                    &format!(", which cannot be read: {e}"),
+                );
                 None
             }
         }
@@ -783,6 +823,11 @@ mod tests {
     fn the_older_names_are_read_and_a_difference_is_told() {
         let config = load(&[("CHRONIK_TOKEN", "t"), ("CHRONIK_MAX_BODY", "1MiB")]).unwrap();
         assert_eq!(config.tokens.expose(), ["t"]);
+        let called = |config: &Config, name| config.called(Setting::named(name).unwrap()).to_owned();
+        assert_eq!(called(&config, "LEITSTAND_TOKEN"), "CHRONIK_TOKEN");
+        assert_eq!(called(&config, "LEITSTAND_PORT"), "LEITSTAND_PORT");
+        let file = load(&[("CHRONIK_TOKEN_FILE", "/secret")]).unwrap();
+        assert_eq!(called(&file, "LEITSTAND_TOKEN"), "CHRONIK_TOKEN_FILE");
         let config = load(&[("CHRONIK_TOKEN", "old"), ("LEITSTAND_TOKEN", "new")]).unwrap();
         assert_eq!(config.tokens.expose(), ["new"]);
         assert_eq!(config.warnings.len(), 1);
@@ -993,6 +1038,7 @@ mod tests {
         for setting in told.iter().map(|name| Setting::named(name).unwrap()) {
             let want = if setting.live { Origin::Environment } else { old.origin(setting).clone() };
             assert_eq!(*reloaded.origin(setting), want, "{}", setting.name);
+            assert_eq!(reloaded.called(setting), setting.name);
         }
         assert!(!names(new.differences(&old)).is_empty() && new.differences(&new).is_empty());
         assert!(!old.differences(&new).iter().any(|d| d.old == "t" || d.new == "u"), "no secret is told");

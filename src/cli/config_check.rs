@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::env::Loader;
 use super::{BindArgs, data};
-use crate::config::{Config, ConfigError, Problem, Setting, Values};
+use crate::config::{Bind, Config, ConfigError, Kind, Origin, Problem, Setting, Values};
 
 /// How to check, and what.
 #[derive(Debug, Default, Args)]
@@ -31,7 +31,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, String> {
         return Ok(code);
     }
     match &loaded {
-        Ok(config) => data::print(&lines(config)),
+        Ok(config) => data::print(&lines(config, warnings.len())),
         Err(refused) => data::tell(format_args!("leitstand: {refused}")),
     }
     for warning in &warnings {
@@ -50,7 +50,7 @@ pub(super) fn checked(bind: &BindArgs) -> Value {
 fn load(bind: &BindArgs) -> (Result<Config, ConfigError>, Vec<String>) {
     let loader = Loader::new(bind);
     let loaded = loader.load(&Values::default()).and_then(|config| {
-        let problems = data_dir_problems(&config.data_dir);
+        let problems = data_dir_problems(&config);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     // A name with a slip is often the reason for a problem.
@@ -61,14 +61,57 @@ fn load(bind: &BindArgs) -> (Result<Config, ConfigError>, Vec<String>) {
     (loaded, warnings)
 }
 
-/// `NAME=value  # source`
-fn lines(config: &Config) -> String {
+/// A file with variables: a shell (`set -a; . FILE`), systemd (`EnvironmentFile=`) and `--env-file` read it back to the
+/// same configuration, but for the secrets. A comment before each says where it comes from, one at the end that it would do.
+fn lines(config: &Config, warnings: usize) -> String {
     let mut text = String::new();
     for (name, value) in config.effective() {
-        let origin = Setting::named(name).map_or(String::new(), |setting| config.origin(setting).to_string());
-        writeln!(text, "{name}={value}  # {origin}").expect("a String takes everything");
+        let setting = Setting::named(name).expect("it is in SETTINGS");
+        let source = source(config, setting);
+        let told = match (is_writable(config, setting, &value), quoted(&value)) {
+            (true, Some(quoted)) => writeln!(text, "# {name}: {source}\n{name}={quoted}"),
+            (true, None) => writeln!(text, "# {name}: {source}; not written, because readers differ: {value}"),
+            (false, _) => writeln!(text, "# {name}: {source}; {value}"),
+        };
+        told.expect("a String takes everything");
     }
-    text
+    let warnings = match warnings {
+        0 => String::new(),
+        n => format!(", {}", data::count(n as u64, "warning")),
+    };
+    text + &format!("# configuration ok{warnings}\n")
+}
+
+/// Where a value comes from, and by which variable if that has another name.
+fn source(config: &Config, setting: &Setting) -> String {
+    let (origin, called) = (config.origin(setting), config.called(setting));
+    match origin {
+        Origin::Environment | Origin::DotEnv(_) if called != setting.name => format!("{origin}, as {called}"),
+        _ => origin.to_string(),
+    }
+}
+
+/// May a file with variables say this, and would it mean the same?
+fn is_writable(config: &Config, setting: &Setting, value: &str) -> bool {
+    let is_socket =
+        matches!(config.bind, Bind::Unix(_)) && ["LEITSTAND_HOST", "LEITSTAND_PORT"].contains(&setting.name);
+    // Such a default is made of something else, and told in words.
+    let is_made = *config.origin(setting) == Origin::Default && setting.default.is_empty() && !value.is_empty();
+    setting.kind != Kind::Secret && !is_socket && !is_made
+}
+
+/// In quotes if need be, which mean the same to shells, to systemd and to us. `None`: no quotes do.
+fn quoted(value: &str) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:,@%+".contains(&b);
+    if value.bytes().all(plain) {
+        Some(value.to_owned())
+    } else if !value.contains(['\'', '\n']) {
+        Some(format!("'{value}'"))
+    } else if !value.contains(['"', '$', '`', '\\', '\n']) {
+        Some(format!("\"{value}\""))
+    } else {
+        None
+    }
 }
 
 fn document(loaded: &Result<Config, ConfigError>, warnings: &[String]) -> Value {
@@ -92,6 +135,7 @@ fn settings(config: &Config) -> Map<String, Value> {
         let told = json!({
             "value": value,
             "source": config.origin(setting).to_string(),
+            "variable": variable(config, setting),
             "key": setting.key,
             "restart_required": !setting.live,
         });
@@ -100,8 +144,15 @@ fn settings(config: &Config) -> Map<String, Value> {
     config.effective().into_iter().map(told).collect()
 }
 
+/// The variable that says it, by whichever of its names.
+fn variable(config: &Config, setting: &Setting) -> Option<String> {
+    let is_variable = matches!(config.origin(setting), Origin::Environment | Origin::DotEnv(_));
+    is_variable.then(|| config.called(setting).to_owned())
+}
+
 /// Could the service use this directory, or make it? Creates nothing.
-fn data_dir_problems(dir: &Path) -> Vec<Problem> {
+fn data_dir_problems(config: &Config) -> Vec<Problem> {
+    let dir = &config.data_dir;
     let text = match std::fs::metadata(dir) {
         Ok(meta) if !meta.is_dir() => Some("is no directory".to_owned()),
         Ok(_) => unusable(dir),
@@ -122,9 +173,10 @@ fn data_dir_problems(dir: &Path) -> Vec<Problem> {
             }
         }
     };
-    let problem = |text| Problem {
-        name: "LEITSTAND_DATA_DIR".to_owned(),
-        text: format!("is {:?}: it {text}", dir.display().to_string()),
+    let problem = |why: String| {
+        let (name, text) = data::data_dir_setting(config);
+        let it = if text.starts_with("is not set") { "" } else { "it " };
+        Problem { name, text: format!("{text}: {it}{why}") }
     };
     text.map(problem).into_iter().collect()
 }
@@ -132,4 +184,26 @@ fn data_dir_problems(dir: &Path) -> Vec<Problem> {
 fn unusable(dir: &Path) -> Option<String> {
     let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
     access(dir, wanted).err().map(|e| format!("cannot be used: {}", std::io::Error::from(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, a value would be another one for whoever reads the file.
+    #[test]
+    fn what_is_written_is_the_same_for_every_reader() {
+        for (value, want) in [
+            ("60/minute", Some("60/minute")),
+            ("", Some("")),
+            ("a b", Some("'a b'")),
+            ("~/x", Some("'~/x'")),
+            ("a$b`c\\\"", Some("'a$b`c\\\"'")),
+            ("it's", Some("\"it's\"")),
+            ("it's $5", None),
+            ("a\nb", None),
+        ] {
+            assert_eq!(quoted(value).as_deref(), want, "{value:?}");
+        }
+    }
 }

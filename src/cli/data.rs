@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use crate::config::{Config, Origin, Setting};
 use crate::domain::Domain;
 use crate::storage::RealDisk;
 use crate::storage::snapshot::SnapshotError;
@@ -57,6 +58,21 @@ pub(super) fn open_data_dir(named: Option<&Path>) -> Result<RealDisk, String> {
     RealDisk::open_existing(&dir).map_err(|e| {
         format!("cannot look at the data directory {dir:?}: {e}; name that of the service by --data-dir or LEITSTAND_DATA_DIR")
     })
+}
+
+/// The data directory as a message names it: the setting by the name that somebody gave it, and what it is. Nobody is
+/// blamed for a default.
+pub(super) fn data_dir_setting(config: &Config) -> (String, String) {
+    let setting = Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS");
+    let dir = config.data_dir.display().to_string();
+    let text = match config.origin(setting) {
+        Origin::Default => {
+            let below = std::env::current_dir().map_or(".".into(), |dir| dir.display().to_string());
+            format!("is not set; the default {dir:?} below {below}")
+        }
+        _ => format!("is {dir:?}"),
+    };
+    (config.called(setting).to_owned(), text)
 }
 
 /// Tells why there is no snapshot, or none that was restored or looked at.

@@ -29,28 +29,28 @@ pub(super) fn config(args: &BindArgs) -> Result<Config, String> {
 
 /// Only the data directory: who looks at files needs no token.
 pub(super) fn data_dir() -> Result<PathBuf, String> {
-    one("LEITSTAND_DATA_DIR").map(PathBuf::from)
+    one("LEITSTAND_DATA_DIR").map(|(text, _)| PathBuf::from(text))
 }
 
 /// Only where the named tokens are, in `data_dir` if that is given.
 pub(super) fn token_store(data_dir: Option<&Path>) -> Result<PathBuf, String> {
     match data_dir {
         Some(dir) => Ok(config::token_store("", dir)),
-        None => Ok(config::token_store(&one("LEITSTAND_TOKEN_STORE")?, &self::data_dir()?)),
+        None => Ok(config::token_store(&one("LEITSTAND_TOKEN_STORE")?.0, &self::data_dir()?)),
     }
 }
 
 /// Only the disk reserve.
 pub(super) fn reserve_bytes() -> Result<Option<u64>, String> {
-    let text = one("LEITSTAND_DISK_RESERVE")?;
+    let (text, called) = one("LEITSTAND_DISK_RESERVE")?;
     if text.is_empty() {
         return Ok(None);
     }
-    bytes(&text).map(Some).map_err(|why| format!("LEITSTAND_DISK_RESERVE is {text:?}: {why}"))
+    bytes(&text).map(Some).map_err(|why| format!("{called} is {text:?}: {why}"))
 }
 
-/// One setting, from wherever it is set, or its default.
-fn one(name: &str) -> Result<String, String> {
+/// One setting, from wherever it is set, or its default, and what it is called there.
+fn one(name: &str) -> Result<(String, String), String> {
     let loader = Loader::new(&BindArgs::default());
     let dot_env = loader.dot_env()?;
     let file = loader.file(&dot_env)?;

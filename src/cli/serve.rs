@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::data::data_dir_setting;
 use super::env::Loader;
 use super::logging::lines::Dropped;
 use super::token_watch::TokenWatch;
@@ -116,7 +117,9 @@ async fn start(
         ..StoreOptions::default()
     };
     let store = Store::open(&config.data_dir, options, metrics.store()).map_err(|e| {
-        format!("cannot use the data directory {:?}: {e}\n  LEITSTAND_DATA_DIR must name a directory that this user may write to", config.data_dir)
+        let (name, what) = data_dir_setting(&config);
+        let dir = &config.data_dir;
+        format!("cannot use the data directory {dir:?}: {e}\n  {name} {what}; it must name a directory that this user may write to")
     })?;
     let (listener, address, socket) = bind(&config.bind).await?;
     let state = AppState::new(&config, store.clone(), metrics.clone(), share.connections);
@@ -290,7 +293,8 @@ impl Descriptors {
                 descriptors = limit,
                 open,
                 connections_max = share.connections,
-                "LEITSTAND_MAX_CONNECTIONS is more than the limit of open files allows (ulimit -n, LimitNOFILE=)"
+                wanted = config.max_connections,
+                "fewer connections than wanted: the limit of open files is too low (ulimit -n, LimitNOFILE=)"
             );
         }
         share

@@ -33,13 +33,18 @@ fn dir() -> TempDir {
 fn effective(dir: &Path, env: &[(&str, &str)]) -> (HashMap<String, String>, String) {
     let finished = leitstand(dir, &["config", "check"], env);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    let values = finished.stdout.lines().map(|line| {
-        let (name, value) = line.split_once('=').unwrap_or_else(|| panic!("not NAME=value: {line:?}"));
-        let (value, source) = value.rsplit_once("  # ").unwrap_or_else(|| panic!("no source: {line:?}"));
-        assert!(!source.is_empty(), "{line:?}");
-        (name.to_owned(), value.to_owned())
-    });
-    (values.collect(), finished.stderr)
+    let mut values = HashMap::new();
+    for line in finished.stdout.lines() {
+        let (name, value) = match line.strip_prefix("# ") {
+            Some(told) => match told.split_once(": ") {
+                Some((name, source)) => (name, source.split_once("; ").map_or("", |(_, value)| value)),
+                None => continue,
+            },
+            None => line.split_once('=').unwrap_or_else(|| panic!("not NAME=value: {line:?}")),
+        };
+        values.insert(name.to_owned(), value.trim_matches('\'').to_owned());
+    }
+    (values, finished.stderr)
 }
 
 /// Broken, scripts could not tell a wrong command from a wrong configuration.

@@ -79,6 +79,17 @@ fn check(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, Strin
     (done.code, done.stdout, done.stderr)
 }
 
+/// What `config check` says of a setting.
+fn value_and_source(stdout: &str, name: &str) -> String {
+    let of = |prefix: String| stdout.lines().find_map(|line| line.strip_prefix(&prefix));
+    let source = of(format!("# {name}: ")).unwrap_or_else(|| panic!("{name}: {stdout}"));
+    match (of(format!("{name}=")), source.split_once("; ")) {
+        (Some(value), None) => format!("{value}  # {source}"),
+        (None, Some((source, value))) => format!("{value}  # {source}"),
+        _ => panic!("{name}: {stdout}"),
+    }
+}
+
 /// Broken, an operator's value would be hidden by one of a lower layer.
 #[test]
 fn the_last_word_is_that_of_the_highest_layer() {
@@ -90,12 +101,7 @@ fn the_last_word_is_that_of_the_highest_layer() {
     let line = |args: &[&str], name: &str| {
         let (code, stdout, stderr) = check(dir.path(), args, &env);
         assert_eq!(code, Some(0), "{stderr}");
-        let prefix = format!("{name}=");
-        stdout
-            .lines()
-            .find_map(|line| line.strip_prefix(&prefix))
-            .unwrap_or_else(|| panic!("{name}: {stdout}"))
-            .to_owned()
+        value_and_source(&stdout, name)
     };
     let args = ["config", "check"];
     assert_eq!(line(&args, "LEITSTAND_BODY_TIMEOUT"), "30  # default");
@@ -103,7 +109,7 @@ fn the_last_word_is_that_of_the_highest_layer() {
     assert_eq!(line(&args, "LOG_LEVEL"), "ERROR  # c.toml");
     assert_eq!(line(&args, "LEITSTAND_DISABLE"), "stats  # c.toml");
     assert_eq!(line(&args, "LEITSTAND_TOKEN"), "1 (masked)  # c.toml");
-    assert_eq!(line(&args, "LEITSTAND_MAX_BODY"), "3  # environment");
+    assert_eq!(line(&args, "LEITSTAND_MAX_BODY"), "3  # environment, as CHRONIK_MAX_BODY");
     assert_eq!(line(&args, "LEITSTAND_PORT"), "3  # environment");
     assert_eq!(line(&["config", "check", "--port", "4"], "LEITSTAND_PORT"), "4  # option");
     fs::write(dir.path().join("d.toml"), "token = 't'\nlock_timeout = 5").unwrap();
@@ -117,7 +123,7 @@ fn the_last_word_is_that_of_the_highest_layer() {
     assert_eq!(line(&args, "LEITSTAND_LOCK_TIMEOUT"), "7  # .env");
     assert_eq!(
         line(&["--validate"], "LEITSTAND_TOKEN"),
-        "2 (masked)  # .env",
+        "2 (masked)  # .env, as LEITSTAND_TOKEN_FILE",
         "a file of a higher layer hides the token"
     );
 }
@@ -137,8 +143,8 @@ fn a_file_with_variables_may_have_any_name() {
     ] {
         let (code, stdout, stderr) = check(dir.path(), args, env);
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
-        assert!(stdout.contains("LEITSTAND_BODY_TIMEOUT=7  # unit.env"), "{stdout}");
-        assert!(stdout.contains("LEITSTAND_PORT=8788  # default"), "instead of .env: {stdout}");
+        assert_eq!(value_and_source(&stdout, "LEITSTAND_BODY_TIMEOUT"), "7  # unit.env");
+        assert_eq!(value_and_source(&stdout, "LEITSTAND_PORT"), "8788  # default", "instead of .env");
     }
     let (code, _, stderr) = check(dir.path(), &["validate", "--env-file", "missing.env"], &[]);
     assert!(code == Some(1) && stderr.contains("missing.env cannot be read"), "{stderr}");
@@ -196,7 +202,7 @@ fn the_check_tells_slips_wrong_types_and_what_cannot_be_used() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert_eq!(
         document["settings"]["LEITSTAND_TOKEN"],
-        json!({"value": "1 (masked)", "source": "environment", "key": "token", "restart_required": false})
+        json!({"value": "1 (masked)", "source": "environment", "variable": "LEITSTAND_TOKEN", "key": "token", "restart_required": false})
     );
     assert_eq!(
         document["warnings"],
@@ -438,11 +444,8 @@ fn persist_writes_the_file_and_only_a_good_one() {
     let (code, stdout, stderr) =
         check(server.dir(), &["config", "check", "--config", FILE], &[("LEITSTAND_TOKEN", "t")]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(
-        stdout.contains("LEITSTAND_DENY_DOMAINS=x.*,y  # leitstand.toml")
-            && stdout.contains("LEITSTAND_DISABLE=docs  # "),
-        "{stdout}"
-    );
+    assert_eq!(value_and_source(&stdout, "LEITSTAND_DENY_DOMAINS"), "'x.*,y'  # leitstand.toml");
+    assert_eq!(value_and_source(&stdout, "LEITSTAND_DISABLE"), "docs  # leitstand.toml");
     assert_eq!(persist(json!({"body_timeout": null})).json()["settings"]["body_timeout"]["source"], "default");
     assert!(!fs::read_to_string(&path).unwrap().contains("body_timeout"));
     let names: Vec<_> = fs::read_dir(server.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -927,7 +930,7 @@ fn a_file_that_cannot_be_written_is_told_as_such() {
     let dir = tempfile::tempdir().unwrap();
     let Some(_mounted) = crate::support::Mounted::new(&["-t", "tmpfs", "-o", "size=16k", "none"], dir.path()) else {
         return crate::support::skip("a tmpfs cannot be mounted here");
-    }
+    };
     let file = dir.path().join("full.toml");
     fs::write(&file, "body_timeout = 20\n").unwrap();
     let _ = fs::write(dir.path().join("filler"), vec![0; 1 << 20]);

@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use super::service::some_of;
 use super::{Patient, Report};
-use crate::cli::data::count;
-use crate::cli::heartbeat;
-use crate::config::{Bind, Config};
+use crate::cli::data::{count, data_dir_setting};
+use crate::cli::{heartbeat, host};
+use crate::config::{Bind, Config, Setting};
 use crate::rate::RateLimits;
 use crate::storage::file_system::weakness;
 use crate::storage::snapshot::look_at_left_overs;
@@ -81,7 +81,9 @@ fn release(config: &Config, report: &mut Report) {
         report.warn("release", "nobody may use the admin routes", next);
     }
     if config.fsync != Fsync::Always {
-        let text = format!("LEITSTAND_FSYNC is {}: a power cut costs acknowledged events", config.fsync.as_str());
+        let setting = Setting::named("LEITSTAND_FSYNC").expect("it is in SETTINGS");
+        let (name, fsync) = (config.called(setting), config.fsync.as_str());
+        let text = format!("{name} is {fsync}: a power cut costs acknowledged events");
         report.warn("release", text, "unset it, or accept it (docs/durability.md)");
     }
     let off = RateLimits::default();
@@ -111,7 +113,10 @@ fn data_dir(config: &Config, report: &mut Report) {
     let next = format!("ls -ld {} (RUNBOOK, \"Not ready\")", dir.display());
     let disk = match RealDisk::open_existing(dir) {
         Ok(disk) => disk,
-        Err(error) => return report.fail("data dir", format!("{dir:?}: {error}"), next),
+        Err(error) => {
+            let (name, what) = data_dir_setting(config);
+            return report.fail("data dir", format!("{dir:?}: {error}; {name} {what}"), next);
+        }
     };
     if let Some(weakness) = weakness(disk.root()) {
         report.warn(
@@ -160,7 +165,36 @@ fn space(disk: &RealDisk, config: &Config, report: &mut Report) {
     let Ok(space) = disk.space() else { return };
     let reserve = config.reserve_bytes.unwrap_or_else(|| (space.total_bytes / 100).min(64 << 20));
     if space.free_bytes < reserve {
-        let text = format!("{} MiB are free, the reserve is {} MiB", space.free_bytes >> 20, reserve >> 20);
+        let (free, reserve) = apart(space.free_bytes, reserve);
+        let text = format!("{free} are free, the reserve is {reserve}");
         report.fail("disk", text, format!("df -h {} (RUNBOOK, \"Full disk\")", disk.root().display()));
+    }
+}
+
+/// Two sizes as people read them; to the byte where they would look the same.
+pub(super) fn apart(one: u64, other: u64) -> (String, String) {
+    match (host::bytes(one), host::bytes(other)) {
+        (a, b) if a == b => (format!("{one} bytes"), format!("{other} bytes")),
+        both => both,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, a small disk would have 0 of 0 MiB, and nobody would know what is wrong.
+    #[test]
+    fn sizes_are_told_apart_whatever_they_are() {
+        let texts = |one: u64, other: u64| {
+            let (one, other) = apart(one, other);
+            format!("{one}, {other}")
+        };
+        assert_eq!(texts(300 << 10, 500 << 10), "300.0 KiB, 500.0 KiB");
+        assert_eq!(texts(0, 64 << 20), "0 bytes, 64.0 MiB");
+        assert_eq!(
+            texts((64 << 20) - 4096, 64 << 20),
+            "64.0 MiB, 67108864 bytes".replace("64.0 MiB", "67104768 bytes")
+        );
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
+use super::machine::apart;
 use super::{Patient, Report, shown};
 use crate::cli::http::{Answer, Bounds, Connection};
 use crate::timestamp::{parse_http_date, rfc3339_ms};
@@ -194,7 +195,8 @@ impl Service<'_> {
         if let Some(config) = &self.patient.config {
             let (max, wanted) = (number(&figures, "connections_max"), config.max_connections as f64);
             if max < wanted {
-                let text = format!("{max} connections at most, {wanted} are set: the limit of open files is too low");
+                let text =
+                    format!("{max} connections at most, {wanted} are wanted: the limit of open files is too low");
                 report.warn("ulimit", text, "raise LimitNOFILE= or ulimit -n (RUNBOOK, \"Too many open files\")");
             }
         }
@@ -349,7 +351,7 @@ fn judge(figures: &Value, post_deploy: bool, report: &mut Report) {
         ("locks", "lock_wait_p99_ms", LOCK_WAIT_MS_MAX, "fuser -v DIR/*.lock (RUNBOOK, \"Lock timeout\")"),
     ] {
         if n(key) > max_ms {
-            report.warn(name, format!("{key} is {:.0}, over {max_ms:.0}", n(key)), next);
+            report.warn(name, format!("{key} is {:.1}, over {max_ms:.0}", n(key)), next);
         }
     }
     for (name, used, max) in
@@ -360,7 +362,8 @@ fn judge(figures: &Value, post_deploy: bool, report: &mut Report) {
         }
     }
     if figures["disk_free_bytes"].is_u64() && n("disk_free_bytes") < 2.0 * n("disk_reserve_bytes") {
-        let text = format!("{:.0} MiB are free, less than twice the reserve", n("disk_free_bytes") / 1_048_576.0);
+        let (free, reserve) = apart(n("disk_free_bytes") as u64, n("disk_reserve_bytes") as u64);
+        let text = format!("{free} are free, less than twice the reserve of {reserve}");
         report.warn("disk", text, "df -h DIR (RUNBOOK, \"Full disk\")");
     }
     if n("poisoned_domains") > 0.0 {
