@@ -109,6 +109,10 @@ fn a_file_that_was_replaced_behind_its_mount_is_told_until_it_is_mounted_anew() 
         assert_eq!(server.metric("leitstand_config_last_reload_successful", ""), 0.0, "{name}");
         let reload_now = reload(&server)["reload"].clone();
         assert!(reload_now["successful"] == false && reload_now["problems"][0].as_str().unwrap().contains(name));
+        // From outside of the mount nothing is to be seen, but the service is asked.
+        let url = format!("http://{}", server.address());
+        let said = run(&mut command(Path::new("/"), &["doctor", "--url", &url]));
+        assert!(said.stdout.contains("the service reads old files"), "{said:?}");
         if matches!(how, Replaced::ByRename | Replaced::WithACopy) {
             for args in [vec!["config", "check"], vec!["doctor"]] {
                 let file = if name == "token" { vec![] } else { vec!["--config", "set.toml"] };
@@ -178,4 +182,18 @@ fn a_token_store_that_was_replaced_behind_its_mount_is_told() {
     mounted.unmount();
     assert!(mounted.mount());
     wait_for("it is read again", PATIENCE, || (gauge() == 1.0).then_some(()));
+}
+
+/// Broken, a heartbeat that is mounted into another container would only be called old, and the service be blamed.
+#[test]
+fn a_heartbeat_behind_a_mount_says_why_it_is_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let beat = |at: &str| format!("{{\"at\":\"{at}\",\"last_success\":null}}\n");
+    let Some(mounted) = Mounted::new(dir.path(), "beat", &beat("2020-01-01T00:00:00.000Z")) else { return };
+    let judged = || run(&mut command(dir.path(), &["healthcheck", "--heartbeat", "beat"]));
+    let old = judged();
+    assert!(old.code == Some(1) && !old.stderr.contains("mounted by itself"), "{old:?}");
+    mounted.replace(Replaced::ByRename, &beat("2099-01-01T00:00:00.000Z"));
+    let stale = judged();
+    assert!(stale.code == Some(1) && stale.stderr.contains("mount its directory"), "{stale:?}");
 }

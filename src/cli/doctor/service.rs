@@ -171,6 +171,8 @@ impl Service<'_> {
                 let text = answer.text();
                 let samples = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
                 report.ok("metrics", format!("{samples} samples"));
+                let was_told = self.patient.config.as_ref().is_some_and(|config| !config.stale.is_empty());
+                files(&text, was_told, report);
             }
             Ok(answer) => {
                 report.fail("metrics", format!("/metrics answers {}, not with our page", answer.status), next)
@@ -305,6 +307,26 @@ impl Service<'_> {
     }
 }
 
+/// What the page for Prometheus says of the files that the service reads. `was_told`: this machine sees the same of
+/// those that are mounted.
+fn files(page: &str, was_told: bool, report: &mut Report) {
+    let sample = |name: &str| {
+        page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<f64>().ok())
+    };
+    let stale = sample("leitstand_config_stale_files").is_some_and(|n| n > 0.0);
+    if stale && !was_told {
+        let text = "the service reads old files: they are mounted by themselves and were replaced where they come from";
+        report.warn("settings", text, "mount the directory (RUNBOOK, \"Files that are mounted by themselves\")");
+    } else if !stale && sample("leitstand_config_last_reload_successful") == Some(0.0) {
+        let text = "what the files say is refused, the values from before hold";
+        report.warn("settings", text, "grep 'not read anew' in the log (RUNBOOK, \"Change the configuration\")");
+    }
+    if sample("leitstand_token_store_reload_successful") == Some(0.0) {
+        let text = "the store of named tokens cannot be used, the tokens from before hold";
+        report.warn("tokens", text, "grep 'token store' in the log (RUNBOOK, \"Tokens: give, rotate, revoke\")");
+    }
+}
+
 /// What a failed check of `/health/ready` means, and what helps.
 fn advice(check: &str) -> (&'static str, &'static str) {
     match check {
@@ -419,6 +441,31 @@ mod tests {
         let mut report = Report::default();
         judge(&figures, false, &mut report);
         report.0.iter().map(|check| check.name).collect()
+    }
+
+    /// Broken, whoever asks from outside would not learn that a service reads old files, or none.
+    #[test]
+    fn what_the_page_says_of_files_is_told_once() {
+        let told = |page: &str, was_told| {
+            let mut report = Report::default();
+            files(page, was_told, &mut report);
+            report.0.iter().map(|check| check.name).collect::<Vec<_>>()
+        };
+        let page = |stale, reload, store| {
+            format!(
+                "# HELP x y\nleitstand_config_stale_files {stale}\nleitstand_config_last_reload_successful {reload}\n\
+                 leitstand_token_store_reload_successful {store}\n"
+            )
+        };
+        for (page, was_told, want) in [
+            (String::new(), false, &[][..]),
+            (page(0, 1, 1), false, &[]),
+            (page(2, 0, 1), false, &["settings"]),
+            (page(2, 0, 1), true, &[]),
+            (page(0, 0, 0), false, &["settings", "tokens"]),
+        ] {
+            assert_eq!(told(&page, was_told), want, "{page}");
+        }
     }
 
     /// Broken, `doctor` would say that all is well beside a disk that is not, or warn of nothing.
