@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leitstand::metrics::StoreMetrics;
 use leitstand::storage::repair::{RepairOptions, repair};
-use leitstand::storage::snapshot::{SnapshotOptions, snapshot};
+use leitstand::storage::snapshot::{RestoreOptions, SnapshotOptions, restore, snapshot};
 use leitstand::storage::stats::{StatsQuery, look_at_ends};
 use leitstand::storage::verify::{VerifyOptions, verify};
 use leitstand::storage::{Fsync, RealDisk, Store, StoreOptions, TORN_DIR};
@@ -26,12 +26,16 @@ const ROOM_BYTES_MAX: u64 = 1 << 20;
 
 /// A data directory with a file that ends in half a line and a hole. `None`: this file system knows no holes.
 fn long_file(end: &str) -> Option<tempfile::TempDir> {
+    longer_file(HOLE_BYTES, end)
+}
+
+fn longer_file(hole_bytes: u64, end: &str) -> Option<tempfile::TempDir> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.jsonl");
     fs::write(&path, [SOUND, TORN].concat()).unwrap();
     let file = File::options().write(true).open(&path).unwrap();
-    file.set_len(HOLE_BYTES).unwrap();
-    file.write_all_at(end.as_bytes(), HOLE_BYTES).unwrap();
+    file.set_len(hole_bytes).unwrap();
+    file.write_all_at(end.as_bytes(), hole_bytes).unwrap();
     if room(&path) <= ROOM_BYTES_MAX {
         return Some(dir);
     }
@@ -175,4 +179,34 @@ fn a_snapshot_reads_nothing_of_a_tail_that_is_a_hole() {
     assert_eq!(report.manifest.torn_tails[0].bytes, HOLE_BYTES - SOUND.len() as u64);
     assert!(bytes < READ_BYTES_MAX, "read {bytes}");
     assert!(room(place.path()) <= ROOM_BYTES_MAX);
+}
+
+/// Broken, a file that another program wrote on behind a hole would fill the disk of the snapshots, and that of a restore.
+#[test]
+fn a_snapshot_and_its_restore_have_the_holes_of_the_file() {
+    // Every byte is hashed, so not as many.
+    const BYTES: u64 = 48 << 20;
+    for end in ["\n", "\n{\"id\":3,\"domain\":\"a\"}\n"] {
+        let Some(dir) = longer_file(BYTES + 77, end) else { return };
+        let place = tempfile::tempdir().unwrap();
+        let (to, back) = (place.path().join("snapshot"), place.path().join("back"));
+        let options = SnapshotOptions {
+            to: to.clone(),
+            base: None,
+            lock_timeout: Duration::from_secs(1),
+            rate: None,
+            reserve_bytes: Some(0),
+        };
+        let disk = RealDisk::open_existing(dir.path()).unwrap();
+        let (report, bytes) = reads(|| snapshot(&disk, &options, &mut |_| {}).unwrap());
+        assert_eq!(report.manifest.totals.bytes, BYTES + 77 + end.len() as u64);
+        assert!(bytes < READ_BYTES_MAX, "read {bytes}");
+        assert!(room(&to) <= 4 * ROOM_BYTES_MAX, "{} bytes in the snapshot", room(&to));
+        restore(&RestoreOptions { from: to.clone(), expected: None, to: back.clone() }, &mut |_| {}).unwrap();
+        assert!(room(&back) <= 4 * ROOM_BYTES_MAX, "{} bytes restored", room(&back));
+        let want = fs::read(dir.path().join("a.jsonl")).unwrap();
+        for copy in [to.join("a.jsonl"), back.join("a.jsonl")] {
+            assert!(fs::read(&copy).unwrap() == want, "{}", copy.display());
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,6 +16,7 @@ use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use crate::storage::allocated;
+use crate::storage::holes::{data_in, is_zeros};
 
 /// What direct reads and writes must be aligned to; enough for every device we know.
 pub(super) const ALIGN: usize = 4096;
@@ -90,6 +92,13 @@ pub(super) struct Sink {
     unsynced: AtomicU64,
     /// Some file systems make holes of zeros.
     zeros: AtomicBool,
+    /// Where the source has holes, blocks of zeros are left out.
+    sparse: bool,
+}
+
+/// Has a file, of a size that counts, holes in this range?
+pub(super) fn has_holes(file: &File, range: Range<u64>) -> io::Result<bool> {
+    Ok(range.end - range.start >= DIRECT_BYTES_MIN && data_in(file, range.clone())? != Some(range))
 }
 
 /// A whole copy, not yet synced to its end.
@@ -125,13 +134,15 @@ impl Copied {
 }
 
 impl Sink {
-    /// Over an empty file that will hold `len` bytes.
-    pub(super) fn over(file: File, len: u64) -> io::Result<Sink> {
+    /// Over an empty file that will hold `len` bytes; `sparse`: of a source with holes.
+    pub(super) fn over(file: File, len: u64, sparse: bool) -> io::Result<Sink> {
         let mut direct = false;
         if len >= DIRECT_BYTES_MIN {
-            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-                Err(e) => return Err(e.into()),
+            if !sparse {
+                match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
+                    Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                    Err(e) => return Err(e.into()),
+                }
             }
             direct = set_direct(&file, true).is_ok();
         }
@@ -140,12 +151,16 @@ impl Sink {
             direct: AtomicBool::new(direct),
             len,
             unsynced: AtomicU64::new(0),
-            zeros: AtomicBool::new(false),
+            zeros: AtomicBool::new(sparse),
+            sparse,
         })
     }
 
     /// Writes a block, at a multiple of the size of one. Only the last one may be shorter.
     pub(super) fn write_at(&self, block: &mut Block<'_>, at: u64) -> io::Result<()> {
+        if self.sparse && is_zeros(block.bytes()) {
+            return Ok(());
+        }
         if self.direct.load(Ordering::Relaxed) {
             match self.file.write_all_at(block.padded(), at) {
                 // The file system wants another alignment, or does it for some files only.
@@ -172,6 +187,10 @@ impl Sink {
     /// The whole file, not yet synced to its end.
     pub(super) fn end(self) -> io::Result<Copied> {
         let mut through_cache = true;
+        if self.sparse {
+            // The last block may have been left out.
+            self.file.set_len(self.len)?;
+        }
         if self.direct.load(Ordering::Relaxed) {
             // The last block was written with what it lacks to a whole one.
             self.file.set_len(self.len)?;

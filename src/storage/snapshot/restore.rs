@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::content::{Hash, PIECE_BYTES};
-use super::copy::{Block, DIRECT_BYTES_MIN, Memory, Sink};
+use super::copy::{Block, DIRECT_BYTES_MIN, Memory, Sink, has_holes};
 use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{FileEntry, Manifest, segment_fault};
@@ -467,7 +467,9 @@ impl<'a> Run<'a> {
             parts = vec![Source::cached(file.try_clone().map_err(fail)?)];
         }
         // A clone has its length and its blocks.
-        let sink = Sink::over(file, if is_clone { 0 } else { entry.bytes }).map_err(fail)?;
+        let holes = entry.segments.iter().zip(&parts).map(|(segment, part)| has_holes(part.file(), 0..segment.bytes));
+        let sparse = !is_clone && holes.collect::<io::Result<Vec<_>>>().map_err(fail)?.contains(&true);
+        let sink = Sink::over(file, if is_clone { 0 } else { entry.bytes }, sparse).map_err(fail)?;
         Ok(open.insert(Arc::new(Open { parts, sink, is_clone })).clone())
     }
 

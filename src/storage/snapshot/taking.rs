@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::SystemTime;
 
 use super::base::{Base, SourceLook};
 use super::content::{Content, Hash};
-use super::copy::{Block, Copied, Sink};
+use super::copy::{Block, Copied, Sink, has_holes};
 use super::directory::Directory;
 use super::error::SnapshotError;
 use super::manifest::{
@@ -18,6 +19,7 @@ use super::pace::Pace;
 use super::unsynced::Unsynced;
 use super::{LOOKS_MAX, SnapshotOptions, TRUST_BYTES, TornTail, read_parts};
 use crate::storage::disk::{Disk, FileId, FileKind, RealDisk, nanoseconds};
+use crate::storage::holes::data_in;
 use crate::storage::layout::{FileNames, Owner};
 use crate::storage::lock::lock;
 use crate::storage::marker;
@@ -294,7 +296,7 @@ impl Taking<'_> {
         }
         let mut content = Content::new();
         while content.bytes() < entry.bytes {
-            self.read(&entry.name, &seen.file, content.bytes(), entry.bytes)?;
+            self.read(&entry.name, &seen.file, content.bytes()..entry.bytes, false)?;
             content.add(self.block.bytes());
             self.step(&entry.name, content.bytes());
         }
@@ -329,17 +331,18 @@ impl Taking<'_> {
         let mut known = Known::new(merged);
         let cloned = if from == 0 && bytes > 0 { self.clone_file(seen, segment).map_err(fail)? } else { None };
         let is_clone = cloned.is_some();
+        let sparse = has_holes(&seen.file, from..seen.len).map_err(fail)?;
         let (source, sink) = match &cloned {
             Some(clone) => (clone, None),
             None => {
-                self.check_room(bytes)?;
-                let sink = self.dir.create(segment).and_then(|file| Sink::over(file, bytes)).map_err(fail)?;
+                self.check_room(if sparse { bytes.min(room_of(&seen.file).map_err(fail)?) } else { bytes })?;
+                let sink = self.dir.create(segment).and_then(|file| Sink::over(file, bytes, sparse)).map_err(fail)?;
                 (&seen.file, Some(sink))
             }
         };
         let mut at = from;
         while at < seen.len {
-            self.read(name, source, at, seen.len)?;
+            self.read(name, source, at..seen.len, sparse)?;
             let read = self.block.bytes();
             known.add(read);
             // What the base holds is in there already.
@@ -391,9 +394,17 @@ impl Taking<'_> {
         Ok(Some(file))
     }
 
-    /// Fills the block with the bytes of `file` from `at`, up to `end`.
-    fn read(&mut self, name: &str, file: &File, at: u64, end: u64) -> Result<(), SnapshotError> {
-        self.block.fill(end - at, |buf| read_exact_at(file, buf, at)).map_err(|e| {
+    /// Fills the block with the first bytes of `range` in `file`; `sparse`: of a file with holes, which are not read.
+    fn read(&mut self, name: &str, file: &File, range: Range<u64>, sparse: bool) -> Result<(), SnapshotError> {
+        let at = range.start;
+        let filled = self.block.fill(range.end - at, |buf| {
+            if sparse && data_in(file, at..at + buf.len() as u64)?.is_none() {
+                buf.fill(0);
+                return Ok(());
+            }
+            read_exact_at(file, buf, at)
+        });
+        filled.map_err(|e| {
             let e = match e.kind() {
                 io::ErrorKind::UnexpectedEof => io::Error::other(
                     "it became shorter while it was copied; nobody may cut or edit a data file, see RUNBOOK; try again",
@@ -423,6 +434,11 @@ impl Taking<'_> {
         let bytes_done = self.bytes_done + bytes;
         (self.progress)(Progress { file: name, bytes_done, bytes: self.bytes.max(bytes_done) });
     }
+}
+
+/// How many bytes a file takes on its disk.
+fn room_of(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.blocks() * 512)
 }
 
 /// Are these bytes, one after the other, what the parts hold?
