@@ -172,7 +172,7 @@ STATES = {
     }),
     "started anew": State(prepare=stop, steps={
         "RUNBOOK.md#Start": [
-            Step("leitstand config check", "^# configuration ok$"), Step("leitstand serve", NOTHING), Step("curl", OK), Step("curl", "^ok$"),
+            Step("leitstand config check", "^# configuration ok"), Step("leitstand serve", NOTHING), Step("curl", OK), Step("curl", "^ok$"),
             Step("tail")],
         "RUNBOOK.md#Stop": [Step("kill", NOTHING), Step("tail", "stopped, 0 writes pending", within=10)],
     }),
