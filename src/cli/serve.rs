@@ -35,8 +35,12 @@ const RUNTIME_DESCRIPTORS: u64 = 4;
 const SIGXFSZ: i32 = 25;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const BACKLOG: u32 = 4096;
-/// Threads of a worker for large bodies, compressed ones and looks at the disk. Syncs have their own.
-const WORKER_BLOCKING_THREADS: usize = 12;
+/// Threads of a worker for calls that block. Those of requests have their own (`http::blocking`), and so have syncs.
+const WORKER_BLOCKING_THREADS: usize = 1;
+/// How long a thread for calls that block stays without work. Longer than the pause between two sweeps of the store, which
+/// need one: so there always is one, and what is handed over in a moment in which the system gives no thread has
+/// somebody to do it. Without any it would be a panic.
+const KEPT: Duration = SWEEP_EVERY.saturating_mul(3);
 
 pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let loader = Arc::new(Loader::new(args));
@@ -55,6 +59,9 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let workers = Workers::start(threads).map_err(|e| format!("cannot start the workers: {e}"))?;
     let share = Descriptors::share(limit, open_descriptors(threads), &config);
     let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
+    // Its first thread for calls that block; where the system gives none, that is told here.
+    std::thread::Builder::new().spawn(|| ()).map_err(|e| format!("cannot start the runtime: {e}"))?;
+    runtime.spawn_blocking(|| ());
     let result = runtime.block_on(start(config, (loader, seen), share, workers.runtimes.clone(), &logging));
     // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
     // acknowledged any more.
@@ -68,6 +75,7 @@ fn runtime(blocking_threads: usize) -> io::Result<Runtime> {
         .enable_all()
         .on_thread_park(giving_way::before_sleep)
         .max_blocking_threads(blocking_threads)
+        .thread_keep_alive(KEPT)
         .thread_name("leitstand")
         .build()
 }

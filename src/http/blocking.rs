@@ -5,25 +5,37 @@
 //! body's share of the byte budget. Nothing of it is given back before the thread is done, and what still waits for
 //! its turn leaves the queue. This is the only place of the HTTP layer that hands work to such a thread.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::error::ApiError;
+use super::threads::Threads;
+use crate::storage::StoreError;
+
+/// For all turns together; they bound how many there are.
+static THREADS: Threads = Threads::new(usize::MAX);
 
 /// So many pieces of one kind of work at once. Those that wait are as many as the connections at most.
-pub(crate) struct Turns(Arc<Semaphore>);
+pub(crate) struct Turns {
+    turns: Arc<Semaphore>,
+    threads: &'static Threads,
+}
 
 impl Turns {
     pub(crate) fn new(at_once: usize) -> Turns {
-        Turns(Arc::new(Semaphore::new(at_once)))
+        Turns::on(&THREADS, at_once)
+    }
+
+    fn on(threads: &'static Threads, at_once: usize) -> Turns {
+        Turns { turns: Arc::new(Semaphore::new(at_once)), threads }
     }
 
     /// Runs `work` on a thread that may block, when its turn comes.
     ///
     /// # Errors
-    /// [`ApiError::Panicked`] when it panics.
+    /// [`ApiError::Panicked`] when it panics; [`StoreError::Exhausted`] when there is no thread, then it never began.
     ///
     /// # Cancel safety
     /// Dropped before the work has begun, it never begins, and everything in `work` is dropped. Dropped later,
@@ -32,34 +44,52 @@ impl Turns {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let turn = self.0.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
-        let mut under_way = UnderWay(tokio::task::spawn_blocking(move || {
+        let turn = self.turns.clone().acquire_owned().await.map_err(|_| ApiError::Panicked)?;
+        let (tell, told) = oneshot::channel();
+        let waiting = Waiting(Arc::new(Mutex::new(Some((work, turn)))));
+        let begins = waiting.0.clone();
+        let job = move || {
+            let Some((work, turn)) = taken(&begins) else { return };
             let result = work();
             drop(turn);
-            result
-        }));
-        (&mut under_way.0).await.map_err(|_| ApiError::Panicked)
+            // Nobody may be waiting any more.
+            let _ = tell.send(result);
+        };
+        self.threads.run(Box::new(job)).map_err(no_thread)?;
+        told.await.map_err(|_| ApiError::Panicked)
     }
 
     /// Takes a turn without any work.
     #[cfg(test)]
-    pub(crate) fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
-        self.0.clone().try_acquire_owned().expect("a turn is free")
+    pub(crate) fn hold(&self) -> OwnedSemaphorePermit {
+        self.turns.clone().try_acquire_owned().expect("a turn is free")
     }
 
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
-        self.0.available_permits()
+        self.turns.available_permits()
     }
 }
 
-/// Work that waits for a thread is taken back when nobody waits for it any more.
-struct UnderWay<T>(JoinHandle<T>);
+/// The system gives no thread; it passes when others are done.
+pub(crate) fn no_thread(error: io::Error) -> StoreError {
+    StoreError::Exhausted { op: "start a thread", source: Arc::new(error) }
+}
 
-impl<T> Drop for UnderWay<T> {
+/// Work with its turn, until it begins.
+type Slot<F> = Mutex<Option<(F, OwnedSemaphorePermit)>>;
+
+fn taken<F>(slot: &Slot<F>) -> Option<(F, OwnedSemaphorePermit)> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Work that waits for a thread is taken back when nobody waits for it any more.
+struct Waiting<F>(Arc<Slot<F>>);
+
+impl<F> Drop for Waiting<F> {
     fn drop(&mut self) {
-        // Of no effect on work that has begun, or has ended.
-        self.0.abort();
+        // Of no effect on work that has begun.
+        taken(&self.0);
     }
 }
 
@@ -113,14 +143,10 @@ mod tests {
     /// Broken, what has not begun when its client leaves begins all the same, with nobody to answer.
     #[test]
     fn work_without_a_thread_is_taken_back() {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        static ONE: Threads = Threads::new(1);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
-            let turns = Turns::new(8);
+            let turns = Turns::on(&ONE, 8);
             let (go, goes) = mpsc::channel::<()>();
             let mut first = Box::pin(turns.run(move || goes.recv().unwrap()));
             assert!(first.as_mut().now_or_never().is_none());
@@ -135,6 +161,20 @@ mod tests {
             wait_until(|| turns.free() == 8).await;
             assert_eq!(begun.load(Ordering::SeqCst), 0);
         });
+    }
+
+    /// Broken, whoever comes while the system gives no threads takes a turn with him for good, and after a few of them
+    /// nobody is served any more, whatever the system gives.
+    #[test]
+    fn without_a_thread_the_turn_comes_back_and_the_client_may_try_again() {
+        static NONE: Threads = Threads::new(0);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let turns = Turns::on(&NONE, 1);
+        for _ in 0..3 {
+            let error = runtime.block_on(turns.run(|| ())).unwrap_err();
+            assert!(matches!(error, ApiError::Store(StoreError::Exhausted { .. })), "{error:?}");
+            assert_eq!(turns.free(), 1);
+        }
     }
 
     #[test]

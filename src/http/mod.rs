@@ -28,6 +28,7 @@ mod server;
 mod snapshot;
 mod state;
 mod stats;
+mod threads;
 mod trusted;
 
 use std::sync::Arc;

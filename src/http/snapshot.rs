@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::auth::{actor, authorise};
+use super::blocking::no_thread;
 use super::body::{self, Coding, format_of};
 use super::client::Client;
 use super::edge::Caller;
@@ -150,7 +151,7 @@ async fn take(
         let _ = tell.send(result);
     };
     let thread = std::thread::Builder::new().name("snapshot-request".to_owned()).spawn(work);
-    thread.map_err(|_| ApiError::Panicked)?;
+    thread.map_err(no_thread)?;
     Ok(told.await.map_err(|_| ApiError::Panicked)??)
 }
 

@@ -24,6 +24,8 @@ pub enum Weakness {
     /// After a power cut a file may be found that is not as it was synced. On ext4 that is e2fsck's doing: it takes away
     /// a whole extent that goes beyond the length of its file, as one does in which an append was under way.
     NoJournal,
+    /// The `fast_commit` of ext4 is in use. With Linux 6.18 syncs that had returned were lost after a power cut.
+    FastCommit,
     /// A sync is worth what the server makes of it.
     Remote,
 }
@@ -34,6 +36,9 @@ impl fmt::Display for Weakness {
             Weakness::InMemory => "is in memory: its events end with the machine",
             Weakness::NoJournal => {
                 "is on a file system without a journal: after a power cut, its check may take away acknowledged events"
+            }
+            Weakness::FastCommit => {
+                "is on ext4 with fast_commit: after a power cut, acknowledged events may be gone (tune2fs -O ^fast_commit)"
             }
             Weakness::Remote => {
                 "is on a file system of another machine: whether a sync reaches a disk is up to that one"
@@ -51,25 +56,43 @@ pub fn weakness(dir: &Path) -> Option<Weakness> {
         Some(Weakness::InMemory)
     } else if is_one_of(&REMOTE) {
         Some(Weakness::Remote)
-    } else if is_one_of(&UNORDERED) || system == EXT4 && has_journal(dir) == Some(false) {
+    } else if is_one_of(&UNORDERED) {
         Some(Weakness::NoJournal)
+    } else if system == EXT4 {
+        weakness_of_ext4(dir)
     } else {
         None
     }
 }
 
-/// Has this ext2, ext3 or ext4 a journal? `None` where the system does not say, as in some containers.
-fn has_journal(dir: &Path) -> Option<bool> {
+/// Of ext2, ext3 and ext4. `None` also where the system does not say, as in some containers.
+fn weakness_of_ext4(dir: &Path) -> Option<Weakness> {
     let device = fs::metadata(dir).ok()?.dev();
     let device = fs::read_link(format!("/sys/dev/block/{}:{}", major(device), minor(device))).ok()?;
+    let of_device =
+        |dir: &str, name: &str| fs::read_to_string(Path::new(dir).join(device.file_name()?).join(name)).ok();
     // The process that writes the journal, or `<none>`.
-    let task = fs::read_to_string(Path::new("/sys/fs/ext4").join(device.file_name()?).join("journal_task")).ok()?;
-    Some(task.trim() != "<none>")
+    if of_device("/sys/fs/ext4", "journal_task").is_some_and(|task| task.trim() == "<none>") {
+        return Some(Weakness::NoJournal);
+    }
+    has_fast_commits(&of_device("/proc/fs/ext4", "fc_info")?).then_some(Weakness::FastCommit)
+}
+
+/// The second line counts those since the mount. There is nothing else that an ordinary user may read.
+fn has_fast_commits(fc_info: &str) -> bool {
+    let commits = fc_info.lines().nth(1).and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    commits.is_some_and(|commits| commits > 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fast_commits_are_seen() {
+        assert!(has_fast_commits("fc stats:\n12 commits\n0 ineligible\n"));
+        assert!(!has_fast_commits("fc stats:\n0 commits\n3 ineligible\n") && !has_fast_commits(""));
+    }
 
     /// Broken, events in memory would be called safe. Journals are tried in `tests/system/full_disk.py`.
     #[test]

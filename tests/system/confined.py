@@ -5,7 +5,7 @@ from common import BIN, ROOT, Server, need, part, problem, ready, seed, setting,
 
 # What a process reads of the machine: libraries, its own share of it, names of hosts, its .env.
 MAY_READ = re.compile(r"^(/etc/ld\.so\.(cache|preload)|(/usr)?/lib(64)?/.*\.so[.0-9]*|/proc/(self|\d+)/(cgroup|mountinfo|maps|stat|status|limits|fd)"
-                      r"|/sys/fs/ext4/[^/]+/journal_task|/proc/(stat|meminfo|vmstat|sys/vm/overcommit_memory)|/sys/fs/cgroup/.*|/sys/devices/system/cpu/.*|/sys/kernel/mm/transparent_hugepage/enabled"
+                      r"|/sys/fs/ext4/[^/]+/journal_task|/proc/fs/ext4/[^/]+/fc_info|/proc/(stat|meminfo|vmstat|sys/vm/overcommit_memory)|/sys/fs/cgroup/.*|/sys/devices/system/cpu/.*|/sys/kernel/mm/transparent_hugepage/enabled"
                       r"|/etc/(hosts|nsswitch\.conf|resolv\.conf|host\.conf|gai\.conf|localtime|passwd)|/dev/(null|u?random))$")
 CALL = re.compile(r"^\d+\s+(\w+)\((.*)\) += (-?\d+|\?)(?:<(.*?)>)?(.*)$")
 HARMLESS = {"execve", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "stat", "lstat", "newfstatat", "statfs", "statx", "chdir", "getcwd", "inotify_add_watch"}
