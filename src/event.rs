@@ -158,8 +158,11 @@ impl Batch {
         let mut lines = Vec::new();
         let capacity = first_capacity(text, format, parser.domain.as_ref());
         let one_pass = match capacity {
-            Some(bytes) if bytes <= limits.bytes_max && parser.memory.lines(bytes).is_ok() => {
-                lines = Vec::with_capacity(bytes);
+            Some(bytes)
+                if bytes <= limits.bytes_max
+                    && parser.memory.lines(bytes).is_ok()
+                    && lines.try_reserve_exact(bytes).is_ok() =>
+            {
                 parser.body(text, format, &mut lines, limits.bytes_max)
             }
             _ => Err(Stop::NoRoom),
@@ -227,7 +230,7 @@ fn two_passes(
     }
     if parser.events > 0 {
         parser.memory.lines(length.most()).map_err(Refusal::Memory)?;
-        lines.reserve_exact(length.most());
+        lines.try_reserve_exact(length.most()).map_err(|_| Refusal::Memory(Shortage::NotNow))?;
         parser.begin_again(given);
         parser.body(text, format, lines, usize::MAX)?;
     }

@@ -41,8 +41,8 @@ impl Names {
                 (slots.max(self.slots.capacity()), escaped_bytes.max(self.unescaped.capacity()));
             (self.slots, self.unescaped) = (Vec::new(), Vec::new());
             memory.names(slots * size_of::<u32>() + escaped_bytes)?;
-            self.slots = Vec::with_capacity(slots);
-            self.unescaped = Vec::with_capacity(escaped_bytes);
+            self.slots.try_reserve_exact(slots).map_err(|_| Shortage::NotNow)?;
+            self.unescaped.try_reserve_exact(escaped_bytes).map_err(|_| Shortage::NotNow)?;
         }
         self.slots.clear();
         self.slots.resize(slots, 0);

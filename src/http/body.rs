@@ -1,5 +1,6 @@
 //! A request body: read within its limits, decompressed within the same limits.
 
+use std::collections::TryReserveError;
 use std::io;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
@@ -146,8 +147,12 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Source<'_> for B {
 /// [`ApiError::Store`] with [`StoreError::Exhausted`] when there is no memory.
 pub(super) fn grow(all: &mut Vec<u8>, len: usize, whole: usize) -> Result<(), ApiError> {
     let room = whole.min(len.saturating_mul(ROOM_FACTOR).max(AT_ONCE_BYTES));
-    let no_memory = |_| StoreError::io("allocate body", io::ErrorKind::OutOfMemory.into());
     Ok(all.try_reserve_exact(room.max(len) - all.len()).map_err(no_memory)?)
+}
+
+/// The system gives no memory, whatever the budget says; it passes when others are done.
+pub(super) fn no_memory(_: TryReserveError) -> StoreError {
+    StoreError::io("allocate body", io::ErrorKind::OutOfMemory.into())
 }
 
 /// A body that has come to its end.

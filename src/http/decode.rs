@@ -14,7 +14,7 @@ use flate2::bufread::GzDecoder;
 use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
 use super::blocking::Turns;
-use super::body::{Coding, Held, Whole};
+use super::body::{Coding, Held, Whole, no_memory};
 use super::error::ApiError;
 use crate::storage::Reservation;
 
@@ -208,7 +208,8 @@ impl Decoder {
         if len == self.scratch.len() {
             return Ok(Bytes::copy_from_slice(&self.scratch));
         }
-        let mut decoded = Vec::with_capacity(len);
+        let mut decoded = Vec::new();
+        decoded.try_reserve_exact(len).map_err(no_memory)?;
         self.reader(coding, bytes)
             .and_then(|reader| reader.take(len as u64).read_to_end(&mut decoded))
             .map_err(invalid)?;

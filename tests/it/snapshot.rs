@@ -859,6 +859,29 @@ fn a_base_with_a_damaged_end_is_refused() {
     }
 }
 
+/// Broken, a part that somebody wrote to would be linked, and no restore would take the snapshot that was told to be good.
+#[test]
+fn a_base_that_was_written_to_is_refused_wherever_that_was() {
+    let place = Place::filled();
+    place.taken("base", &[]);
+    let part = place.path("base/b.example.jsonl");
+    let (at, len) = (3, fs::metadata(&part).unwrap().len());
+    assert!(len > 1 << 17, "the end is looked at in any case");
+    let part = OpenOptions::new().write(true).open(part).unwrap();
+    part.write_all_at(b"X", at).unwrap();
+    let refused = |finished: &Finished| {
+        let wanted = ["base cannot be used", "b.example.jsonl is not what its manifest says"];
+        assert_refused(&place, finished, 1, &wanted, &["base"]);
+    };
+    refused(&place.snapshot("next", &["--base", "base"]));
+    place.append("b.example", 1..2);
+    refused(&place.snapshot("next", &["--base", "base"]));
+    // As it was, though later.
+    part.write_all_at(&fs::read(place.data().join("b.example.jsonl")).unwrap()[3..4], at).unwrap();
+    place.taken("next", &["--base", "base"]);
+    assert_eq!(place.found("next"), (vec![], Some(0)));
+}
+
 /// Broken, a directory would be restored over events that came later, or a foreign one be taken for ours.
 #[test]
 fn a_directory_is_told_to_go_on_where_a_snapshot_ends_or_not() {

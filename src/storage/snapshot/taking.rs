@@ -256,8 +256,26 @@ impl Taking<'_> {
         let parts = base.segments(entry)?;
         let Some(content) = self.content_of_base(base, entry, &parts, seen)? else { return Ok(None) };
         let (segments, merged) = entry.segments.split_at(kept);
+        if !base.is_untouched(entry)? {
+            self.check_parts(base, segments, &parts)?;
+        }
         self.link_parts(base, segments)?;
         Ok(Some(Linked { content, segments: segments.to_vec(), merged: merged.to_vec() }))
+    }
+
+    /// Reads parts of the base that somebody may have written to since: the damage would be linked with them.
+    fn check_parts(&mut self, base: &Base, segments: &[Segment], parts: &[File]) -> Result<(), SnapshotError> {
+        for (segment, part) in segments.iter().zip(parts) {
+            let mut content = Content::new();
+            while content.bytes() < segment.bytes {
+                self.read(&segment.name, part, content.bytes()..segment.bytes, false)?;
+                content.add(self.block.bytes());
+            }
+            if content.sha256() != segment.sha256 {
+                return Err(base.damaged(format!("{} is not what its manifest says", segment.name)));
+            }
+        }
+        Ok(())
     }
 
     fn link_parts(&self, base: &Base, segments: &[Segment]) -> Result<(), SnapshotError> {
