@@ -12,6 +12,9 @@ const SCARCE_PERCENT: usize = 75;
 const LONG_HEAD_TICKS: u64 = 4;
 /// For so many ticks a connection is idle before it makes way. Whoever has just come is about to say something.
 const IDLE_TICKS_MIN: u64 = 2;
+/// A client that sends within the time it was told of begins to count when the answer arrives, and its request has to
+/// arrive too: so much more time there is than is told.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// Pause between two looks for connections that may make way; each sees all of them.
 pub(super) const MAKE_WAY_EVERY: Duration = Duration::from_millis(20);
 /// After so long each connection that nobody uses may make way, and has been looked at since.
@@ -45,8 +48,8 @@ struct Look {
 }
 
 impl Connections {
-    /// Heads that are not whole may hold `head_bytes_max` together, beside a small part of each; between two requests
-    /// of a connection there may be so much time.
+    /// Heads that are not whole may hold `head_bytes_max` together, beside a small part of each. `keep_alive` is what
+    /// clients are told of the time between two requests; they have a second more.
     pub(crate) fn new(head_bytes_max: usize, keep_alive: Duration) -> Connections {
         Connections {
             id_prefix: crate::rng::random_u64() as u32,
@@ -55,7 +58,7 @@ impl Connections {
             clock: Arc::default(),
             heads: Arc::new(HeadBudget { used: AtomicUsize::new(0), bytes_max: head_bytes_max }),
             // And one for the tick under way.
-            keep_alive_ticks: (keep_alive.as_millis() / TICK.as_millis()) as u64 + 1,
+            keep_alive_ticks: ((keep_alive + ON_ITS_WAY).as_millis() / TICK.as_millis()) as u64 + 1,
             last_look: Mutex::default(),
         }
     }
@@ -245,6 +248,8 @@ mod tests {
         assert!(at_head.is_expired() && fresh.is_expired());
         pass(&connections, 120 - HEAD_TICKS);
         assert!(!kept.is_expired(), "a minute");
+        pass(&connections, 2);
+        assert!(!kept.is_expired(), "what was sent in time has arrived");
         pass(&connections, 1);
         assert!(kept.is_expired());
         let later = connections.add().1;

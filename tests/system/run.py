@@ -11,7 +11,7 @@ import common  # noqa: E402
 
 CHECKS = ["order", "faults", "failed_sync", "writeback_errors", "thin_device", "slow_disk", "full_disk", "descriptors", "confined",
           "filelock_beside", "original_beside", "held_locks", "repair", "snapshots", "reflinks", "crash", "drill", "terminal", "bombs",
-          "slow_clients", "stop", "idle", "proxies", "framing", "limits", "memory", "memory_bounds", "canaries",
+          "slow_clients", "stop", "idle", "keep_alive", "proxies", "framing", "limits", "memory", "memory_bounds", "canaries",
           "openapi_contract", "reload", "runbook", "image"]
 
 
