@@ -20,6 +20,7 @@ mod ingest;
 mod limits;
 mod linger;
 mod live;
+mod metered;
 #[cfg(feature = "docs")]
 mod openapi;
 mod ops;
