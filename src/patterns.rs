@@ -3,10 +3,10 @@
 //! A list is compiled once. A name is looked up in it and not tried against each pattern, since the name is the
 //! client's and the list may be long.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
@@ -19,7 +19,7 @@ pub const PATTERNS_MAX: usize = 1000;
 #[derive(Clone, Default)]
 pub struct Patterns {
     list: Arc<[String]>,
-    index: Arc<Index>,
+    index: Arc<OnceLock<Index>>,
 }
 
 /// Which domains may be written: not what `deny` names; and if `allow` names any, only those.
@@ -33,6 +33,12 @@ impl DomainRules {
     /// Do they pass every domain?
     pub fn are_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
+    }
+
+    /// Does what the first look would do. Whoever only wants to know whether settings have changed does not need it.
+    pub fn compile(&self) {
+        self.allow.index();
+        self.deny.index();
     }
 
     /// May this domain be written?
@@ -54,8 +60,7 @@ impl Patterns {
             return Err(format!("must be at most {PATTERNS_MAX} patterns, and there are {count}"));
         }
         let list = items().map(pattern).collect::<Result<Vec<_>, _>>()?;
-        let index = Index::new(&list)?;
-        Ok(Patterns { list: list.into(), index: Arc::new(index) })
+        Ok(Patterns { list: list.into(), index: Arc::default() })
     }
 
     /// Are there none?
@@ -65,7 +70,11 @@ impl Patterns {
 
     /// Does any of them match the whole name?
     pub fn match_any(&self, domain: &Domain) -> bool {
-        !self.list.is_empty() && self.index.match_any(&self.list, domain.as_str())
+        !self.list.is_empty() && self.index().match_any(&self.list, domain.as_str())
+    }
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| Index::new(&self.list))
     }
 }
 
@@ -90,6 +99,9 @@ struct Index {
     anchored: HashMap<u64, Vec<u16>, BuildHasherDefault<OwnHash>>,
     /// How long beginning and end are, each pair once; an end of [`WHOLE`] is that of a pattern without a star.
     lengths: Vec<(u8, u8)>,
+    /// The longest of these beginnings and ends: nothing of a name is hashed beyond them.
+    begin_max: usize,
+    end_max: usize,
     /// Patterns with something between two stars, found by the longest of these pieces.
     between: Option<Between>,
 }
@@ -100,11 +112,13 @@ struct Between {
     patterns: Vec<u16>,
 }
 
+/// States of an automaton that is a table. Each takes 256 bytes, for the forty bytes that names are of; so a megabyte.
+const TABLE_STATES_MAX: usize = 4_096;
 /// No end of a pattern is as long.
 const WHOLE: u8 = u8::MAX;
 
 impl Index {
-    fn new(list: &[String]) -> Result<Index, String> {
+    fn new(list: &[String]) -> Index {
         let mut index = Index::default();
         let (mut pieces, mut patterns) = (Vec::new(), Vec::new());
         for (at, pattern) in (0..).zip(list) {
@@ -123,23 +137,29 @@ impl Index {
             let length = (begin.len() as u8, end.map_or(WHOLE, |end| end.len() as u8));
             if !index.lengths.contains(&length) {
                 index.lengths.push(length);
+                index.begin_max = index.begin_max.max(begin.len());
+                index.end_max = index.end_max.max(end.map_or(0, str::len));
             }
             let hash = combined(length, hash(begin.bytes()), hash(end.unwrap_or_default().bytes().rev()));
             index.anchored.entry(hash).or_default().push(at);
         }
         if !pieces.is_empty() {
-            // Its size is that of the pieces, and its time that of the name.
-            let built = AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).build(pieces);
-            let pieces = built.map_err(|e| format!("cannot be compiled: {e}"))?;
+            // Its size is that of the pieces, and its time that of the name. A table takes one step for a byte, and the names
+            // of people fit into a small one.
+            let is_small = states_of(&pieces) <= TABLE_STATES_MAX;
+            let kind = if is_small { AhoCorasickKind::DFA } else { AhoCorasickKind::ContiguousNFA };
+            let built = AhoCorasick::builder().kind(Some(kind)).build(pieces);
+            let pieces = built.expect("a thousand names are far below its limits");
             index.between = Some(Between { pieces, patterns });
         }
-        Ok(index)
+        index
     }
 
     fn match_any(&self, list: &[String], name: &str) -> bool {
         let is_match = |at: &u16| matches(list[usize::from(*at)].as_bytes(), name.as_bytes());
         if !self.lengths.is_empty() {
-            let (begins, ends) = (hashes(name.bytes()), hashes(name.bytes().rev()));
+            let begins = hashes(name.bytes().take(self.begin_max));
+            let ends = hashes(name.bytes().rev().take(self.end_max));
             for length @ (begin, end) in &self.lengths {
                 let end_len = if *end == WHOLE { 0 } else { usize::from(*end) };
                 let begin_len = usize::from(*begin);
@@ -162,6 +182,12 @@ impl Index {
             is_new && is_match(&at)
         })
     }
+}
+
+/// So many different beginnings the pieces have: the states of an automaton.
+fn states_of(pieces: &[&str]) -> usize {
+    let beginnings = pieces.iter().flat_map(|piece| (1..=piece.len()).map(move |len| &piece[..len]));
+    beginnings.collect::<HashSet<_>>().len()
 }
 
 const NO_BYTES: u64 = 0xcbf2_9ce4_8422_2325;
@@ -347,6 +373,21 @@ mod tests {
                 let (one, all) = (least(&one), least(&all));
                 assert!(all < one * 8 + std::time::Duration::from_micros(200), "{}: {one:?}, {all:?}", text(1));
             }
+        }
+    }
+
+    /// Broken, a long list of names that have nothing in common would match nothing, or all.
+    #[test]
+    fn a_list_too_large_for_a_table_matches_as_well() {
+        let piece = |n: u64| format!("{:016x}", (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let text = (0..PATTERNS_MAX as u64).map(|n| format!("*{}*", piece(n))).collect::<Vec<_>>().join(",");
+        let patterns = Patterns::parse(&text).unwrap();
+        let pieces: Vec<String> = (0..PATTERNS_MAX as u64).map(piece).collect();
+        assert!(states_of(&pieces.iter().map(String::as_str).collect::<Vec<_>>()) > TABLE_STATES_MAX);
+        for n in [0, 500, 999] {
+            let name = |piece: &str| Domain::parse(&format!("a{piece}.example.com")).unwrap();
+            assert!(patterns.match_any(&name(&piece(n))));
+            assert!(!patterns.match_any(&name(&piece(n)[..15])) && !patterns.match_any(&name(&piece(n + 1000))));
         }
     }
 

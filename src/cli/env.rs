@@ -141,6 +141,7 @@ impl Loader {
         paths.push(config.token_store.clone());
         config.stale = self.stale(&paths);
         config.warnings.extend(self.unknown_in(&dot_env));
+        config.domains.compile();
         Ok(config)
     }
 
