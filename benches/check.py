@@ -1,6 +1,8 @@
 """The loss check: after every run, what is in the files against what was acknowledged."""
 import collections, os
 
+from load import file_of
+
 
 class Lost(Exception):
     """The files are not what the answers said. Ends the whole benchmark."""
@@ -23,7 +25,7 @@ def check(directory, requests, sent, acked, offsets=None):
             owner[line] = n
     complaints, stored = [], 0
     for domain, numbers in by_domain.items():
-        name = f"{domain}.jsonl"
+        name = file_of(domain)
         path, here = os.path.join(directory, name), set(numbers)
         seen = collections.Counter()
         try:

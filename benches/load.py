@@ -1,5 +1,5 @@
 """Workloads, the requests they are made of, and the two load generators: wrk and an open loop."""
-import ctypes, json, os, random, re, select, socket, subprocess, time
+import ctypes, hashlib, json, os, random, re, select, socket, subprocess, time
 
 import payload
 
@@ -7,11 +7,17 @@ TOKEN = "bench-token"
 
 
 class Workload:
-    """What is sent: `per` events in a request, over `connections`, to `domains` domains."""
+    """What is sent: `per` events in a request, over `connections`, to `domains` domains.
 
-    def __init__(self, name, per=1, connections=64, domains=1, distinct=1000, size=None, rate=None, domain="bench", seed=7):
+    `make` is another way to make an event from a random source, `headers` more lines of the head, and `coded` makes what is
+    sent of a body.
+    """
+
+    def __init__(self, name, per=1, connections=64, domains=1, distinct=1000, size=None, rate=None, domain="bench", seed=7,
+                 make=payload.small, headers="", coded=None):
         self.name, self.per, self.connections, self.domains = name, per, connections, domains
         self.distinct, self.size, self.rate, self.domain, self.seed = max(distinct, domains), size, rate, domain, seed
+        self.make, self.headers, self.coded = make, headers, coded
 
     def domain_of(self, n):
         return self.domain if self.domains == 1 else f"d{n % self.domains:05}.{self.domain}"
@@ -27,6 +33,12 @@ W6 = Workload("W6", connections=16, rate=500)
 BULK = Workload("W4 beside", per=5400, connections=4, distinct=4, domain="bulk", seed=8)
 
 
+def file_of(domain):
+    """The data file of a domain; as everywhere, a name over 255 bytes is shortened."""
+    if len(domain) > 249: domain = f"{domain[:240]}-{hashlib.sha256(domain.encode()).hexdigest()[:8]}"
+    return f"{domain}.jsonl"
+
+
 class Requests:
     """The requests of a workload as bytes, and which lines each of them must leave in which file."""
 
@@ -36,10 +48,11 @@ class Requests:
         kind = "application/json" if workload.per == 1 else "application/x-ndjson"
         for n in range(workload.distinct):
             domain = workload.domain_of(n)
-            events = [payload.sized(rng, workload.size) if workload.size else payload.small(rng) for _ in range(workload.per)]
+            events = [payload.sized(rng, workload.size) if workload.size else workload.make(rng) for _ in range(workload.per)]
             body = events[0] if workload.per == 1 else b"".join(event + b"\n" for event in events)
+            if workload.coded: body = workload.coded(body)
             self.raw.append((f"POST /v1/ingest?domain={domain} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Auth: {TOKEN}\r\n"
-                             f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n").encode() + body)
+                             f"Content-Type: {kind}\r\n{workload.headers}Content-Length: {len(body)}\r\n\r\n").encode() + body)
             self.lines.append((domain, [payload.stored(event, domain) for event in events]))
             body_bytes += len(body)
         self.body_bytes = body_bytes / workload.distinct

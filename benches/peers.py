@@ -21,12 +21,12 @@ class Peer:
         self.name, self.command, self.env, self.stores, self.cwd = name, command, env or {}, stores, cwd
 
 
-def leitstand(name, fsync, binary=LEITSTAND, log_level="WARNING"):
+def leitstand(name, fsync, binary=LEITSTAND, log_level="WARNING", **more):
     """Everything of the product is on; only the limiter is set so high that it never refuses."""
     return Peer(name, [binary, "serve"], {
         "LEITSTAND_TOKEN": load.TOKEN, "LEITSTAND_FSYNC": fsync, "LEITSTAND_HOST": "127.0.0.1", "LEITSTAND_PORT": "@PORT@",
         "LEITSTAND_DATA_DIR": "@DATA@", "LEITSTAND_RATE_LIMIT": "100000000/minute",
-        "LEITSTAND_NEW_DOMAINS_PER_HOUR": "1000000", "LOG_LEVEL": log_level})
+        "LEITSTAND_NEW_DOMAINS_PER_HOUR": "1000000", "LOG_LEVEL": log_level, **more})
 
 
 def original(checkout, python):

@@ -39,6 +39,16 @@ CURVES = {  # row: (title, x axis, [(metric, unit, factor)])
     "files": ("A data file that is large already (W1, 64 connections)", "GB in the file at the start",
               [("req_s", "thousand requests a second", 1e-3), ("p99_us", "p99, ms", 1e-3)]),
 }
+GROWTH = {  # row: (title, what grows, [(metric, label, factor)])
+    "patterns": ("Patterns in LEITSTAND_DENY_DOMAINS", "patterns", [("req_s", "requests/s", 1), ("cpu_us_per_request", "CPU µs", 1)]),
+    "gzip": ("Members of a gzip body (all but the last are empty, 16 connections)", "members", [("mb_s", "MB/s as sent", 1), ("cpu_us_per_request", "CPU µs", 1)]),
+    "gzip-beside": ("A small gzip request beside 16 clients with bodies of many members", "clients beside it", [("p50_us", "p50 ms", 1e-3), ("p99_ms", "p99 ms", 1)]),
+    "forwarded": ("X-Forwarded-For and trusted proxies", "entries", [("req_s", "requests/s", 1), ("cpu_us_per_request", "CPU µs", 1)]),
+    "shape": ("Bodies of 60 KB; and of more and more events of 100 bytes", "of them", [("cpu_ns_per_byte", "CPU ns for a byte", 1)]),
+    "there": ("Domains that are there", "domains", [("start_ms", "start ms", 1), ("append_ms", "one append, ms", 1), ("health_ms", "`/health` ms", 1), ("metrics_ms", "`/metrics` ms", 1),
+                                                   ("page_ms", "`/stats`, a page of 100, ms", 1), ("one_ms", "`/stats`, one domain, ms", 1)]),
+    "copies": ("Files in a snapshot and a restore", "files", [("snapshot_us", "snapshot, µs for a file", 1), ("restore_us", "restore, µs for a file", 1)]),
+}
 COLUMNS = [  # (heading, metric, factor)
     ("requests/s", "req_s", 1), ("events/s", "events_s", 1), ("MB/s", "mb_s", 1), ("p50 ms", "p50_us", 1e-3), ("p99 ms", "p99_us", 1e-3),
     ("p99.9 ms", "p999_us", 1e-3), ("CPU µs/event", "cpu_us_per_event", 1), ("RSS MiB", "rss_mib", 1), ("RSS peak MiB", "rss_peak_mib", 1), ("start ms", "start_ms", 1), ("MB", "size_mb", 1),
@@ -108,6 +118,24 @@ def cells_table(name, row):
     return table(["", *(heading for heading, _, _ in used), "clean runs"], lines)
 
 
+def growth_table(name, row):
+    """A line for each series and metric, a column for each point, and the exponent in the last decade."""
+    _, grows, metrics = GROWTH[name]
+    xs = sorted({cell["x"] for cell in row["cells"].values()})
+    series = {}
+    for cell in row["cells"].values(): series.setdefault(cell["series"], []).append(cell)
+    lines = []
+    for one, cells in series.items():
+        for metric, label, factor in metrics:
+            at = {cell["x"]: stats.median(cell, metric) for cell in cells}
+            value = stats.exponent(cells, metric)
+            lines.append([f"{one}: {label}", *(shown(at.get(x), factor) if x in at else "" for x in xs),
+                          ("~" if value.marked else "") + f"{value.value:.2f}" if value else "–"])
+    # A star would be read as emphasis.
+    lines = [[cells[0].replace("*", "\\*"), *cells[1:]] for cells in lines]
+    return table([grows, *map(svg.number, xs), "exponent"], lines)
+
+
 POINTS = {"domains": " domains", "connections": " connections", "events": "", "files": " GB"}
 
 
@@ -162,10 +190,10 @@ def markdown(result, images):
     if goals := goals_table(result): parts += ["### Goals", goals]
     if other := baseline_table(result): parts += ["### This build against the baseline", other]
     for name, row in result["rows"].items():
-        title = TITLES.get(name) or CURVES.get(name, ("Size of the binary",))[0]
+        title = TITLES.get(name) or (CURVES | GROWTH).get(name, ("Size of the binary",))[0]
         parts.append(f"### {title}")
         if f"performance-{name}.svg" in images: parts.append(f"![{images[f'performance-{name}.svg'][0]}](img/performance-{name}.svg)")
-        parts.append(cells_table(name, row))
+        parts.append(growth_table(name, row) if name in GROWTH else cells_table(name, row))
     return "\n\n".join(parts) + "\n"
 
 

@@ -39,6 +39,46 @@ def ratios():
     assert (value.value, value.clean, value.marked) == (9, 0, True), "or of the noisier one"
 
 
+def exponents():
+    """Broken, a cost that grows would be told as one that stays, or would be asked of the wrong points."""
+    def points(*pairs, metric="ms"): return [cell([figure], metric, x=x, series="s") for x, figure in pairs]
+
+    assert round(stats.exponent(points((0, 5), (1, 9), (100, 2), (1000, 20), (10_000, 2000)), "ms").value, 6) == 2, "the last decade alone"
+    assert round(stats.exponent(points((10_000, 7), (1000, 7)), "ms").value, 6) == 0, "in whatever order they come"
+    assert round(stats.exponent(points((9, 1), (90, 1), (900, 100)), "ms").value, 6) == 2
+    assert round(stats.exponent(points((400, 1), (4096, 10.24)), "ms").value, 6) == 1, "as near to a decade as there is"
+    assert stats.exponent(points((0, 1), (1000, 10)), "ms") is None, "nothing grows from nothing"
+    assert stats.exponent([], "ms") is None and stats.exponent(points((1, 1), (10, 1)), "us") is None
+    spread = [cell([1, 2, 4], "ms", x=10, series="s"), cell([10, 2, 4], "ms", x=100, series="s")]
+    value = stats.exponent(spread, "ms")
+    assert (round(value.value, 3), value.low, round(value.high, 6)) == (0.301, 0, 1), vars(value)
+    noisy = [cell([1, 1], "ms", clean=[True, False], x=1, series="s"), cell([1, 1], "ms", x=10, series="s")]
+    assert stats.exponent(noisy, "ms").marked
+
+
+def grown(figure=1.0, metric="cpu_ns_per_byte"):
+    """A row of which the last point of one series has that figure; what is below it has 1."""
+    cells = {f"shape {x} levels": cell([1.0 if x < 900 else figure], metric, x=x, series="levels") for x in (9, 90, 900)}
+    return {"shape": {"title": "shape", "cells": cells | {"shape 4000 members": cell([99.0], metric, x=4000, series="members")}}}
+
+
+def growth_goals():
+    """Broken, a cost that grows faster than it may would be reported as met."""
+    levels = next(g for g in stats.GOALS if g.row == "shape" and g.series == "levels")
+    assert levels.judge({"rows": grown(1.2)})[1] is True and levels.judge({"rows": grown(1.3)})[1] is False
+    assert levels.judge({"rows": {}}) == (None, None)
+    assert next(g for g in stats.GOALS if g.row == "shape" and g.series == "members").judge({"rows": grown()}) == (None, None), "one point is no curve"
+    beside = next(g for g in stats.GOALS if g.row == "gzip-beside")
+
+    def p99(*figures): return beside.judge({"rows": {"gzip-beside": {"cells": {name: cell([f], "p99_ms", x=16, series="s") for name, f in zip(beside.above, figures)}}}})
+
+    assert (p99(19, 20)[1], p99(19, 20.1)[1], p99(20.1, 1)[1]) == (True, False, False), "the worst of them counts"
+    for goal in (g for g in stats.GOALS if g.row == "patterns"):
+        for figures, is_met in (((95, 100), True), ((94, 100), False)):
+            cells = {name: cell([figure]) for name, figure in zip((goal.above, goal.below), figures)}
+            assert goal.judge({"rows": {"patterns": {"cells": cells}}})[1] is is_met, goal.text
+
+
 def made_up(never=90, ceiling=100, cpu=11, binary=7.0):
     w1 = {"W1 ceiling": cell([ceiling] * 3), "W1 never": cell([never, never, never + 1])}
     for name, figure in (("W1 ceiling", 10), ("W1 never", cpu)):
@@ -61,7 +101,7 @@ def goals():
     assert verdicts(never=85, cpu=12.5, binary=8.0) == {cpu: True, rate: True, size: True}, "the limit itself is met"
     assert verdicts(cpu=12.6, binary=8.1) == {cpu: False, rate: True, size: False}
     known = {g.row for g in stats.GOALS}
-    assert all(g.sign in ("<=", ">=") for g in stats.GOALS) and known <= {*report.TITLES, "size"}
+    assert all(g.sign in ("<=", ">=") for g in stats.GOALS) and known <= {*report.TITLES, *report.GROWTH, "size"}
 
 
 def goals_name_cells_that_exist():
@@ -69,9 +109,11 @@ def goals_name_cells_that_exist():
     import run
     rows = run.rows(None, None)
     for goal in stats.GOALS:
-        names = {cell.name for cell in rows[goal.row][1]}
-        for name in [*(goal.above if isinstance(goal.above, list) else [goal.above]), *([goal.below] if goal.below else [])]:
-            assert name in names, f"{goal.row} has no cell {name}: {names}"
+        cells = {cell.name: cell for cell in rows[goal.row][1]}
+        assert not goal.lacks(cells), f"{goal.row} has no {goal.lacks(cells)}: {list(cells)}"
+    first, *rest = [goal for goal in stats.GOALS if goal.row == "shape"]
+    assert first.lacks({}) == {first.series} and stats.GOALS[0].lacks({}) == {stats.GOALS[0].above, stats.GOALS[0].below}, "and it is seen"
+    assert set(run.growth.rows()) == set(report.GROWTH), "a row that no page shows, or the reverse"
     with_more = run.rows(run.peers.leitstand("original", "never"), "/bin/true")
     for name, (_, cells) in with_more.items():
         assert len({cell.name for cell in cells}) == len(cells), f"{name} names a cell twice"
@@ -83,8 +125,12 @@ def goals_name_cells_that_exist():
 def pages():
     """Broken, the page would show other figures than the result, or lose the text around them."""
     result = made_up(never=80)
+    result["rows"] |= grown(1.3)
     images = report.pictures(result)
     text = report.markdown(result, images)
+    assert "| of them | 9 | 90 | 900 | 4,000 | exponent |" in text and "| levels: CPU ns for a byte | 1 | 1 | 1.3 |  | 0.11 |" in text, text
+    assert "| members: CPU ns for a byte |  |  |  | 99 | – |" in text, text
+    assert "| time for a byte with ten times the levels, exponent | at most 0.10 | 0.11 |" in text, text
     assert "| at least 0.85 | 0.80 | 0.80–0.81 | **no** | 3 of 3 |" in text, text
     assert "| 1.10 | – | yes | 3 of 3 |" in text, text
     assert "| ~10 |" in text and "| 105 |" in text, "of two runs one is not clean: the clean one, marked; else the median of both\n" + text
@@ -148,7 +194,7 @@ def losses():
 
 
 def main():
-    for test in (medians, ratios, goals, goals_name_cells_that_exist, pages, numbers, losses):
+    for test in (medians, ratios, exponents, goals, growth_goals, goals_name_cells_that_exist, pages, numbers, losses):
         try: test()
         except Exception as error:
             print(f"selftest: {test.__name__}: {test.__doc__} {error}", file=sys.stderr)

@@ -1,5 +1,5 @@
 """From runs to values: medians of clean runs, ratios, and whether a goal is met. Reads no clock and no file."""
-import statistics
+import math, statistics
 
 # Everything that is neither server nor load may use so much of the processors in a clean run.
 CLEAN_SHARE = 0.15
@@ -62,6 +62,24 @@ def largest(cells, metric):
     return max(found, key=lambda v: v.value) if found else None
 
 
+def last_decade(cells, metric):
+    """The cell with the largest `x`, and the one nearest a tenth of it; `None` if there are no two."""
+    points = sorted((cell["x"], n) for n, cell in enumerate(cells) if cell.get("x") and median(cell, metric))
+    if len(points) < 2: return None
+    top = points[-1]
+    below = min(points[:-1], key=lambda point: abs(math.log10(top[0] / point[0]) - 1))
+    return cells[top[1]], cells[below[1]]
+
+
+def exponent(cells, metric):
+    """What power of `x` a figure grows with in the last decade: 0 stays as it is, 1 is ten times as much for ten times as much."""
+    found = last_decade(cells, metric)
+    value = found and ratio(*found, metric)
+    if not value: return None
+    power = lambda grown: math.log(grown) / math.log(found[0]["x"] / found[1]["x"])
+    return Value(power(value.value), value.clean, value.wanted, power(value.low), power(value.high))
+
+
 def met(value, sign, limit):
     return value <= limit if sign == "<=" else value >= limit
 
@@ -81,6 +99,28 @@ class Goal:
         if self.below: value = ratio(cells[names[0]], cells[self.below], self.metric, self.metric_below)
         else: value = largest([cells[name] for name in names], self.metric)
         return (value, met(value.value, self.sign, self.limit)) if value else (None, None)
+
+    def lacks(self, cells):
+        """What it names and a row has not."""
+        return {*(self.above if isinstance(self.above, list) else [self.above]), *([self.below] if self.below else [])} - set(cells)
+
+
+class Growth:
+    """How a metric of one series of a row grows in the last decade, as an exponent."""
+
+    sign, unit = "<=", ""
+
+    def __init__(self, row, text, series, metric, limit):
+        self.row, self.text, self.series, self.metric, self.limit = row, text, series, metric, limit
+
+    def judge(self, result):
+        cells = result["rows"].get(self.row, {}).get("cells", {})
+        value = exponent([cell for cell in cells.values() if cell.get("series") == self.series], self.metric)
+        return (value, met(value.value, self.sign, self.limit)) if value else (None, None)
+
+    def lacks(self, cells):
+        points = [cell for cell in cells.values() if cell.series == self.series and cell.x]
+        return {self.series} if len(points) < 2 else set()
 
 
 CPU, RATE = "cpu_us_per_event", "req_s"
@@ -102,4 +142,11 @@ GOALS = [
     Goal("memory", "resident memory, peak with four bodies of 1 MiB at once", ["W4 never", "W4 always"], "rss_peak_mib", "<=", 56, unit="MiB"),
     Goal("start", "start of the process to the first accepted event", ["start always"], "start_ms", "<=", 15, unit="ms"),
     Goal("size", "stripped binary, without the pages of the documentation", ["binary"], "size_mb", "<=", 8, unit="MB"),
+    Goal("patterns", "1,000 ordinary patterns, requests/s, against none", "patterns 1000 ordinary", RATE, ">=", 0.95, "patterns 0 ordinary"),
+    Goal("patterns", "1,000 ordinary patterns and a name of 253 characters, requests/s, against none", "patterns 1000 ordinary, long name", RATE, ">=", 0.95, "patterns 0 ordinary, long name"),
+    Goal("patterns", "1,000 patterns `*aa…b*` and a name of 253 times `a`, requests/s, against none", "patterns 1000 *aa…b*, long name", RATE, ">=", 0.95, "patterns 0 ordinary, long name"),
+    Goal("gzip-beside", "a small gzip request beside 16 clients with as many members as there may be, p99",
+         ["small gzip beside 16 of 4096 members", "small gzip beside 16 of 800 members"], "p99_ms", "<=", 20, unit="ms"),
+    *(Growth("shape", f"time for a byte with ten times the {what}, exponent", series, "cpu_ns_per_byte", 0.1) for series, what in (
+        ("members", "members of an object"), ("members, one twice", "members of an object that is written anew"), ("levels", "levels"), ("events in a body", "events in a body"))),
 ]
