@@ -17,6 +17,9 @@
 #
 # Exit codes: 0 all sent, 1 not all sent, 2 wrong settings, 127 jq or curl is missing.
 set -euo pipefail
+# What the caller has set for his own shell (SHELLOPTS, BASHOPTS, bash -f) must not decide which parts are found.
+set +f
+shopt -u failglob nullglob
 export LC_ALL=C
 
 max_event_bytes=1000000
@@ -240,4 +243,8 @@ for part in "$work"/part-*; do
   sent=$((sent + count))
 done
 
+if [ "$sent" -ne "$total" ]; then
+  say "✗ Nicht alles gesendet: $sent von $total Events bestätigt, dann fehlte ein Teil unter $work"
+  exit 1
+fi
 say "✓ Gesendet: letzte $sent Events aus $(basename "$FILE") → $target"

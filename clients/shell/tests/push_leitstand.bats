@@ -281,3 +281,16 @@ stop() {
   [[ $output == *"0 von 3 Events bestätigt, dann (nach 1 Wiederholungen): curl: (7)"*"Weiter mit N=3 "* ]]
   [[ $output != *doppelt* ]]
 }
+
+@test "the shell options of the caller" {
+  # If this fails, nothing is sent and the client says that all was.
+  export URL=http://127.0.0.1:9 LEITSTAND_RETRIES=0
+  for options in -f "-O failglob" "-O nullglob"; do
+    # shellcheck disable=SC2086
+    run bash $options "$push"
+    [ "$status" -eq 1 ]
+    [[ $output == *"0 von 3 Events bestätigt"* ]]
+  done
+  run env SHELLOPTS=noglob "$push"
+  [ "$status" -eq 1 ]
+}
