@@ -26,9 +26,14 @@ use crate::storage::{Reservation, StoreError};
 const PROBE_BYTES: usize = 16 << 10;
 
 /// Room for a body at first, and later for so many times what has come: the smaller rooms that it leaves behind, which the
-/// allocator may keep for a while, are a seventh of the last one together.
+/// allocator may keep for a while, are a seventh of the last one together. Only what has come takes memory of a large
+/// room, because the system gives that page by page.
 const AT_ONCE_BYTES: usize = 32 << 10;
 const ROOM_FACTOR: usize = 8;
+/// Room at first for a body of unknown length, which doubles below [`LARGE_ROOM_BYTES`]: a small room has been somebody
+/// else's before and takes memory as a whole.
+const AT_FIRST_BYTES: usize = 8 << 10;
+const LARGE_ROOM_BYTES: usize = 64 << 10;
 
 /// What `Content-Encoding` may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,9 +136,15 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Source<'_> for B {
             return Poll::Ready(Err(ApiError::TooLarge { limit_bytes }));
         }
         if all.capacity() < len {
-            // Without an announced length the limit is all that is known.
-            let whole = self.left().map_or(limit_bytes, |more| len + more as usize).min(limit_bytes);
-            grow(all, len, whole)?;
+            match self.left() {
+                Some(more) => grow(all, len, (len + more as usize).min(limit_bytes))?,
+                // The limit is all that is known.
+                None if len <= LARGE_ROOM_BYTES => {
+                    let room = len.next_power_of_two().max(AT_FIRST_BYTES);
+                    grow(all, len, room.min(limit_bytes))?;
+                }
+                None => grow(all, len, limit_bytes)?,
+            }
         }
         all.extend_from_slice(&data);
         Poll::Ready(Ok(true))

@@ -29,6 +29,12 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const HEAD_BYTES_FREE: usize = 1 << 10;
 /// So long a head leaves room behind in hyper's buffer that is worth counting.
 const HEAD_BYTES_SHORT: usize = 8 << 10;
+/// So much hyper gets at once. Who reads less than it has room for does not make it double its buffer of 8 KiB, which is
+/// worth while beside a large body only, of which as much has come already.
+const READ_BYTES_MAX: usize = (8 << 10) - 64;
+const LARGE_BODY_BYTES: usize = 16 << 10;
+/// And so much of a large body: its buffer becomes 56 KiB, of which the rest stays out of the processor's cache.
+const LARGE_READ_BYTES_MAX: usize = (32 << 10) - 64;
 /// What hyper's buffer takes beside what it holds of a head.
 const HYPER_BUFFER_BYTES: usize = 16 << 10;
 
@@ -90,6 +96,10 @@ pub(crate) struct ConnState {
     pub(crate) is_shared: AtomicBool,
     /// A refusal left bytes unread.
     linger: AtomicBool,
+    /// The last answer through hyper did not say that the connection will be closed.
+    goes_on: AtomicBool,
+    /// hyper has answered all that came and has nothing to do.
+    at_rest: AtomicBool,
 }
 
 impl ConnState {
@@ -129,6 +139,8 @@ impl ConnState {
             gone: AtomicBool::new(false),
             is_shared: AtomicBool::new(false),
             linger: AtomicBool::new(false),
+            goes_on: AtomicBool::new(false),
+            at_rest: AtomicBool::new(false),
         }
     }
 
@@ -233,7 +245,7 @@ impl ConnState {
         taken
     }
 
-    fn gives_head_bytes_back(&self) {
+    pub(crate) fn gives_head_bytes_back(&self) {
         self.heads.give_back(self.head_bytes.swap(0, Ordering::Relaxed));
     }
 
@@ -315,9 +327,16 @@ impl ConnState {
         reusable
     }
 
-    /// hyper will write the answer that is ready.
-    pub(crate) fn answer_is_due(&self) {
+    /// hyper will write the answer that is ready. `goes_on`: it does not say that the connection will be closed.
+    pub(crate) fn answer_is_due(&self, goes_on: bool) {
+        self.goes_on.store(goes_on, Ordering::Relaxed);
         self.answers_due.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// hyper has answered all that it has got, to the last byte, and waits for a head. What it keeps for the next
+    /// request can go.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.at_rest.load(Ordering::Relaxed)
     }
 
     /// The client has ended its side.
@@ -420,8 +439,11 @@ pub(crate) struct ConnIo<S> {
     stream: S,
     state: Arc<ConnState>,
     phase: Phase,
-    /// Heads that have come so far.
+    /// Heads that have come so far, and those of them that came before the watch.
     heads: u64,
+    heads_before: u64,
+    /// Of the body that comes, so much has come.
+    body_bytes: usize,
     /// The time for the head that comes next runs already.
     has_deadline: bool,
     patience: Patience,
@@ -455,14 +477,16 @@ enum Phase {
 
 impl<S> ConnIo<S> {
     /// Watches from here on, behind the requests that have begun on the connection.
-    /// The first `counted_bytes` were read already.
-    pub(crate) fn new(stream: S, state: Arc<ConnState>, counted_bytes: usize) -> Self {
+    /// The first `counted_bytes` were read already. `after_length`: the last of those requests had a body of
+    /// announced length.
+    pub(crate) fn new(stream: S, state: Arc<ConnState>, counted_bytes: usize, after_length: bool) -> Self {
         let heads = state.begun.load(Ordering::Relaxed);
         ConnIo {
             stream,
-            // Each of those had a body of announced length.
-            phase: Phase::Head { before: Vec::new(), after_length: heads > 0 },
+            phase: Phase::Head { before: Vec::new(), after_length },
             heads,
+            heads_before: heads,
+            body_bytes: 0,
             // Whoever read before has seen its first byte, or the connection has just begun.
             has_deadline: true,
             state,
@@ -479,6 +503,25 @@ impl<S> ConnIo<S> {
         self.stream
     }
 
+    /// Did a body of announced length end here, and nothing has come since?
+    pub(crate) fn is_after_length(&self) -> bool {
+        matches!(self.phase, Phase::Head { after_length: true, .. })
+    }
+
+    /// All that came is answered. To be asked when hyper has nothing left to write.
+    fn is_answered(&self) -> bool {
+        let begun = self.state.begun.load(Ordering::Relaxed);
+        matches!(self.phase, Phase::Head { .. })
+            && self.heads > self.heads_before
+            && self.heads == begun
+            && self.ahead.is_none()
+            && self.instead.is_none()
+            && !self.state.is_in_request()
+            && !self.state.has_ended()
+            && self.state.goes_on.load(Ordering::Relaxed)
+            && self.state.answers_due.load(Ordering::Relaxed) == 0
+    }
+
     /// Follows the framing of what the client sends, also of requests that come in one piece.
     fn watch(&mut self, mut new: &[u8]) {
         while !new.is_empty() {
@@ -488,6 +531,7 @@ impl<S> ConnIo<S> {
                 Phase::Body { missing } | Phase::Chunk { missing } => {
                     let used = new.len().min(*missing);
                     *missing -= used;
+                    self.body_bytes = self.body_bytes.saturating_add(used);
                     used
                 }
                 Phase::Line { .. } => self.watch_line(new),
@@ -542,6 +586,7 @@ impl<S> ConnIo<S> {
         self.state.suspend_deadline();
         self.has_deadline = false;
         self.heads += 1;
+        self.body_bytes = 0;
         if head.framing == Framing::Doubtful {
             self.state.doubt(self.heads);
         }
@@ -653,6 +698,20 @@ fn field_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = if self.body_bytes < LARGE_BODY_BYTES { READ_BYTES_MAX } else { LARGE_READ_BYTES_MAX };
+        if buf.remaining() <= most {
+            return self.poll_watched(cx, buf);
+        }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        let polled = self.poll_watched(cx, &mut part);
+        let read = part.filled().len();
+        buf.advance(read);
+        polled
+    }
+}
+
+impl<S: AsyncRead + Unpin> ConnIo<S> {
+    fn poll_watched(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
         if room && let Some(byte) = self.ahead.take() {
@@ -667,6 +726,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
             polled = Poll::Ready(Ok(()));
         }
         if let Poll::Ready(Ok(())) = polled {
+            self.state.at_rest.store(false, Ordering::Relaxed);
             if buf.filled().len() == before && room {
                 self.state.client_ends();
             } else {
@@ -679,9 +739,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnIo<S> {
         }
         polled
     }
-}
 
-impl<S: AsyncRead + Unpin> ConnIo<S> {
     /// While a request is served that has come whole, hyper reads nothing, so that a client may end its side and be
     /// answered. Looks whether the connection breaks.
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -737,6 +795,7 @@ impl Patience {
 
 impl<S: AsyncWrite + Unpin> ConnIo<S> {
     fn with_patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.state.at_rest.store(false, Ordering::Relaxed);
         self.head_waits &= polled.is_pending();
         self.patience.with(&self.state, cx, polled)
     }
@@ -839,6 +898,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnIo<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper comes by here whenever the task of the connection is woken.
         self.poll_broken(cx)?;
+        // It does so with what it had to write written.
+        self.state.at_rest.store(self.is_answered(), Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -855,7 +916,7 @@ mod tests {
     /// Which of the requests in `pieces` is the first doubtful one.
     fn doubtful(pieces: &[&[u8]]) -> Option<u64> {
         let (_, state) = Connections::default().add();
-        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0);
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0, false);
         pieces.iter().for_each(|piece| io.watch(piece));
         Some(state.doubtful.load(Ordering::Relaxed)).filter(|number| *number != NEVER)
     }
@@ -906,7 +967,7 @@ mod tests {
         let (_, state) = connections.add();
         (0..HEAD_TICKS).for_each(|_| pass(&connections));
         assert!(!state.is_expired());
-        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0);
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0, false);
         io.watch(b"POST / HTTP/1.1\r\nX-A: ");
         pass(&connections);
         assert!(state.is_expired());
@@ -916,7 +977,7 @@ mod tests {
     fn a_request_that_came_with_the_one_before_has_no_head_deadline() {
         let connections = Connections::default();
         let (_, state) = connections.add();
-        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0);
+        let mut io = ConnIo::new(tokio::io::empty(), state.clone(), 0, false);
         io.watch(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\nGET");
         for _ in 0..2 {
             state.request_begins(false);
@@ -934,16 +995,16 @@ mod tests {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (mut client, server) = tokio::io::duplex(8);
         let (_, state) = Connections::default().add();
-        let mut io = ConnIo::new(server, state.clone(), 0);
+        let mut io = ConnIo::new(server, state.clone(), 0, false);
         let ours = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok";
         let theirs = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         let write = async {
             for _ in 0..3 {
-                state.answer_is_due();
+                state.answer_is_due(true);
                 io.write_all(ours).await.unwrap();
             }
             // As hyper does it with a body that is there at once: in one piece.
-            state.answer_is_due();
+            state.answer_is_due(true);
             io.write_all(&[&b"HTTP/1.1 100 Continue\r\n\r\n"[..], ours].concat()).await.unwrap();
             io.write_all(&[&b"HTTP/1.1 100 Continue\r\n\r\n"[..], theirs].concat()).await.unwrap();
             drop(io);
@@ -962,6 +1023,35 @@ mod tests {
         assert!(all.ends_with("Invalid HTTP request received."), "{all}");
     }
 
+    /// Broken, hyper would keep its buffers for ever, or a connection would go on that was to be closed.
+    #[tokio::test]
+    async fn hyper_is_at_rest_once_all_is_answered_and_the_connection_goes_on() {
+        use tokio::io::AsyncWriteExt as _;
+        for goes_on in [true, false] {
+            let (_, state) = Connections::default().add();
+            let mut io = ConnIo::new(tokio::io::join(tokio::io::empty(), tokio::io::sink()), state.clone(), 0, false);
+            io.flush().await.unwrap();
+            assert!(!state.is_at_rest(), "nothing was served");
+            io.watch(b"GET / HTTP/1.1\r\n\r\nGE");
+            io.flush().await.unwrap();
+            assert!(!state.is_at_rest(), "it has not begun");
+            state.request_begins(false);
+            io.flush().await.unwrap();
+            assert!(!state.is_at_rest(), "it is served");
+            state.answer_begins();
+            state.answer_is_due(goes_on);
+            io.flush().await.unwrap();
+            assert!(!state.is_at_rest(), "it is not written");
+            io.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
+            assert!(!state.is_at_rest(), "there may be more to write");
+            io.flush().await.unwrap();
+            assert_eq!(state.is_at_rest(), goes_on);
+            io.watch(b"T / HTTP/1.1\r\n\r\n");
+            io.flush().await.unwrap();
+            assert!(!state.is_at_rest(), "the next one has come");
+        }
+    }
+
     #[test]
     fn idle_connections_expire_and_busy_ones_do_not() {
         let connections = Connections::default();
@@ -969,7 +1059,7 @@ mod tests {
         let (_, slow) = connections.add();
         let (gone, _) = connections.add();
         connections.remove(gone);
-        let mut slow_io = ConnIo::new(tokio::io::empty(), slow.clone(), 0);
+        let mut slow_io = ConnIo::new(tokio::io::empty(), slow.clone(), 0, false);
         slow_io.watch(b"GET / HTTP/1.1\r\n\r\n");
         slow.request_begins(false);
         slow.answer_begins();
@@ -1019,7 +1109,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let io = |room| {
             let (near, far) = tokio::io::duplex(room);
-            (ConnIo::new(near, Connections::default().add().1, 0), far)
+            (ConnIo::new(near, Connections::default().add().1, 0, false), far)
         };
         runtime.block_on(async {
             let (mut near, _far) = io(64);

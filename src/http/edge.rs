@@ -201,7 +201,7 @@ impl Edge {
             }
         };
         let response = self.finish(response, pending, as_problem);
-        self.conn.answer_is_due();
+        self.conn.answer_is_due(response.headers().contains_key(&KEEP_ALIVE));
         response
     }
 

@@ -5,6 +5,7 @@
 //! side is ended first, and what still comes is read and thrown away, within limits.
 
 use std::future::poll_fn;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -25,7 +26,7 @@ const LINGER_SHORT_BYTES_MAX: usize = 4 << 20;
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// So many connections linger long at once.
 pub(super) const LINGERERS_MAX: usize = 256;
-/// Room for what is thrown away, for each of them.
+/// Thrown away at once.
 const BUFFER_BYTES: usize = 16 << 10;
 
 /// Ends our side; where a body was refused, throws away what still comes of it.
@@ -33,7 +34,7 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, sta
     // The client may be gone; then there is nothing to end.
     let _ = stream.shutdown().await;
     if conn.must_linger() && !conn.has_ended() {
-        // Boxed for its buffer, which most connections never need.
+        // Boxed, because most connections never need its room.
         Box::pin(linger(stream, state, conn)).await;
     }
 }
@@ -52,7 +53,6 @@ pub(super) async fn linger_short<S: AsyncRead + Unpin>(stream: &mut S, conn: &Co
 
 /// Reads until the client ends, is silent, or one of the limits is reached; then the connection is reset after all.
 async fn throw_away<S: AsyncRead + Unpin>(stream: &mut S, conn: &ConnState, time: Duration, bytes_max: usize) {
-    let mut buffer = [0; BUFFER_BYTES];
     let mut end = Instant::now() + time;
     let mut left = bytes_max;
     let mut is_stopping = false;
@@ -66,7 +66,9 @@ async fn throw_away<S: AsyncRead + Unpin>(stream: &mut S, conn: &ConnState, time
             if conn.was_evicted() || conn.must_stop() != is_stopping {
                 return Poll::Ready(Some(0));
             }
-            let mut room = ReadBuf::new(&mut buffer);
+            // On the stack, where it takes nothing while the client says nothing.
+            let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
+            let mut room = ReadBuf::uninit(&mut buffer);
             let read = Pin::new(&mut *stream).poll_read(cx, &mut room);
             read.map(|read| read.ok().map(|()| room.filled().len()).filter(|read| *read > 0))
         });

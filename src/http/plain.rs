@@ -2,8 +2,8 @@
 //!
 //! hyper's machine is made for every message that HTTP/1 allows. The requests that carry the load are all
 //! of one form, see [`head::look`]. They are served here, one after the other, straight between the socket
-//! and the edge. The first request of another form, or of none, is left as it came, and hyper serves it and
-//! the rest of the connection.
+//! and the edge. A request of another form, or of none, is left as it came, and hyper serves it. Afterwards the
+//! connection waits here again: its buffers are a tenth of hyper's, and those do not shrink.
 
 pub(crate) mod answer;
 mod body;
@@ -39,9 +39,8 @@ pub(crate) enum End {
     Other(Unread),
 }
 
-/// Serves plain requests, from the first byte of a connection on, until something else comes.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edge: &Edge) -> End {
-    let mut buffer = Unread::new();
+/// Serves plain requests, of which the first begins with what `buffer` holds, until something else comes.
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, edge: &Edge, mut buffer: Unread) -> End {
     let mut out = Vec::new();
     loop {
         let (has_room, is_long) = (buffer.has_room(), buffer.is_long());

@@ -457,15 +457,23 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     register(&conn).await;
-    let mut stream = match plain::serve(&mut stream, &edge).await {
-        End::Done | End::Busy => stream,
-        End::Late => {
-            late(&edge.state, &conn);
-            stream
+    let mut unread = Unread::new();
+    loop {
+        match plain::serve(&mut stream, &edge, unread).await {
+            End::Done | End::Busy => break,
+            End::Late => {
+                late(&edge.state, &conn);
+                break;
+            }
+            End::Other(other) => {
+                // Boxed, because most connections never need the room that hyper takes.
+                let served = Box::pin(any_request(Replay::new(other, stream), edge.clone(), conn.clone())).await;
+                stream = served.0;
+                let Some(rest) = served.1 else { break };
+                unread = rest;
+            }
         }
-        // Boxed, because most connections never need the room that hyper takes.
-        End::Other(unread) => Box::pin(any_request(Replay::new(unread, stream), edge.clone(), conn.clone())).await,
-    };
+    }
     if conn.was_head_refused() {
         edge.state.metrics.refused(Refusal::HeadBudget);
         return Box::pin(tell_busy(stream, &conn)).await;
@@ -503,7 +511,8 @@ where
     if place.is_none() && !(whole && is_probe) {
         return tell_busy(stream, &conn).await;
     }
-    let mut stream = any_request(Replay::new(unread, stream), edge.clone(), conn.clone()).await;
+    // Only one is served.
+    let (mut stream, _) = any_request(Replay::new(unread, stream), edge.clone(), conn.clone()).await;
     if conn.was_head_refused() {
         edge.state.metrics.refused(Refusal::HeadBudget);
         return tell_busy(stream, &conn).await;
@@ -536,8 +545,9 @@ fn asks_for_health(head: &[u8]) -> bool {
     })
 }
 
-/// Serves requests of any form, and what is no request, with hyper, until the connection is to be closed.
-async fn any_request<S>(stream: Replay<S>, edge: Arc<Edge>, conn: Arc<ConnState>) -> S
+/// Serves requests of any form, and what is no request, with hyper, until the connection is to be closed, or all is
+/// answered that has come. In the latter case also gives what hyper has read beyond that.
+async fn any_request<S>(stream: Replay<S>, edge: Arc<Edge>, conn: Arc<ConnState>) -> (S, Option<Unread>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -546,8 +556,8 @@ where
         let edge = edge.clone();
         Box::pin(async move { Ok::<Response, std::convert::Infallible>(edge.call(request).await) })
     });
-    let unread_bytes = stream.unread_bytes();
-    let io = TokioIo::new(ConnIo::new(stream, conn.clone(), unread_bytes));
+    let (unread_bytes, after_length) = (stream.unread_bytes(), stream.is_after_length());
+    let io = TokioIo::new(ConnIo::new(stream, conn.clone(), unread_bytes, after_length));
     let mut http = http1::Builder::new()
         // A client that has ended its side gets its answer (RFC 9112, section 9.6). `ConnIo` sees those that break.
         .half_close(true)
@@ -555,20 +565,36 @@ where
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_header_size(BUFFER_BYTES_MAX)
         .serve_connection(io, service);
-    let mut stopping = false;
+    let (mut stopping, mut resting) = (false, false);
     let result = poll_fn(|cx| {
         if conn.must_stop() && !stopping {
             stopping = true;
             Pin::new(&mut http).graceful_shutdown();
         }
-        if conn.is_expired() { Poll::Ready(None) } else { http.poll_without_shutdown(cx).map(Some) }
+        if conn.is_expired() {
+            return Poll::Ready(None);
+        }
+        let polled = http.poll_without_shutdown(cx).map(Some);
+        if polled.is_ready() || stopping || resting || !conn.is_at_rest() {
+            return polled;
+        }
+        // hyper would keep its buffers, as large as they have become. Told to stop, it ends at once and
+        // writes nothing.
+        resting = true;
+        Pin::new(&mut http).graceful_shutdown();
+        http.poll_without_shutdown(cx).map(Some)
     });
-    match result.await {
+    let result = result.await;
+    let goes_on = resting && conn.is_at_rest() && matches!(result, Some(Ok(())));
+    match result {
         Some(Ok(())) => {}
         Some(Err(error)) => report(&state, &conn, &error),
         None => late(&state, &conn),
     }
-    http.into_parts().io.into_inner().into_inner().into_inner()
+    let parts = http.into_parts();
+    let io = parts.io.into_inner();
+    let rest = goes_on.then(|| Unread::of_hyper(&parts.read_buf, io.is_after_length(), &conn)).flatten();
+    (io.into_inner().into_inner(), rest)
 }
 
 /// Running out of time between two requests is the normal end of a connection.

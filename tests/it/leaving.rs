@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Client, Hasty, PATIENCE, Request, Response, TestServer, wait_for};
 
-/// In front of a first request an empty line means nothing, and makes the connection hyper's.
+/// In front of a request an empty line means nothing, and makes the request hyper's.
 const READERS: [&[u8]; 2] = [b"", b"\r\n"];
 
 fn all_kinds() -> [(u16, Request); 7] {
@@ -130,15 +130,15 @@ fn who_leaves_before_the_answer_leaves_a_trace() {
         ("half-long", half(long, "half-long")),
         ("half-chunked", half(Request::post("left", "").chunked("{\"a\":1}", 3), "half-chunked")),
     ];
-    let ways = [("plain", Request::post("first", "{}")), ("hyper", Request::get("/health"))];
+    let ways = [("plain", READERS[0]), ("hyper", READERS[1])];
     let mut hasty: Vec<Hasty> = Vec::new();
-    for (way, first) in &ways {
+    for (way, led_by) in &ways {
         for (name, bytes) in &sent {
-            let mut client = Hasty::connect(server.address(), first);
+            let mut client = Hasty::connect(server.address(), &Request::post("first", "{}"));
             let bytes = String::from_utf8(bytes.clone())
                 .unwrap()
                 .replace(&format!("X-Request-ID: {name}\r\n"), &format!("X-Request-ID: {way}-{name}\r\n"));
-            client.send(bytes.as_bytes());
+            client.send(&[led_by, bytes.as_bytes()].concat());
             hasty.push(client);
         }
     }

@@ -1,4 +1,4 @@
-"""Connections that announce much, or send long heads and no end: what they cost is bounded, and others are served."""
+"""Connections that announce much, send long heads and no end, or wait after a large body: what they cost is bounded, and others are served."""
 import selectors, socket, subprocess, sys, time
 from common import LONG, Server, Skip, TOKEN, memory_kib, need, part
 from harness import post, request
@@ -9,6 +9,10 @@ HEAD_BYTES = 31_000
 RSS_MIB_MAX = 300 if LONG else 150
 BODIES, BODY_BYTES = 2_500, 9_000
 ADDRESS_SPACE = 3 << 30
+# Connections after a request that hyper has served, and what each may take beside what is counted.
+USED = 9_000 if LONG else 2_000
+LARGE_BYTES, UNFINISHED_BYTES = 30_000, 6_000
+IDLE_KIB_MAX, HEAD_KIB_MAX, BODY_KIB_MAX = 8, 16, 38
 CONNECTED_FROM = [f"127.0.0.{n}" for n in range(1, 21)]
 
 
@@ -16,6 +20,7 @@ def run():
     """Broken, a stranger without a token ends the service for everybody by what it keeps for him."""
     for kind in ("POST", "GET", "second"): part(f"heads, {kind}", heads, kind)
     part("bodies", bodies)
+    for kind, kib_max in (("idle", IDLE_KIB_MAX), ("head", HEAD_KIB_MAX), ("half", BODY_KIB_MAX)): part(f"used, {kind}", used, kind, kib_max)
 
 
 def heads(kind):
@@ -59,6 +64,32 @@ def bodies():
     print(f"memory: {BODIES} bodies of 1 MiB announced and {BODY_BYTES} bytes sent in {ADDRESS_SPACE >> 30} GiB of address space: peak RSS {rss / 1024:.0f} MiB")
 
 
+def used(kind, kib_max):
+    """A large chunked body, stored; then nothing, a head without an end, or a chunked body without one."""
+    with Server({"LOG_LEVEL": "ERROR", "LEITSTAND_FSYNC": "never"}) as server:
+        assert server.up, server.log_text()
+        if "open files" in server.log_text(): raise Skip("the limit of open files is too low")
+        # What threads and files take once is not of the connections.
+        with Crowd(server.port, 20, kind) as crowd: crowd.end()
+        before = memory_kib(server.p.pid, "VmRSS")
+        with Crowd(server.port, USED, kind) as crowd:
+            time.sleep(1)
+            rss, counted = memory_kib(server.p.pid, "VmRSS"), gauge(server.port) / 1024
+            report = crowd.end()
+        assert post(server.port, "probe", {"n": 1})[0] == 202
+    each = (rss - before - counted) / USED
+    print(f"memory: {USED} connections after a chunked body of {LARGE_BYTES} bytes, {kind}: RSS {rss / 1024:.0f} MiB, from {before / 1024:.0f}, "
+          f"{counted / 1024:.0f} counted: {each:.1f} KiB each; {report}")
+    assert report.startswith(f"{USED} opened, 0 of them"), report
+    assert (counted * 1024 >= USED * UNFINISHED_BYTES * 0.9) == (kind == "half"), counted
+    assert each <= kib_max, f"{each:.1f} KiB"
+
+
+def gauge(port):
+    page = request(port, "GET", "/metrics")[2].decode()
+    return float(page.split("\nleitstand_in_flight_bytes ")[1].split()[0])
+
+
 class Crowd:
     """A process of its own that opens connections and keeps them until told."""
 
@@ -78,12 +109,25 @@ class Crowd:
         return self.p.stdout.readline().strip()
 
 
+def conversation(kind):
+    """What a client sends: a request that is answered with a status, or none; and then something without an end."""
+    ingest = f"POST /v1/ingest?domain=a HTTP/1.1\r\nHost: h\r\nX-Auth: {TOKEN}\r\nContent-Type: application/json\r\n".encode()
+    chunked = ingest + b"Transfer-Encoding: chunked\r\n\r\n"
+    large = b'{"a":"%s"}' % (b"x" * LARGE_BYTES)
+    stored = (b"%s%x\r\n%s\r\n0\r\n\r\n" % (chunked, len(large), large), b" 202 ")
+    live = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
+    def long(head, length): return head + b"X-A: " + b"a" * (length - len(head))
+    return {"POST": ((b"", b""), long(b"POST /v1/ingest?domain=a HTTP/1.1\r\nHost: h\r\n", HEAD_BYTES)),
+            "GET": ((b"", b""), long(live, HEAD_BYTES)),
+            "second": ((live + b"\r\n", b" 200 "), long(live, HEAD_BYTES)),
+            "body": ((b"", b""), ingest + b"Content-Length: %d\r\n\r\n[" % (1 << 20) + b" " * BODY_BYTES),
+            "idle": (stored, b""),
+            "head": (stored, long(ingest, UNFINISHED_BYTES)),
+            "half": (stored, chunked + b"2000\r\n" + b"[" * UNFINISHED_BYTES)}[kind]
+
+
 def drive(port, connections, kind):
-    token = f"X-Auth: {TOKEN}\r\n"
-    head = {"POST": f"POST /v1/ingest?domain=a HTTP/1.1\r\nHost: h\r\n", "GET": "GET /health/live HTTP/1.1\r\nHost: h\r\n",
-            "second": "GET /health/live HTTP/1.1\r\nHost: h\r\n",
-            "body": f"POST /v1/ingest?domain=a HTTP/1.1\r\nHost: h\r\n{token}Content-Length: {1 << 20}\r\n\r\n"}[kind].encode()
-    rest = b"[" + b" " * BODY_BYTES if kind == "body" else b"X-A: " + b"a" * (HEAD_BYTES - len(head))
+    (first, status), rest = conversation(kind)
     open_now, refused = [], 0
     for n in range(connections):
         s = socket.socket()
@@ -91,11 +135,10 @@ def drive(port, connections, kind):
         s.settimeout(10)
         try:
             s.connect(("127.0.0.1", port))
-            if kind == "second":
-                s.sendall(head + b"\r\n")
-                if b" 200 " not in s.recv(4096): refused += 1; continue
+            s.sendall(first)
+            if first and status not in s.recv(4096): refused += 1; continue
             # Not in one piece, as from far away.
-            s.sendall(head); s.sendall(rest[:1000]); s.sendall(rest[1000:])
+            s.sendall(rest[:100]); s.sendall(rest[100:1000]); s.sendall(rest[1000:])
         except OSError: refused += 1; s.close(); continue
         s.setblocking(False)
         open_now.append(s)

@@ -45,11 +45,29 @@ pub(crate) struct Unread {
     filled: Range<usize>,
     /// So much of a long head has been looked at.
     seen: usize,
+    /// It follows a body of announced length.
+    after_length: bool,
 }
 
 impl Unread {
     pub(crate) fn new() -> Unread {
-        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0, seen: 0 }
+        Unread { bytes: vec![0; ROOM_BYTES], filled: 0..0, seen: 0, after_length: false }
+    }
+
+    /// What hyper has read and not used: a part of a head at most. `None`: it is long, and all connections together
+    /// hold too much.
+    pub(crate) fn of_hyper(here: &[u8], after_length: bool, conn: &ConnState) -> Option<Unread> {
+        let needed = here.len() + AHEAD_BYTES;
+        let room = [ROOM_BYTES, ROOM_BYTES_MAX].into_iter().find(|room| *room >= needed);
+        let room = room.unwrap_or(LONG_BYTES_MAX.max(needed));
+        // It was counted as hyper had it.
+        conn.gives_head_bytes_back();
+        if room > ROOM_BYTES_MAX && !conn.takes_head_bytes(room) {
+            return None;
+        }
+        let mut bytes = vec![0; room];
+        bytes[..here.len()].copy_from_slice(here);
+        Some(Unread { bytes, filled: 0..here.len(), seen: 0, after_length })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -67,6 +85,7 @@ impl Unread {
     pub(super) async fn keep<S: AsyncRead + Unpin>(&mut self, stream: &mut S, (kept, free): (usize, usize)) {
         let end = self.bytes.len() - free;
         self.filled = end - kept..end;
+        self.after_length = true;
         if free > AHEAD_BYTES {
             return;
         }
@@ -216,6 +235,11 @@ impl<S> Replay<S> {
     /// How many bytes were read already.
     pub(crate) fn unread_bytes(&self) -> usize {
         self.unread.filled.len()
+    }
+
+    /// Do they follow a body of announced length?
+    pub(crate) fn is_after_length(&self) -> bool {
+        self.unread.after_length
     }
 }
 

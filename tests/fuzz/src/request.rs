@@ -31,7 +31,7 @@ struct Service {
 const PAUSES_MS: [u64; 3] = [0, 20, 300];
 
 /// Bytes as a client sends them, in one piece and in two, and behind an empty line, which means nothing
-/// but makes the whole connection hyper's.
+/// but makes the first request hyper's.
 pub fn request(data: &[u8]) {
     static SERVICE: LazyLock<std::sync::Mutex<Service>> = LazyLock::new(|| std::sync::Mutex::new(Service::start()));
     let service = SERVICE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
