@@ -138,7 +138,7 @@ fn who_leaves_before_the_answer_leaves_a_trace() {
             let bytes = String::from_utf8(bytes.clone())
                 .unwrap()
                 .replace(&format!("X-Request-ID: {name}\r\n"), &format!("X-Request-ID: {way}-{name}\r\n"));
-            client.send(&[led_by, bytes.as_bytes()].concat());
+            client.send([led_by, bytes.as_bytes()].concat());
             hasty.push(client);
         }
     }
