@@ -873,6 +873,8 @@ class _SpoolDir:
         # Domains whose files this process has looked at before it made a name.
         self._looked_through: set[str] = set()
         self._acknowledged: set[tuple[str, str]] = set()
+        # What is still to be sent of files that could not be shortened.
+        self._rests: dict[tuple[str, str], list[bytes]] = {}
 
     def _error(self, error: OSError, what: str) -> IngestError:
         hint = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in that quota"}.get(error.errno or 0, "")
@@ -1064,6 +1066,8 @@ class _SpoolDir:
 
     def read(self, domain: str, name: str) -> tuple[list[bytes], str]:
         """The events of a file, and what is wrong with its other lines, which then are in broken/."""
+        if (rest := self._rests.get((domain, name))) is not None:
+            return rest, ""
         try:
             with open(os.path.join(self.path, domain, name), "rb") as file:
                 data = file.read()
@@ -1102,8 +1106,13 @@ class _SpoolDir:
                     os.unlink(os.path.join(directory, name))
             _sync_directory(directory)
         except OSError as error:
-            raise self._error(error, "delivered, but cannot be removed from the spool") from error
+            wrapped = self._error(error, "delivered, but cannot be removed from the spool")
+            # Another process sends it again.
+            wrapped.written = "maybe"
+            raise wrapped from error
         self._acknowledged.difference_update((domain, name) for name in names)
+        for name in names:
+            self._rests.pop((domain, name), None)
         self._looked_at = -math.inf
 
     def remove_acknowledged(self, domain: str) -> None:
@@ -1126,7 +1135,7 @@ class _SpoolDir:
         return target
 
     def reject(self, domain: str, name: str, lines: list[bytes], reasons: str, whole: bool) -> str:
-        """Puts refused lines into rejected/ with the answers beside them; `whole`: they are all of the file."""
+        """Puts refused lines into rejected/ with the answers beside them; `whole`: the file holds nothing else."""
         aside = os.path.join(self.path, domain, "rejected")
         target = os.path.join(aside, name)
         # An earlier, interrupted delivery of the same file may have refused other lines of it.
@@ -1138,7 +1147,8 @@ class _SpoolDir:
             except OSError as error:
                 # On a full disk a refused event must not block the others, whose delivery makes room.
                 log.error("cannot write %s.reason (%s): %s", target, error.strerror, reasons.strip())
-            if whole and not again:
+            if whole and not again and (domain, name) not in self._rests:
+                # Needs no room.
                 return self.put_aside(domain, name, "rejected")
             self._append(aside, target, b"\n".join(lines) + b"\n")
         except OSError as error:
@@ -1156,11 +1166,47 @@ class _SpoolDir:
         self._write(directory, path, data, replaces=True)
 
     def replace(self, domain: str, name: str, lines: list[bytes]) -> None:
+        """Leaves only these lines of a file: the rest of it is done, whether the disk takes that or not."""
         directory = os.path.join(self.path, domain)
+        path = os.path.join(directory, name)
         try:
-            self._write(directory, os.path.join(directory, name), b"\n".join(lines) + b"\n", replaces=True)
+            try:
+                self._write(directory, path, b"\n".join(lines) + b"\n", replaces=True)
+            except OSError as error:
+                # No room for another file, perhaps; in its own place a file needs none.
+                log.info("%s is shortened in its place: %s", path, error.strerror)
+                _blank(path, lines)
         except OSError as error:
-            raise self._error(error, f"cannot shorten {name}; its first events may be sent twice") from error
+            self._rests[domain, name] = lines
+            wrapped = self._error(error, f"cannot shorten {name}; another process may send its first events twice")
+            wrapped.written = "maybe"
+            raise wrapped from error
+        self._rests.pop((domain, name), None)
+
+
+def _blank(path: str, lines: list[bytes]) -> None:
+    """Writes line ends over all other lines of a file. Torn in the middle, it loses none of these."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        data = os.pread(fd, size, 0)
+        left = iter(lines)
+        wanted = next(left, None)
+        parts = []
+        for line in data.split(b"\n"):
+            if wanted is not None and line == wanted:
+                parts.append(line)
+                wanted = next(left, None)
+            else:
+                parts.append(b"\n" * len(line))
+        if wanted is not None or len(data) != size:
+            raise OSError(errno.EIO, "the file has changed meanwhile")
+        rest, at = memoryview(b"\n".join(parts)), 0
+        while at < size:
+            at += os.pwrite(fd, rest[at:], at)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _refuse(text: str) -> NoReturn:
@@ -1256,6 +1302,8 @@ class _Rules:
                 try:
                     yield from self._deliver(spool, domain, 0, _Report())
                 except IngestError as error:
+                    # It was about other events; these were not sent.
+                    error.written = "no"
                     if not error.retryable:
                         raise
                     failure = error
@@ -1395,8 +1443,10 @@ class _Rules:
     ) -> _Steps[None]:
         """Delivers a file of several events: whole if that goes, else in pieces, at last event by event."""
         name, lines = file
-        at, most, refused = 0, MAX_REQUEST_EVENTS, 0
-        pending_refused: list[tuple[bytes, str]] = []
+        at, most = 0, MAX_REQUEST_EVENTS
+        refused: list[bytes] = []
+        reasons: list[str] = []
+        stopped: IngestError | None = None
         try:
             while at < len(lines):
                 piece: list[bytes] = []
@@ -1414,23 +1464,34 @@ class _Rules:
                     if len(piece) > 1:
                         most = 1
                         continue
-                    refused += 1
-                    pending_refused.append((piece[0], f"{error.status} {error.text}\n"))
+                    refused.append(piece[0])
+                    reasons.append(f"{error.status} {error.text}\n")
                     report.add(f"the server refused an event of the spool, {error}: look at {domain}/rejected/{name}")
                 else:
                     report.delivered += len(piece)
                 at += len(piece)
+        except IngestError as error:
+            stopped = error
+            raise
         finally:
             # Also when the delivery is interrupted: what was answered is not sent again.
-            if at > 0:
-                whole = refused == len(lines)
-                if pending_refused:
-                    reasons = "".join(reason for _, reason in pending_refused)
-                    spool.reject(domain, name, [line for line, _ in pending_refused], reasons, whole)
-                if at < len(lines):
-                    spool.replace(domain, name, lines[at:])
-                elif not whole:
-                    spool.remove(domain, [name])
+            try:
+                if len(refused) < at:
+                    # Before anything else, whatever becomes of what was refused.
+                    if left := refused + lines[at:]:
+                        spool.replace(domain, name, left)
+                    else:
+                        spool.remove(domain, [name])
+                if refused:
+                    spool.reject(domain, name, refused, "".join(reasons), at == len(lines))
+                    if at < len(lines):
+                        spool.replace(domain, name, lines[at:])
+            except IngestError as unsettled:
+                if stopped is None:
+                    raise
+                stopped.args = (f"{stopped}; {unsettled}",)
+                if unsettled.written == "maybe":
+                    stopped.written = "maybe"
 
 
 # ----------------------------------------------------------------------------------------------------------- sending

@@ -414,6 +414,80 @@ def test_an_interrupted_delivery_of_a_refused_file(spool: Path, server: FakeServ
     assert (spool / "example.com" / "rejected" / file.name).read_text() == '{"event":"x","n":1}\n{"event":"x","n":4}\n'
 
 
+def refuse_odd_ones(request: Request) -> Any:
+    return (422, "odd") if any(e["n"] % 2 for e in request.events) else 202
+
+
+def test_a_refused_event_that_cannot_be_put_aside(spool: Path, server: FakeServer, dead_url: str) -> None:
+    """If this fails, what was acknowledged is sent again with every flush, because its neighbour was refused."""
+    ingest_events("example.com", [event(n) for n in range(5)], **settings(dead_url, spool))
+    rejected = spool / "example.com" / "rejected"
+    rejected.touch()
+    server.answer = refuse_odd_ones
+    for _ in range(3):
+        with pytest.raises(IngestError, match="cannot write rejected/") as raised:
+            flush_spool(**settings(server.url, spool))
+        assert raised.value.written == "no", "what was acknowledged is not in the spool"
+        hauski_ingest._spool_dirs.clear()
+    assert server.numbers() == [0, 2, 4]
+    (file,) = spool_files(spool)
+    assert [json.loads(line)["n"] for line in file.read_text().split()] == [1, 3]
+    rejected.unlink()
+    with pytest.raises(IngestError, match="refused an event"):
+        flush_spool(**settings(server.url, spool))
+    assert [json.loads(line)["n"] for line in (rejected / file.name).read_text().split()] == [1, 3]
+    assert server.numbers() == [0, 2, 4] and spool_files(spool) == []
+
+
+def no_room(*_: object, **__: object) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_with_refused_events_on_a_full_disk(
+    spool: Path, server: FakeServer, dead_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a full disk doubles events, or blocks what is behind a refused one."""
+    ingest_events("example.com", [event(n) for n in range(5)], **settings(dead_url, spool))
+    # The second file is cut short: its 401 comes when 5 and 6 are answered.
+    ingest_events("example.com", [event(n) for n in range(5, 10)], **settings(dead_url, spool))
+    monkeypatch.setattr(hauski_ingest._SpoolDir, "_write", no_room)
+    down = True
+    server.answer = lambda request: 401 if down and [e["n"] for e in request.events] == [7] else refuse_odd_ones(request)
+    with pytest.raises(IngestError, match="401.*cannot write rejected/") as raised:
+        flush_spool(**settings(server.url, spool))
+    assert (raised.value.status, raised.value.written) == (401, "no")
+    hauski_ingest._spool_dirs.clear()
+    (file,) = spool_files(spool)
+    assert [json.loads(line)["n"] for line in file.read_text().split()] == [5, 7, 8, 9]
+    down = False
+    with pytest.raises(IngestError, match="refused an event"):
+        flush_spool(**settings(server.url, spool))
+    assert server.numbers() == [0, 2, 4, 6, 8]
+    aside = sorted((spool / "example.com" / "rejected").iterdir())
+    assert [json.loads(line)["n"] for path in aside for line in path.read_text().split()] == [1, 3, 5, 7, 9]
+    assert spool_files(spool) == []
+
+
+def test_a_file_that_cannot_be_shortened_at_all(
+    spool: Path, server: FakeServer, dead_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, events are sent twice by one process, or nobody is told that another may do that."""
+    ingest_events("example.com", [event(n) for n in range(5)], **settings(dead_url, spool))
+    server.answer = refuse_odd_ones
+    with monkeypatch.context() as patch:
+        patch.setattr(hauski_ingest._SpoolDir, "_write", no_room)
+        patch.setattr(hauski_ingest, "_blank", no_room)
+        for _ in range(2):
+            with pytest.raises(IngestError, match="may send its first events twice|cannot write rejected/") as raised:
+                flush_spool(**settings(server.url, spool))
+            assert raised.value.written == "maybe" or "cannot write" in str(raised.value)
+    with pytest.raises(IngestError, match="refused an event"):
+        flush_spool(**settings(server.url, spool))
+    assert server.numbers() == [0, 2, 4] and spool_files(spool) == []
+    (rejected,) = (spool / "example.com" / "rejected").glob("*.ndjson")
+    assert [json.loads(line)["n"] for line in rejected.read_text().split()] == [1, 3]
+
+
 def test_a_file_over_the_limits_goes_in_pieces(spool: Path, server: FakeServer, dead_url: str) -> None:
     """If this fails, a file that another client wrote for a longer call is stuck."""
     fill(dead_url, spool, 1)
