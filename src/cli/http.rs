@@ -5,16 +5,20 @@
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::Bind;
 
-/// How long one read or write may take, and how much an answer may hold.
+/// How long one read or write may take, and how much an answer may hold. All of an answer may take [`ANSWER_TIMEOUTS`] times
+/// as long: a peer that says a byte now and then would hold a command for ever.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) timeout: Duration,
     pub(super) answer_bytes_max: usize,
 }
+
+/// So many times the timeout of one read.
+const ANSWER_TIMEOUTS: u32 = 3;
 
 /// An open connection. After an error it is of no further use.
 pub(super) struct Connection {
@@ -85,11 +89,12 @@ impl Connection {
     }
 
     fn answer(&mut self) -> io::Result<Answer> {
+        let until = Instant::now() + self.bounds.timeout * ANSWER_TIMEOUTS;
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 break at + 4;
             }
-            if !self.fill()? {
+            if !self.fill(until)? {
                 return Err(Error::new(ErrorKind::UnexpectedEof, "the connection ended without an answer"));
             }
         };
@@ -99,14 +104,14 @@ impl Connection {
         let body = match content_length(&head) {
             Some(bytes) => {
                 while self.buffer.len() < bytes {
-                    if !self.fill()? {
+                    if !self.fill(until)? {
                         return Err(Error::new(ErrorKind::UnexpectedEof, "the connection ended within an answer"));
                     }
                 }
                 self.buffer.drain(..bytes).collect()
             }
             None => {
-                while self.fill()? {}
+                while self.fill(until)? {}
                 std::mem::take(&mut self.buffer)
             }
         };
@@ -114,7 +119,10 @@ impl Connection {
     }
 
     /// Reads some more; false at the end of the connection.
-    fn fill(&mut self) -> io::Result<bool> {
+    fn fill(&mut self, until: Instant) -> io::Result<bool> {
+        if Instant::now() >= until {
+            return Err(Error::new(ErrorKind::TimedOut, "the answer takes too long"));
+        }
         if self.buffer.len() > self.bounds.answer_bytes_max {
             return Err(Error::new(ErrorKind::InvalidData, "the answer is too long"));
         }
@@ -185,6 +193,24 @@ mod tests {
         assert_eq!((first.status, first.text().as_str()), (202, "ok"));
         assert_eq!((second.status, second.text().as_str()), (503, "busy"));
         assert_eq!(connection.answer().unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    /// Broken, a peer that says a byte now and then would hold a check of the service for as long as it likes.
+    #[test]
+    fn an_answer_has_an_end_in_time() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let bounds = Bounds { timeout: Duration::from_millis(50), answer_bytes_max: 1 << 20 };
+        ours.set_read_timeout(Some(bounds.timeout)).unwrap();
+        let mut connection = Connection { stream: Box::new(ours), bounds, buffer: Vec::new() };
+        let drip = std::thread::spawn(move || {
+            while theirs.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let error = connection.answer().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        drop(connection);
+        drip.join().unwrap();
     }
 
     /// Broken, half an answer would pass for a whole one, or a stranger's answer would fill the memory.

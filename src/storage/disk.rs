@@ -65,6 +65,10 @@ pub trait Disk: Send + Sync + 'static {
     /// An open file.
     type File: Send + Sync + 'static;
 
+    /// How many bytes share a block of the file system, at least. Only when a write goes beyond the block in which the file
+    /// ended before, a block must be found for it.
+    fn block_bytes(&self) -> u64;
+
     /// Fails while the path of the data directory leads to another directory than the one that was opened,
     /// or to none: a volume was unmounted or mounted over it, or somebody moved or replaced it.
     fn check_root(&self) -> io::Result<()>;
@@ -184,6 +188,8 @@ struct Dir {
     watch: Option<LockWatch>,
     /// `f_type` of its file system, see statfs(2).
     system: FsWord,
+    /// `f_bsize`, or 1 where nobody says.
+    block_bytes: u64,
     /// `None` where a sync of the whole file system does not stand for one of each file.
     whole: Option<WholeSync>,
 }
@@ -336,9 +342,11 @@ impl Dir {
         let stat = retry_on_intr(|| rustix::fs::fstat(&fd))?;
         // btrfs: when space runs out, the kernel first puts what was written so far into one extent.
         // A cut in the middle of the extent's first block leaves that block, and with it the extent.
-        let system = rustix::fs::fstatfs(&fd).map_or(0, |system| system.f_type);
+        let statfs = rustix::fs::fstatfs(&fd);
+        let system = statfs.as_ref().map_or(0, |statfs| statfs.f_type);
+        let block_bytes = statfs.ok().and_then(|statfs| u64::try_from(statfs.f_bsize).ok()).unwrap_or(1).max(1);
         let whole = WholeSync::new(&fd, system);
-        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), system, whole })
+        Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), system, block_bytes, whole })
     }
 }
 
@@ -508,6 +516,10 @@ impl Disk for RealDisk {
     fn sync_data(&self, file: &File) -> io::Result<()> {
         // Not retried on EINTR: a failed sync is never turned into a success.
         Ok(rustix::fs::fdatasync(file)?)
+    }
+
+    fn block_bytes(&self) -> u64 {
+        self.dir.block_bytes
     }
 
     fn begin_writeback(&self, file: &File, offset: u64) -> io::Result<()> {

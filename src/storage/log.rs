@@ -523,12 +523,20 @@ impl<F> Afloat<F> {
     /// # Errors
     /// As [`Afloat::sync`].
     pub(crate) fn begin_writeback<D: Disk<File = F>>(&self, disk: &D, behind: bool) -> Result<(), StoreError> {
-        disk.begin_writeback(&self.open.file, self.range.start)
-            .map_err(|e| StoreError::sync("start to write data file", e))?;
+        if self.wants_blocks(disk.block_bytes()) {
+            disk.begin_writeback(&self.open.file, self.range.start)
+                .map_err(|e| StoreError::sync("start to write data file", e))?;
+        }
         if behind {
             self.check_before(disk).map_err(|e| StoreError::sync("look at the lines before", e))?;
         }
         Ok(())
+    }
+
+    /// Must the file system find a block for them? What stays in the block in which the file ended needs none: that was
+    /// found when it was begun. So there is no failure that only a start of the write-back is told.
+    fn wants_blocks(&self, block_bytes: u64) -> bool {
+        self.range.start == 0 || self.range.end > self.range.start.next_multiple_of(block_bytes)
     }
 
     /// Lines that were thrown away before these were written leave zeros there, and no hole any more.

@@ -446,6 +446,10 @@ impl Disk for MemDisk {
         failed.map_or(Ok(()), Err)
     }
 
+    fn block_bytes(&self) -> u64 {
+        1
+    }
+
     fn begin_writeback(&self, _file: &MemFile, _offset: u64) -> io::Result<()> {
         self.fs().fault("begin_writeback").map_or(Ok(()), |fault| Err(error(fault)))
     }

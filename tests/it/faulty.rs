@@ -373,6 +373,10 @@ impl Disk for FaultyDisk {
         self.real.sync_data(file)
     }
 
+    fn block_bytes(&self) -> u64 {
+        self.real.block_bytes()
+    }
+
     fn begin_writeback(&self, file: &File, offset: u64) -> io::Result<()> {
         self.plan.step("begin_writeback")?;
         self.real.begin_writeback(file, offset)

@@ -384,6 +384,10 @@ impl Disk for WritebackDisk {
         Ok(())
     }
 
+    fn block_bytes(&self) -> u64 {
+        self.fs().block as u64
+    }
+
     fn begin_writeback(&self, file: &OpenFile, offset: u64) -> io::Result<()> {
         self.others();
         let mut fs = self.fs();

@@ -105,6 +105,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn block_bytes(&self) -> u64 {
+        1
+    }
+
     fn begin_writeback(&self, _: &File, _: u64) -> io::Result<()> {
         Ok(())
     }
