@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::batch::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX, Batch};
 use crate::delivery::Live;
-use crate::error::Failure;
+use crate::error::{Failure, Written};
 use crate::spool::Locked;
 use crate::wish::Wish;
 
@@ -37,7 +37,7 @@ impl Drain<'_> {
     /// Sends everything.
     pub fn run(&mut self) -> Result<(), Failure> {
         self.locked.remove_left_over().map_err(broken)?;
-        self.locked.remove_delivered().map_err(broken)?;
+        self.locked.remove_delivered().map_err(doubling)?;
         loop {
             let names = self.locked.names().map_err(broken)?;
             if names.is_empty() {
@@ -83,7 +83,7 @@ impl Drain<'_> {
         let failure = match self.attempt(lines.clone(), events) {
             Ok(()) => {
                 *self.delivered += events;
-                return self.locked.remove(&joined.names).map_err(broken);
+                return self.locked.remove(&joined.names).map_err(doubling);
             }
             Err(failure) if is_about_events(&failure) => failure,
             Err(failure) => return Err(failure),
@@ -99,8 +99,7 @@ impl Drain<'_> {
             return Ok(());
         };
         if events == 1 {
-            self.reject(name, &lines, &reason(&failure))?;
-            return self.locked.remove(&joined.names).map_err(broken);
+            return self.reject(name, &lines, &reason(&failure), true);
         }
         self.send_each(name, &lines)
     }
@@ -125,22 +124,32 @@ impl Drain<'_> {
             }
             start += line.len();
         }
-        let mut rest = lines[start..].to_vec();
-        if !refused.is_empty()
-            && let Err(failure) = self.reject(name, &refused, &reasons)
-        {
-            // They stay in front, to be refused again.
-            rest = [refused, rest].concat();
-            result = result.and(Err(failure));
+        match (result, self.settle(name, lines, start, &refused, &reasons)) {
+            (Err(failure), Err(unsettled)) => Err(failure.and_then(unsettled)),
+            (result, settled) => result.and(settled),
         }
-        let settled =
-            if rest.is_empty() { self.locked.remove(&[name.to_owned()]) } else { self.locked.keep(name, &rest) };
-        result.and(settled.map_err(broken))
     }
 
-    /// Copies refused lines of a file to where somebody will look at them.
-    fn reject(&self, name: &str, refused: &[u8], reasons: &str) -> Result<(), Failure> {
-        self.locked.reject(name, refused, reasons).map_err(broken)?;
+    /// Leaves of a file what is after `start`. Before anything else goes what was acknowledged, whatever becomes of
+    /// what was refused: that stays in front until it is put aside.
+    fn settle(&self, name: &str, lines: &[u8], start: usize, refused: &[u8], reasons: &str) -> Result<(), Failure> {
+        let rest = &lines[start..];
+        if refused.len() < start {
+            if refused.is_empty() && rest.is_empty() {
+                return self.locked.remove(&[name.to_owned()]).map_err(doubling);
+            }
+            self.locked.keep(name, &[refused, rest].concat()).map_err(doubling)?;
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        self.reject(name, refused, reasons, rest.is_empty())?;
+        if rest.is_empty() { Ok(()) } else { self.locked.keep(name, rest).map_err(broken) }
+    }
+
+    /// Puts refused lines of a file where somebody will look at them.
+    fn reject(&self, name: &str, refused: &[u8], reasons: &str, whole: bool) -> Result<(), Failure> {
+        self.locked.reject(name, refused, reasons, whole).map_err(broken)?;
         self.live.parts().rejected.fetch_add(count(refused) as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -148,6 +157,12 @@ impl Drain<'_> {
 
 fn broken(e: std::io::Error) -> Failure {
     Failure::spool(e, None)
+}
+
+/// What was acknowledged is still in the spool: another process sends it again.
+fn doubling(e: std::io::Error) -> Failure {
+    let what = format!("what was delivered cannot be removed, another process may send it again: {e}");
+    Failure { written: Written::Maybe, ..Failure::spool(what, None) }
 }
 
 fn count(lines: &[u8]) -> usize {

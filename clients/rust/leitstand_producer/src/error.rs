@@ -139,10 +139,13 @@ impl ProducerError {
     /// Of a flush: every domain that failed, and how. The others were delivered, as far as they were tried.
     pub fn failed_domains(&self) -> impl Iterator<Item = (&str, &str)> {
         let domains = match self {
-            ProducerError::Http(error) => error.0.0.domains.as_deref(),
+            ProducerError::Http(error) => match error.0.0.more.as_deref() {
+                Some(More::Domains(domains)) => Some(domains),
+                _ => None,
+            },
             ProducerError::Json(_) => None,
         };
-        domains.into_iter().flat_map(|domains| &domains.0).map(|(domain, told)| (domain.as_str(), told.as_str()))
+        domains.into_iter().flatten().map(|(domain, told)| (domain.as_str(), told.as_str()))
     }
 
     fn progress(&self) -> &Progress {
@@ -272,13 +275,18 @@ pub(crate) struct Failure {
     pub retryable: bool,
     pub retry_after: Option<Duration>,
     pub source: Option<Box<dyn Error + Send + Sync>>,
-    /// Of a flush: every domain that failed, and how.
-    pub domains: Option<Box<FailedDomains>>,
+    /// Boxed, because it is rare.
+    pub more: Option<Box<More>>,
 }
 
-/// Domains that a flush could not deliver, and why.
+/// What else there is to say.
 #[derive(Debug)]
-pub(crate) struct FailedDomains(Vec<(String, String)>);
+pub(crate) enum More {
+    /// Of a flush: every domain that failed, and how.
+    Domains(Vec<(String, String)>),
+    /// What went wrong after that.
+    Then(String),
+}
 
 impl Failure {
     pub fn new(kind: Kind, what: impl Into<String>, written: Written, retryable: bool) -> Failure {
@@ -292,7 +300,7 @@ impl Failure {
             retryable,
             retry_after: None,
             source: None,
-            domains: None,
+            more: None,
         }
     }
 
@@ -306,10 +314,19 @@ impl Failure {
         match cause {
             Some(cause) => {
                 let what = format!("{what}; before that {cause}");
-                Failure { kind: Kind::Spool, what, source: None, ..cause }
+                Failure { kind: Kind::Spool, what, source: None, more: None, ..cause }
             }
             None => Failure::new(Kind::Spool, what, Written::No, true),
         }
+    }
+
+    /// One more thing that went wrong on the way out.
+    pub fn and_then(mut self, other: Failure) -> Failure {
+        if other.written == Written::Maybe {
+            self.written = Written::Maybe;
+        }
+        self.more = Some(Box::new(More::Then(other.to_string())));
+        self
     }
 
     /// The spool took events perhaps, or not.
@@ -327,7 +344,7 @@ impl Failure {
         let retryable = failures.iter().any(|(_, failure)| failure.retryable);
         let (_, first) = failures.into_iter().next()?;
         let written = if is_maybe { Written::Maybe } else { Written::No };
-        Some(Failure { written, retryable, domains: Some(Box::new(FailedDomains(told))), ..first })
+        Some(Failure { written, retryable, more: Some(Box::new(More::Domains(told))), ..first })
     }
 
     pub fn caused_by(mut self, source: impl Error + Send + Sync + 'static) -> Failure {
@@ -338,7 +355,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(FailedDomains(domains)) = self.domains.as_deref() {
+        if let Some(More::Domains(domains)) = self.more.as_deref() {
             for (at, (domain, told)) in domains.iter().take(SHOWN_DOMAINS).enumerate() {
                 write!(f, "{}{domain}: {told}", if at == 0 { "" } else { "; " })?;
             }
@@ -358,6 +375,9 @@ impl fmt::Display for Failure {
             if let Some(id) = &self.request_id {
                 write!(f, " (request {id})")?;
             }
+        }
+        if let Some(More::Then(then)) = self.more.as_deref() {
+            write!(f, "; {then}")?;
         }
         Ok(())
     }

@@ -9,13 +9,16 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use disk::WriteError;
-use disk::{Existing, TEMPORARY, create_directories, create_directory, none_if_missing, sync_directory, write_file};
+use disk::{
+    Existing, TEMPORARY, create_directories, create_directory, none_if_missing, open_regular, sync_directory,
+    write_file,
+};
 pub(crate) use locked::Locked;
 
 use crate::batch::normal_domain;
@@ -101,7 +104,7 @@ impl Spool {
                 )));
             }
         }
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&marker)?.sync_all()?;
+        open_regular(&marker, OpenOptions::new().create(true).append(true))?.sync_all()?;
         sync_directory(&self.directory)?;
         self.directory.parent().map_or(Ok(()), sync_directory)?;
         *state = State { identity, ..State::default() };
@@ -160,7 +163,7 @@ impl Spool {
     /// Does it hold events of this domain?
     pub fn holds(&self, domain: &str) -> io::Result<bool> {
         for entry in none_if_missing(fs::read_dir(self.directory.join(domain)))?.into_iter().flatten() {
-            if is_events(&entry?.file_name()) {
+            if is_events_file(&entry?)? {
                 return Ok(true);
             }
         }
@@ -200,6 +203,11 @@ impl Spool {
         }
         Ok(sum)
     }
+}
+
+/// A pipe or a link is not for this spool, whatever its name.
+fn is_events_file(entry: &fs::DirEntry) -> io::Result<bool> {
+    Ok(is_events(&entry.file_name()) && entry.file_type()?.is_file())
 }
 
 fn is_events(name: &OsStr) -> bool {

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -69,9 +69,14 @@ fn files(directory: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// A file that was shortened in its place has empty lines.
 fn numbers(files: &BTreeMap<String, String>) -> Vec<u64> {
     let number = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_u64().unwrap();
-    files.iter().filter(|(name, _)| name.ends_with(".ndjson")).flat_map(|(_, text)| text.lines().map(number)).collect()
+    files
+        .iter()
+        .filter(|(name, _)| name.ends_with(".ndjson"))
+        .flat_map(|(_, text)| text.lines().filter(|line| !line.is_empty()).map(number))
+        .collect()
 }
 
 fn kind(error: &ProducerError) -> Kind {
@@ -231,6 +236,141 @@ fn a_delivery_event_by_event_that_is_cut_short_goes_on_where_it_was() {
     let report = client.flush().unwrap();
     assert_eq!((report.delivered, report.rejected), (3, 1));
     assert_eq!(numbers(&files(&place.domain().join("rejected"))), [1]);
+}
+
+fn refuse_odd_ones(stub: &Stub) {
+    stub.answer(|request| if request.numbers().iter().any(|n| n % 2 == 1) { REFUSED } else { OK });
+}
+
+/// Broken, what was acknowledged would be sent again with every flush, because its neighbour was refused.
+#[test]
+fn a_refused_event_that_cannot_be_put_aside_stays_alone() {
+    let place = Place::new();
+    let stub = Stub::start(|_| AWAY);
+    place.client(&stub).send_iter((0..5).map(event)).unwrap();
+    fs::write(place.domain().join("rejected"), "").unwrap();
+    refuse_odd_ones(&stub);
+    stub.forget();
+    for _ in 0..3 {
+        // Each with a memory of its own, as processes have.
+        let error = place.client(&stub).flush().unwrap_err();
+        assert_eq!((kind(&error), error.written()), (Kind::Spool, Written::No));
+    }
+    let acknowledged = |stub: &Stub| -> Vec<u64> {
+        stub.requests()
+            .iter()
+            .map(|request| request.numbers())
+            .filter(|n| n.iter().all(|n| n % 2 == 0))
+            .flatten()
+            .collect()
+    };
+    assert_eq!(acknowledged(&stub), [0, 2, 4]);
+    assert_eq!(numbers(&files(&place.domain())), [1, 3], "{:?}", files(&place.domain()));
+    fs::remove_file(place.domain().join("rejected")).unwrap();
+    assert_eq!(place.client(&stub).flush().unwrap().rejected, 2);
+    assert_eq!(numbers(&files(&place.domain().join("rejected"))), [1, 3]);
+    assert_eq!(acknowledged(&stub), [0, 2, 4]);
+}
+
+/// Mounts a small disk, if that is allowed, and unmounts it.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: PathBuf) -> Option<Disk> {
+        fs::create_dir_all(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&path).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Disk(path))
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.0.join("full")).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Broken, a full disk would double events, or block what is behind a refused one.
+#[test]
+fn a_full_disk_neither_doubles_nor_blocks() {
+    let place = Place::new();
+    let stub = Stub::start(|_| AWAY);
+    let Some(disk) = Disk::mount(place.spool()) else {
+        eprintln!("skipped: needs the right to mount a small tmpfs");
+        return;
+    };
+    let client = place.client(&stub);
+    client.send_iter((0..5).map(event)).unwrap();
+    client.send_one(&event(5)).unwrap();
+    client.send_iter((6..11).map(event)).unwrap();
+    disk.fill();
+    stub.answer(|request| match request.numbers()[..] {
+        [8] => UNAUTHORIZED,
+        [n] if n % 2 == 0 => OK,
+        _ => REFUSED,
+    });
+    stub.forget();
+    let error = place.client(&stub).flush().unwrap_err();
+    assert_eq!((error.status(), error.written()), (Some(401), Written::No), "{error}");
+    assert!(error.to_string().contains("LEITSTAND_SPOOL"), "{error}");
+    assert_eq!(numbers(&files(&place.domain())), [7, 8, 9, 10]);
+    refuse_odd_ones(&stub);
+    disk.fill();
+    let report = place.client(&stub).flush().unwrap();
+    assert_eq!((report.delivered, report.rejected), (2, 2));
+    assert!(files(&place.domain()).is_empty());
+    let acknowledged: Vec<_> = stub
+        .requests()
+        .iter()
+        .map(|request| request.numbers())
+        .filter(|n| n.iter().all(|n| n % 2 == 0))
+        .flatten()
+        .collect();
+    assert_eq!(acknowledged, [0, 2, 4, 6, 8, 8, 10], "8 was not acknowledged at first");
+    assert_eq!(BTreeSet::from_iter(numbers(&files(&place.domain().join("rejected")))), BTreeSet::from([1, 3, 5, 7, 9]));
+}
+
+/// Broken, a flush would wait for ever for somebody at the other end of a pipe.
+#[test]
+fn what_is_no_regular_file_is_left_alone() {
+    let pipe = |path: PathBuf| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let name = |n: u64| format!("{n:023}-0000000001-000001.ndjson");
+    let flush = |place: &Place, stub: &Stub| {
+        let (client, (told, outcome)) = (place.client(stub), std::sync::mpsc::channel());
+        std::thread::spawn(move || told.send(client.flush()));
+        outcome.recv_timeout(Duration::from_secs(20)).expect("it waits for ever")
+    };
+    let stub = Stub::start(|_| OK);
+    let place = Place::new();
+    place.write(&name(2), "{\"n\":2}\n");
+    pipe(place.domain().join(name(1)));
+    std::os::unix::fs::symlink("/dev/null", place.domain().join(name(3))).unwrap();
+    fs::create_dir(place.domain().join(name(4))).unwrap();
+    assert_eq!(flush(&place, &stub).unwrap().delivered, 1);
+    assert!([1, 3, 4].iter().all(|n| fs::symlink_metadata(place.domain().join(name(*n))).is_ok()));
+    assert_eq!(place.client(&stub).deliver(&event(5)).unwrap(), Delivery::Sent);
+
+    for at in ["lock", "leitstand-spool-1"] {
+        let place = Place::new();
+        place.write(&name(2), "{\"n\":2}\n");
+        let path = if at == "lock" { place.domain().join(at) } else { place.spool().join(at) };
+        let _ = fs::remove_file(&path);
+        pipe(path);
+        let told = flush(&place, &stub).unwrap_err().to_string();
+        assert!(told.contains(at) && told.contains("no regular file"), "{told}");
+    }
+    let place = Place::new();
+    place.write(&name(2), "{\"n\":2}\n");
+    pipe(place.domain().join("last"));
+    stub.answer(|_| AWAY);
+    assert_eq!(place.client(&stub).deliver(&event(3)).unwrap(), Delivery::Spooled);
+    assert_eq!(numbers(&files(&place.domain())), [2, 3]);
 }
 
 /// Broken, files that other libraries wrote would be left, come in another order, or stop the rest.

@@ -1,11 +1,13 @@
 //! Files and directories of a spool: what has a name is whole, and on disk when a function returns.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
 
 pub(super) const TEMPORARY: &str = "tmp-";
 
@@ -89,6 +91,22 @@ fn rename(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
         return Err(ErrorKind::AlreadyExists.into());
     }
     fs::rename(from, to)
+}
+
+/// Opens a file without waiting for anybody: what is no regular file is an error.
+pub(super) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits();
+    match options.mode(0o600).custom_flags(flags.cast_signed()).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Err(e) if fs::symlink_metadata(path).map_or(true, |data| data.is_file()) => Err(e),
+        _ => Err(io::Error::other(format!("{} is no regular file", path.display()))),
+    }
+}
+
+pub(super) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open_regular(path, OpenOptions::new().read(true))?.read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Creates a directory and those above it for nobody else, and makes their names durable.

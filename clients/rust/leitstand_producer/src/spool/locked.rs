@@ -1,15 +1,17 @@
 //! One domain of the spool, for whoever delivers it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::disk::{Existing, TEMPORARY, create_directory, none_if_missing, sync_directory, write_file};
-use super::{BROKEN, LOCK, REJECTED, Spool, is_events};
+use super::disk::{
+    Existing, TEMPORARY, create_directory, none_if_missing, open_regular, read_regular, sync_directory, write_file,
+};
+use super::{BROKEN, LOCK, REJECTED, Spool, is_events_file};
 use crate::exact::is_event;
 
 /// An older temporary file was left by a process that died.
@@ -38,7 +40,7 @@ impl Spool {
         let directory = self.directory.join(domain);
         let path = directory.join(LOCK);
         loop {
-            let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+            let file = open_regular(&path, OpenOptions::new().create(true).append(true))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -86,7 +88,7 @@ impl Locked<'_> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if is_events(&entry.file_name()) {
+            if is_events_file(&entry)? {
                 names.extend(entry.file_name().into_string());
             }
         }
@@ -99,10 +101,10 @@ impl Locked<'_> {
         if let Some(rest) = super::lock(&self.spool.rests).get(&self.key_of(name)) {
             return Ok(Lines { events: rest.clone(), others: Vec::new() });
         }
-        let content = fs::read(self.directory.join(name))?;
+        let content = read_regular(&self.directory.join(name))?;
         let mut lines = Lines { events: Vec::with_capacity(content.len() + 1), others: Vec::new() };
         for line in content.split_inclusive(|b| *b == b'\n') {
-            let text = line.strip_suffix(b"\n").unwrap_or(line);
+            let text = without_end(line);
             if is_event(text) {
                 lines.events.extend_from_slice(text);
                 lines.events.push(b'\n');
@@ -144,7 +146,9 @@ impl Locked<'_> {
 
     /// Leaves only these lines of a file: the rest of it is done, whether the disk takes that or not.
     pub fn keep(&self, name: &str, lines: &[u8]) -> io::Result<()> {
-        let kept = write_file(&self.directory, &self.directory, name, lines, Existing::Replace);
+        // Without room for another file: in its own place it needs none.
+        let kept = write_file(&self.directory, &self.directory, name, lines, Existing::Replace)
+            .or_else(|e| blank(&self.directory.join(name), lines).map_err(|_| e));
         match kept {
             Ok(()) => drop(super::lock(&self.spool.rests).remove(&self.key_of(name))),
             Err(_) => self.remember(name, lines.to_vec()),
@@ -160,12 +164,26 @@ impl Locked<'_> {
         (self.domain.clone(), name.to_owned())
     }
 
-    /// Puts refused lines into `rejected/`, with the answers beside them. The file itself stays.
-    pub fn reject(&self, name: &str, lines: &[u8], reason: &str) -> io::Result<()> {
+    /// Puts refused lines into `rejected/`, with the answers beside them. The file itself stays, unless it is
+    /// `whole`: it holds nothing else.
+    pub fn reject(&self, name: &str, lines: &[u8], reason: &str, whole: bool) -> io::Result<()> {
         let rejected = self.directory.join(REJECTED);
         create_directory(&rejected)?;
-        self.put_beside(&rejected, &format!("{name}.reason"), reason.as_bytes())?;
-        self.put_beside(&rejected, name, lines)
+        // On a full disk a refused event must not block the others, whose delivery makes room.
+        let _ = self.put_beside(&rejected, &format!("{name}.reason"), reason.as_bytes());
+        let is_remembered = super::lock(&self.spool.rests).contains_key(&self.key_of(name));
+        if whole && !is_remembered && fs::symlink_metadata(rejected.join(name)).is_err() {
+            return self.move_to(&rejected, name);
+        }
+        self.put_beside(&rejected, name, lines)?;
+        if whole { self.remove(&[name.to_owned()]) } else { Ok(()) }
+    }
+
+    /// Needs no room.
+    fn move_to(&self, directory: &Path, name: &str) -> io::Result<()> {
+        fs::rename(self.directory.join(name), directory.join(name))?;
+        sync_directory(directory)?;
+        sync_directory(&self.directory)
     }
 
     /// Puts the lines of a file that are no events into `broken/`, and leaves its events.
@@ -173,18 +191,15 @@ impl Locked<'_> {
         let broken = self.directory.join(BROKEN);
         create_directory(&broken)?;
         if lines.events.is_empty() && !broken.join(name).try_exists()? {
-            // Needs no room.
-            fs::rename(self.directory.join(name), broken.join(name))?;
-            sync_directory(&broken)?;
-            return sync_directory(&self.directory);
+            return self.move_to(&broken, name);
         }
         self.put_beside(&broken, name, &lines.others)?;
         if lines.events.is_empty() { self.remove(&[name.to_owned()]) } else { self.keep(name, &lines.events) }
     }
 
     /// A delivery that was cut short may have put lines of the same file there.
-    fn put_beside(&self, directory: &std::path::Path, name: &str, more: &[u8]) -> io::Result<()> {
-        let mut content = none_if_missing(fs::read(directory.join(name)))?.unwrap_or_default();
+    fn put_beside(&self, directory: &Path, name: &str, more: &[u8]) -> io::Result<()> {
+        let mut content = none_if_missing(read_regular(&directory.join(name)))?.unwrap_or_default();
         content.extend_from_slice(more);
         Ok(write_file(&self.directory, directory, name, &content, Existing::Replace)?)
     }
@@ -204,4 +219,27 @@ impl Locked<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes line ends over all other lines of a file. Torn in the middle, it loses none of these.
+fn blank(path: &Path, lines: &[u8]) -> io::Result<()> {
+    let file = open_regular(path, OpenOptions::new().read(true).write(true))?;
+    let size = file.metadata()?.len();
+    let mut content = Vec::new();
+    (&file).read_to_end(&mut content)?;
+    let mut left = lines.split_inclusive(|b| *b == b'\n').map(without_end).peekable();
+    for line in content.split_inclusive_mut(|b| *b == b'\n') {
+        if left.next_if_eq(&without_end(line)).is_none() {
+            line.fill(b'\n');
+        }
+    }
+    if left.peek().is_some() || content.len() as u64 != size {
+        return Err(io::Error::other("the file has changed meanwhile"));
+    }
+    file.write_all_at(&content, 0)?;
+    file.sync_all()
+}
+
+fn without_end(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\n").unwrap_or(line)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::disk::open_regular;
 use super::{SUFFIX, is_events};
 
 /// The file with the highest number that a name of its domain began with.
@@ -65,9 +66,8 @@ struct Last(File);
 
 impl Last {
     fn open(directory: &Path) -> io::Result<Last> {
-        let mut options = OpenOptions::new();
-        let file =
-            options.create(true).read(true).write(true).truncate(false).mode(0o600).open(directory.join(LAST))?;
+        let path = directory.join(LAST);
+        let file = open_regular(&path, OpenOptions::new().create(true).read(true).write(true).truncate(false))?;
         flock(&file, FlockOperation::LockExclusive)?;
         Ok(Last(file))
     }
