@@ -362,6 +362,9 @@ def _settings(
         right = False
     if not right:
         raise SettingsError(f"{source} must be an http or https address without a query, such as http://localhost:8788")
+    # Of a greater number the system takes the last 16 bits, and so another port.
+    if (parts.port or 0) > 65535:
+        raise SettingsError(f"{source} must name a port of at most 65535, not {parts.port}")
     directory, source = _variable("SPOOL", None if spool is None else os.fsdecode(spool), "spool")
     try:
         directory = os.path.abspath(directory) if directory else None
@@ -476,6 +479,8 @@ def _network(settings: _Settings) -> dict[str, Any]:
         try:
             tls = _tls(settings.verify) if proxy.lower().startswith("https:") else None
             options["proxy"] = httpx.Proxy(proxy, ssl_context=tls)
+            if (options["proxy"].url.port or 0) > 65535:
+                raise ValueError("no such port")
         except SettingsError:
             raise
         except Exception:

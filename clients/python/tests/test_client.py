@@ -168,6 +168,20 @@ def test_no_token() -> None:
         ingest_event("a", EVENT)
 
 
+def test_a_port_that_there_is_not(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, events and the token go to another port than the one that is written there."""
+    url = httpx.URL(server.url)
+    beyond = str(url.copy_with(port=(url.port or 0) + 65536)).rstrip("/")
+    with pytest.raises(hauski_ingest.SettingsError, match="^url must name a port of at most 65535"):
+        ingest_event("example.com", {"event": 1}, url=beyond, token="t")
+    with pytest.raises(hauski_ingest.SettingsError, match="^proxy is not the address of a proxy"):
+        ingest_event("example.com", {"event": 1}, url="http://leitstand.test", token="t", proxy=beyond, retries=0)
+    monkeypatch.setenv("LEITSTAND_URL", beyond)
+    with pytest.raises(hauski_ingest.SettingsError, match="^LEITSTAND_URL must name a port of at most 65535"):
+        ingest_event("example.com", {"event": 1}, token="t")
+    assert server.requests == []
+
+
 def test_the_token_is_nowhere_to_be_read(server: FakeServer, dead_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, a log, a repr or a traceback with local variables shows the token."""
     monkeypatch.setenv("LEITSTAND_TOKEN", "secret-token")
