@@ -516,10 +516,29 @@ def _encode(event: object) -> bytes:
         raise IngestError("payload must be a mapping")
     try:
         plain = event if isinstance(event, dict) else dict(event)
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        line = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        _check_keys(plain)
+        return line
     except Exception as error:
         # Also what a mapping of the caller raises.
         raise IngestError(f"payload cannot be written as JSON: {_said(error)}") from error
+
+
+def _check_keys(event: dict[Any, Any]) -> None:
+    """Two keys of Python may be one key of JSON, 1 and "1": the server would keep one of the values."""
+    left: list[Any] = [event]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if not all(type(key) is str for key in value):
+                texts: set[str] = set()
+                for key in value:
+                    text = str.__str__(key) if isinstance(key, str) else json.dumps(key)
+                    if text in texts:
+                        raise ValueError(f"two keys are {text[:80]!a} there")
+                    texts.add(text)
+            value = value.values()
+        left.extend(part for part in value if isinstance(part, (dict, list, tuple)))
 
 
 def _check_size(line: bytes) -> None:

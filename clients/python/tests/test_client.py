@@ -67,6 +67,10 @@ def test_the_mini_test_of_the_old_readme(how: str, server: FakeServer, tmp_path:
         (["event"], "payload must be a mapping"),
         (None, "payload must be a mapping"),
         ({1: object()}, "cannot be written as JSON"),
+        ({1: "a", "1": "b"}, "cannot be written as JSON: two keys are '1' there"),
+        ({"x": [({"true": 1, True: 2},)]}, "two keys are 'true' there"),
+        ({"x": {None: 1, "null": 2}}, "two keys are 'null' there"),
+        ({"x": {"y": {1.5: 1, "1.5": 2}}}, "two keys are '1.5' there"),
     ],
 )
 def test_a_payload_that_is_none(data: Any, message: str) -> None:
@@ -166,6 +170,13 @@ def test_no_token() -> None:
     """If this fails, a missing token is not reported as what it is."""
     with pytest.raises(IngestError, match="^LEITSTAND_TOKEN not set"):
         ingest_event("a", EVENT)
+
+
+def test_keys_that_are_no_text(server: FakeServer) -> None:
+    """If this fails, a mapping that loses nothing is refused."""
+    data = {1: 0, 1.5: 1, False: 2, None: 3, "2": 4, "x": {"1": {1: 5}}}
+    assert ingest_event("example.com", data, url=server.url, token="t") == "ok"
+    assert server.requests[0].events == [json.loads(json.dumps(data))]
 
 
 def test_a_port_that_there_is_not(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
