@@ -111,6 +111,15 @@ def test_something_was_not_delivered(run: Run, server: FakeServer, dead_url: str
     assert (done.returncode, "cannot connect" in done.stderr) == (1, True)
 
 
+def test_a_domain_that_is_no_text_is_not_spooled(run: Run, dead_url: str, tmp_path: Path) -> None:
+    """If this fails, an event that the server will refuse is called safe."""
+    spool = tmp_path / "spool"
+    for none in ('{"domain":null}', '{"domain":5}', '{"domain":"other.example"}'):
+        done = run("send", "example.com", "--spool", str(spool), url=dead_url, stdin=none)
+        assert done.returncode != 0 and "domain" in done.stderr
+    assert list(spool.rglob("*.ndjson")) == []
+
+
 def test_the_spool_from_the_command_line(run: Run, server: FakeServer, dead_url: str, tmp_path: Path) -> None:
     """If this fails, a shell script cannot use the spool, or a cron job cannot empty it."""
     spool = str(tmp_path / "spool")

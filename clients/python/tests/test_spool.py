@@ -183,6 +183,12 @@ def test_an_event_of_another_domain(spool: Path, dead_url: str) -> None:
     assert (raised.value.written, raised.value.retryable) == ("no", False)
     with pytest.raises(IngestError, match="event 2 of the feed: domain mismatch"):
         ingest_events("example.com", [event(1), event(2, domain="other.example")], **more)
+    for none in (None, 5, True, ["example.com"]):
+        with pytest.raises(IngestError, match="the domain of an event must be text") as raised:
+            ingest_event("example.com", event(4, domain=none), **more)
+        assert (raised.value.written, raised.value.retryable) == ("no", False)
+        with pytest.raises(IngestError, match="event 1 of the feed: the domain of an event must be text"):
+            ingest_events("example.com", [event(5, domain=none)], **more)
     assert ingest_event("example.com", event(3, domain=" Example.COM"), **more) == "spooled"
     assert [json.loads(path.read_text())["n"] for path in spool_files(spool)] == [1, 3]
 
