@@ -192,11 +192,14 @@ mod tests {
             eprintln!("skipped: this file system is in memory, or does not tell what is in the page cache");
             return;
         }
-        read(&source, 0, ALIGN, Way::Direct).unwrap();
-        // Before it has come it cannot be forgotten.
-        let_it_come(&source, 0);
-        source.forget(Way::Direct, 0);
-        assert_eq!(source.way(0), Way::Direct);
+        // Before it has come it cannot be forgotten, and on a busy machine what was asked for may come once more.
+        let is_forgotten = (0..10).any(|_| {
+            read(&source, 0, ALIGN, Way::Direct).unwrap();
+            let_it_come(&source, 0);
+            source.forget(Way::Direct, 0);
+            source.way(0) == Way::Direct
+        });
+        assert!(is_forgotten);
         assert_eq!(source.way(content.len() as u64 / 2), Way::Direct, "only what was asked for is read");
         // Each page is asked for once, since asking brings it; the kernel may take one away at any time.
         let is_told = (1..10).any(|n| {
