@@ -326,10 +326,18 @@ fn long_heads_have_a_budget_and_short_ones_get_through() {
     let long = |start: &str| format!("{start}Host: a\r\nX-Long: {}", "x".repeat(10_000));
     let starts = ["POST /v1/ingest?domain=a HTTP/1.1\r\n", "GET /health/live HTTP/1.1\r\n"];
     let mut fresh: Vec<_> = (0..40).map(|_| server.connect()).collect();
-    for (n, client) in fresh.iter_mut().chain(&mut used).enumerate() {
-        // Who is refused already may be closed.
-        let _ = client.try_send(long(starts[n % 2]));
-    }
+    let send = |clients: &mut [Client]| {
+        for (n, client) in clients.iter_mut().enumerate() {
+            // Who is refused already may be closed.
+            let _ = client.try_send(long(starts[n % 2]));
+        }
+    };
+    send(&mut fresh);
+    // Else those of the others may be read first.
+    wait_for("there is no room", PATIENCE, || {
+        (server.metric("leitstand_refused_total", "head_budget") > 0.0).then_some(())
+    });
+    send(&mut used);
     for filler in [0, 6_000] {
         server.send(&Request::post("a", "{}").header("X-Filler", "x".repeat(filler))).assert_accepted();
     }

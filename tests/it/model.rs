@@ -395,6 +395,11 @@ impl Service {
         {
             self.ragged.insert(to, ragged);
             self.replaced[domain] = true;
+            // A copy took the place of a file in doubt, and nobody has seen it before it was moved away: the mark is still
+            // there, and is about whatever comes next.
+            if self.mark(domain).exists() && self.poison[domain] == Poison::No {
+                self.poison[domain] = Poison::Perhaps;
+            }
         }
     }
 
@@ -405,12 +410,16 @@ impl Service {
             File::open(&copy).unwrap().sync_all().unwrap();
             std::fs::rename(&copy, self.path(domain)).unwrap();
             // Of two that take its place before anybody looks, the second may get the number of the one in the mark.
-            let mark = self.dir.path().join(TORN_DIR).join(format!("{}.jsonl.poisoned", DOMAINS[domain]));
+            let mark = self.mark(domain);
             let ino = std::fs::metadata(self.path(domain)).unwrap().ino();
             let is_named = std::fs::read_to_string(mark).is_ok_and(|mark| mark.ends_with(&format!(" ino={ino}\n")));
             self.poison[domain] = if is_named { Poison::Perhaps } else { Poison::No };
             self.replaced[domain] = true;
         }
+    }
+
+    fn mark(&self, domain: usize) -> PathBuf {
+        self.dir.path().join(TORN_DIR).join(format!("{}.jsonl.poisoned", DOMAINS[domain]))
     }
 
     fn check_file(&self, path: &Path, model: &Model, found: &mut BTreeMap<u32, usize>) {
