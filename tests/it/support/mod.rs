@@ -368,7 +368,7 @@ impl TestServer {
         let log = std::fs::read_to_string(self.log_path()).expect("read the log");
         let complete = log.rfind('\n').map_or("", |end| &log[..end]);
         let of_machine = |line: &Value| {
-            let known = ["the data directory is on a file system ", "the data directory is in memory"];
+            let known = ["the data directory is on ", "the data directory is in memory"];
             line["message"].as_str().is_some_and(|said| known.iter().any(|known| said.starts_with(known)))
         };
         let lines = complete.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}")));
