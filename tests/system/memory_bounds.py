@@ -9,6 +9,8 @@ LIMIT_OF_BUDGET = 64 * MIB
 # The service is to be ready within 100 ms, measured from a process that does nothing else. The short form also runs
 # where other work takes the processors: five times as much.
 READY_MS_MAX = setting("READY_MS_MAX", 500, 100)
+# Beside the budget, for the same reason: what was freed stays for a while, and for longer where nobody gets a processor.
+BESIDE_MIB_MAX = setting("BESIDE_MIB_MAX", 60, 40)
 
 
 def run():
@@ -186,7 +188,7 @@ def sixteen_at_once():
             figures[name] = memory_kib(server.p.pid, "VmHWM") // 1024
             wait_until(lambda: gauge(server.port) == 0, 10, "nothing is in flight")
     print(f"memory_bounds: sixteen of 1 MiB at once, peak RSS in MiB: {figures}")
-    assert max(figures.values()) <= LIMIT_OF_BUDGET / MIB + 40, figures
+    assert max(figures.values()) <= LIMIT_OF_BUDGET / MIB + BESIDE_MIB_MAX, figures
 
 
 if __name__ == "__main__":
