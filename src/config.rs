@@ -516,15 +516,16 @@ impl Reader<'_> {
         self.called[setting.index()] = found.label.clone();
     }
 
+    /// Has nobody set it?
+    fn is_default(&self, name: &str) -> bool {
+        self.origins[Setting::named(name).expect("it is in SETTINGS").index()] == Origin::Default
+    }
+
     /// A problem with what a setting leads to. `what` it is, and what is wrong with it.
     fn problem_with(&mut self, name: &str, what: &str, text: &str) {
-        let index = Setting::named(name).expect("it is in SETTINGS").index();
-        let told = match self.origins[index] {
-            // Nobody has set it.
-            Origin::Default => format!("is not set, and the default is {what}{text}"),
-            _ => format!("is {what}{text}"),
-        };
-        let called = self.called[index].clone();
+        let is = if self.is_default(name) { "is not set, and the default is" } else { "is" };
+        let told = format!("{is} {what}{text}");
+        let called = self.called[Setting::named(name).expect("it is in SETTINGS").index()].clone();
         self.problem(&called, &told);
     }
 
@@ -610,9 +611,7 @@ impl Reader<'_> {
             Err(e) if in_data_dir && e.kind() == io::ErrorKind::PermissionDenied => {
                 // Nobody has set the name of the store.
                 let why = format!(": {path:?} in it cannot be read: {e}");
-                let is_default = self.origins[Setting::named("LEITSTAND_DATA_DIR").expect("it is in SETTINGS").index()]
-                    == Origin::Default;
-                let below = if is_default { " in the working directory" } else { "" };
+                let below = if self.is_default("LEITSTAND_DATA_DIR") { " in the working directory" } else { "" };
                 self.problem_with("LEITSTAND_DATA_DIR", &format!("{data_dir:?}{below}"), &why);
                 None
             }

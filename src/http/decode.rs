@@ -18,7 +18,7 @@ use super::blocking::Turns;
 use super::body::{Coding, Held, Whole, no_memory};
 use super::error::ApiError;
 use super::metered::{Metered, until};
-use crate::storage::Reservation;
+use crate::storage::{Reservation, StoreError};
 
 /// Most bodies being decoded at once on threads, and no more than half of the processors can carry: others have work too. Bounds
 /// the memory for zstd windows (8 MiB each, but never more than what is decoded).
@@ -39,6 +39,12 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 const KEPT_BYTES_MAX: usize = 2 << 20;
 /// Bodies up to this size are decoded once.
 const SCRATCH_BYTES: usize = 256 << 10;
+
+impl From<StoreError> for Stopped {
+    fn from(error: StoreError) -> Stopped {
+        Stopped::Refused(error.into())
+    }
+}
 
 /// All decoders of the process.
 pub(crate) struct Decoders {
@@ -268,17 +274,17 @@ impl Decoder {
         let until = until(cpu_max);
         let invalid = |error| stopped(&error, limit_bytes);
         let held_bytes = bytes.len() + window_bytes(coding, limit_bytes);
-        reservation.grow_to(held_bytes).map_err(|error| Stopped::Refused(error.into()))?;
+        reservation.grow_to(held_bytes)?;
         let len = self.measure(coding, bytes, limit_bytes, until).map_err(invalid)?;
         if len > limit_bytes {
             return Err(Stopped::Refused(ApiError::TooLarge { limit_bytes }));
         }
-        reservation.grow_to(held_bytes + len).map_err(|error| Stopped::Refused(error.into()))?;
+        reservation.grow_to(held_bytes + len)?;
         if len == self.scratch.len() {
             return Ok(Bytes::copy_from_slice(&self.scratch));
         }
         let mut decoded = Vec::new();
-        decoded.try_reserve_exact(len).map_err(|error| Stopped::Refused(no_memory(error).into()))?;
+        decoded.try_reserve_exact(len).map_err(no_memory)?;
         self.reader(coding, bytes, until)
             .and_then(|reader| reader.take(len as u64).read_to_end(&mut decoded))
             .map_err(invalid)?;

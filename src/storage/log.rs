@@ -67,6 +67,8 @@ pub(crate) struct Afloat<F> {
     open: Arc<DataFile<F>>,
     /// Where they stand in the file.
     range: Range<u64>,
+    /// What stands before them is ours, and its write-back was begun or is over.
+    behind_ours: bool,
     started: Instant,
     pub(crate) write: Duration,
     /// Somebody else wrote to the file, or replaced it, since our last append.
@@ -80,6 +82,8 @@ struct Found {
     len: u64,
     /// The last line is whole, but not ended.
     lacks_newline: bool,
+    /// The last line is one that we have written through the file that is open.
+    is_ours: bool,
     /// As in [`Appended`].
     foreign: bool,
 }
@@ -252,7 +256,7 @@ impl<D: Disk> Log<D> {
     /// Nothing was written; or the domain must be poisoned, see [`StoreError::written`].
     pub(crate) fn write(&mut self, disk: &D, lines: &[&[u8]], calm: bool) -> Result<Write<D::File>, StoreError> {
         let found = match self.known_end(disk)? {
-            Some(len) => Found { len, ..Found::default() },
+            Some(len) => Found { len, is_ours: true, ..Found::default() },
             None if calm => self.find_end(disk)?,
             None => return Ok(Write::NotCalm),
         };
@@ -270,6 +274,7 @@ impl<D: Disk> Log<D> {
                 return Ok(Write::Afloat(Afloat {
                     open: data.open.clone(),
                     range: len..end,
+                    behind_ours: found.is_ours,
                     started,
                     write,
                     foreign: found.foreign,
@@ -523,7 +528,7 @@ impl<F> Afloat<F> {
     /// # Errors
     /// As [`Afloat::sync`].
     pub(crate) fn begin_writeback<D: Disk<File = F>>(&self, disk: &D, behind: bool) -> Result<(), StoreError> {
-        if self.wants_blocks(disk.block_bytes()) {
+        if self.may_want_blocks(disk.block_bytes()) {
             disk.begin_writeback(&self.open.file, self.range.start)
                 .map_err(|e| StoreError::sync("start to write data file", e))?;
         }
@@ -533,10 +538,12 @@ impl<F> Afloat<F> {
         Ok(())
     }
 
-    /// Must the file system find a block for them? What stays in the block in which the file ended needs none: that was
-    /// found when it was begun. So there is no failure that only a start of the write-back is told.
-    fn wants_blocks(&self, block_bytes: u64) -> bool {
-        self.range.start == 0 || self.range.end > self.range.start.next_multiple_of(block_bytes)
+    /// May the file system have to find a block for them? Not if they stay in the block in which lines of ours end: that
+    /// was found for those. Then there is no failure that only a start of the write-back is told. What others have
+    /// written may have no block yet, and a small file may not even have its first (`inline_data` of ext4).
+    fn may_want_blocks(&self, block_bytes: u64) -> bool {
+        let Range { start, end } = self.range;
+        !self.behind_ours || start < block_bytes || end > start.next_multiple_of(block_bytes)
     }
 
     /// Lines that were thrown away before these were written leave zeros there, and no hole any more.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leitstand::metrics::StoreMetrics;
@@ -162,18 +162,17 @@ fn a_file_with_a_hole_in_it_is_written_anew_with_it() {
     assert!(room(dir.path()) <= 2 * ROOM_BYTES_MAX);
 }
 
+/// A snapshot of everything.
+fn full(to: PathBuf) -> SnapshotOptions {
+    SnapshotOptions { to, base: None, lock_timeout: Duration::from_secs(1), rate: None, reserve_bytes: Some(0) }
+}
+
 /// Broken, a snapshot would hold the lock while it reads what it leaves out.
 #[test]
 fn a_snapshot_reads_nothing_of_a_tail_that_is_a_hole() {
     let Some(dir) = long_file("") else { return };
     let place = tempfile::tempdir().unwrap();
-    let options = SnapshotOptions {
-        to: place.path().join("snapshot"),
-        base: None,
-        lock_timeout: Duration::from_secs(1),
-        rate: None,
-        reserve_bytes: Some(0),
-    };
+    let options = full(place.path().join("snapshot"));
     let disk = RealDisk::open_existing(dir.path()).unwrap();
     let (report, bytes) = reads(|| snapshot(&disk, &options, &mut |_| {}).unwrap());
     assert_eq!(report.manifest.torn_tails[0].bytes, HOLE_BYTES - SOUND.len() as u64);
@@ -190,13 +189,7 @@ fn a_snapshot_and_its_restore_have_the_holes_of_the_file() {
         let Some(dir) = longer_file(BYTES + 77, end) else { return };
         let place = tempfile::tempdir().unwrap();
         let (to, back) = (place.path().join("snapshot"), place.path().join("back"));
-        let options = SnapshotOptions {
-            to: to.clone(),
-            base: None,
-            lock_timeout: Duration::from_secs(1),
-            rate: None,
-            reserve_bytes: Some(0),
-        };
+        let options = full(to.clone());
         let disk = RealDisk::open_existing(dir.path()).unwrap();
         let (report, bytes) = reads(|| snapshot(&disk, &options, &mut |_| {}).unwrap());
         assert_eq!(report.manifest.totals.bytes, BYTES + 77 + end.len() as u64);

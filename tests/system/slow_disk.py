@@ -130,21 +130,31 @@ def hung_write(mode, wrong):
             slowest = max([answer[2] for answer in answers if answer] or [0.0])
             if bad or slowest > 1: wrong.append(f"{what}: {len(bad)} of {len(answers)} appends of others were not answered, the slowest after {slowest:.1f} s")
             latest = judge_probes(what, server, wrong)
-            began = time.monotonic()
-            server.p.send_signal(signal.SIGTERM)
-            # What the service says, not the end of the process: as with a disk, that waits for the call, which strace has.
-            try: wait_until(lambda: any(said in server.log_text() for said in STOPPED), 20, "it says that it has stopped")
-            finally:
-                took = time.monotonic() - began
-                tracer.p.kill()
-            if took > SHUTDOWN_S + 1: wrong.append(f"{what}: the stop took {took:.1f} s with a limit of {SHUTDOWN_S}")
-            began = time.monotonic()
-            server.p.wait(20)
-            exited = time.monotonic() - began
-            if exited > EXIT_S_MAX: wrong.append(f"{what}: the process ended {exited:.1f} s after the call")
+            try: took = stopped(what, server, wrong)
+            finally: tracer.p.kill()
+            exited = ended(what, server, wrong)
         for thread in waiting: thread.join(5)
     print(f"{what}: appends of others took at most {slowest:.2f} s, health and metrics {latest:.2f} s, "
           f"the stop {took:.1f} s with a limit of {SHUTDOWN_S}, the process {exited:.1f} s after the call", flush=True)
+
+
+def stopped(what, server, wrong):
+    """How long it took until the service said that it had stopped: the process may have to wait for the call."""
+    began = time.monotonic()
+    server.p.send_signal(signal.SIGTERM)
+    wait_until(lambda: any(said in server.log_text() for said in STOPPED), 20, "it says that it has stopped")
+    took = time.monotonic() - began
+    if took > SHUTDOWN_S + 1: wrong.append(f"{what}: the stop took {took:.1f} s with a limit of {SHUTDOWN_S}")
+    return took
+
+
+def ended(what, server, wrong):
+    """How long the process lived on after the call that hung was let go."""
+    began = time.monotonic()
+    server.p.wait(20)
+    took = time.monotonic() - began
+    if took > EXIT_S_MAX: wrong.append(f"{what}: the process ended {took:.1f} s after the call")
+    return took
 
 
 def frozen(mode, wrong):
@@ -165,16 +175,9 @@ def frozen(mode, wrong):
                     waiting = [background(SLOW, server, n) for n in range(1, 4)]
                     time.sleep(1.5)   # in `never`, what has come to the thread that hangs is not answered: see ADR 0022
                     latest = judge_probes(what, server, wrong)
-                    began = time.monotonic()
-                    server.p.send_signal(signal.SIGTERM)
-                    wait_until(lambda: any(said in server.log_text() for said in STOPPED), 20, "it says that it has stopped")
-                    took = time.monotonic() - began
-                    if took > SHUTDOWN_S + 1: wrong.append(f"{what}: the stop took {took:.1f} s with a limit of {SHUTDOWN_S}")
+                    took = stopped(what, server, wrong)
                 finally: faultdisk.run("fsfreeze", "-u", directory)
-                began = time.monotonic()
-                server.p.wait(20)
-                exited = time.monotonic() - began
-                if exited > EXIT_S_MAX: wrong.append(f"{what}: the process ended {exited:.1f} s after the thaw")
+                exited = ended(what, server, wrong)
                 for thread in waiting: thread.join(5)
     print(f"{what}: health and metrics took at most {latest:.2f} s, the stop {took:.1f} s with a limit of {SHUTDOWN_S}, "
           f"the process {exited:.1f} s after the thaw", flush=True)
