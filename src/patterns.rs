@@ -3,6 +3,7 @@
 //! A list is compiled once. A name is looked up in it and not tried against each pattern, since the name is the
 //! client's and the list may be long.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -14,6 +15,8 @@ use crate::domain::{DOMAIN_BYTES_MAX, Domain};
 
 /// Most patterns in one list.
 pub const PATTERNS_MAX: usize = 1000;
+/// Most stars in one pattern; several side by side are one. Each may cost a search in the name.
+pub const STARS_MAX: usize = 16;
 
 /// A list of patterns. `*` stands for any run of characters, dots too.
 #[derive(Clone, Default)]
@@ -51,8 +54,8 @@ impl Patterns {
     /// Reads a list, separated by commas.
     ///
     /// # Errors
-    /// A message for a pattern that could match no domain, and for more than [`PATTERNS_MAX`]; it does not hold
-    /// the list.
+    /// A message for a pattern that could match no domain or has more than [`STARS_MAX`] stars, and for more than
+    /// [`PATTERNS_MAX`]; it does not hold the list.
     pub fn parse(text: &str) -> Result<Patterns, String> {
         let items = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
         let count = items().count();
@@ -92,17 +95,17 @@ impl fmt::Debug for Patterns {
     }
 }
 
-/// What a list of patterns is looked up in.
+/// What a list of patterns is looked up in. Each pattern is found by that part of it which the fewest others have.
 #[derive(Default)]
 struct Index {
-    /// Patterns without a star, and those with one, by what they begin and end with.
+    /// Patterns that are found by what they begin and end with, or, without a star, by all of it.
     anchored: HashMap<u64, Vec<u16>, BuildHasherDefault<OwnHash>>,
     /// How long beginning and end are, each pair once; an end of [`WHOLE`] is that of a pattern without a star.
     lengths: Vec<(u8, u8)>,
     /// The longest of these beginnings and ends: nothing of a name is hashed beyond them.
     begin_max: usize,
     end_max: usize,
-    /// Patterns with something between two stars, found by the longest of these pieces.
+    /// Patterns that are found by a piece between two stars.
     between: Option<Between>,
 }
 
@@ -110,6 +113,24 @@ struct Between {
     pieces: AhoCorasick,
     /// The pattern of each piece.
     patterns: Vec<u16>,
+}
+
+/// A part of a pattern that every name has which it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part<'a> {
+    /// What is before the first star and behind the last; without a star all of it, and no end.
+    Ends(&'a str, Option<&'a str>),
+    /// Something between two stars.
+    Piece(&'a str),
+}
+
+impl Part<'_> {
+    fn len(self) -> usize {
+        match self {
+            Part::Ends(begin, end) => begin.len() + end.map_or(0, str::len),
+            Part::Piece(piece) => piece.len(),
+        }
+    }
 }
 
 /// States of an automaton that is a table. Each takes 256 bytes, for the forty bytes that names are of; so a megabyte.
@@ -120,28 +141,22 @@ const WHOLE: u8 = u8::MAX;
 impl Index {
     fn new(list: &[String]) -> Index {
         let mut index = Index::default();
+        let mut having: HashMap<Part<'_>, usize> = HashMap::new();
+        for part in list.iter().flat_map(|pattern| parts(pattern)) {
+            *having.entry(part).or_default() += 1;
+        }
         let (mut pieces, mut patterns) = (Vec::new(), Vec::new());
         for (at, pattern) in (0..).zip(list) {
-            let (begin, end) = match (pattern.find('*'), pattern.rfind('*')) {
-                (Some(first), Some(last)) => {
-                    let piece = pattern[first..last].split('*').max_by_key(|piece| piece.len()).unwrap_or_default();
-                    if !piece.is_empty() {
-                        pieces.push(piece);
-                        patterns.push(at);
-                        continue;
-                    }
-                    (&pattern[..first], Some(&pattern[last + 1..]))
+            // Of as rare ones the longest piece: no name without it costs anything.
+            let by = |part: &Part<'_>| (having[part], matches!(part, Part::Ends(..)), Reverse(part.len()));
+            match parts(pattern).min_by_key(by) {
+                Some(Part::Piece(piece)) => {
+                    pieces.push(piece);
+                    patterns.push(at);
                 }
-                _ => (pattern.as_str(), None),
-            };
-            let length = (begin.len() as u8, end.map_or(WHOLE, |end| end.len() as u8));
-            if !index.lengths.contains(&length) {
-                index.lengths.push(length);
-                index.begin_max = index.begin_max.max(begin.len());
-                index.end_max = index.end_max.max(end.map_or(0, str::len));
+                Some(Part::Ends(begin, end)) => index.anchor(at, begin, end),
+                None => {}
             }
-            let hash = combined(length, hash(begin.bytes()), hash(end.unwrap_or_default().bytes().rev()));
-            index.anchored.entry(hash).or_default().push(at);
         }
         if !pieces.is_empty() {
             // Its size is that of the pieces, and its time that of the name. A table takes one step for a byte, and the names
@@ -155,12 +170,24 @@ impl Index {
         index
     }
 
+    fn anchor(&mut self, at: u16, begin: &str, end: Option<&str>) {
+        let length = (begin.len() as u8, end.map_or(WHOLE, |end| end.len() as u8));
+        if !self.lengths.contains(&length) {
+            self.lengths.push(length);
+            self.begin_max = self.begin_max.max(begin.len());
+            self.end_max = self.end_max.max(end.map_or(0, str::len));
+        }
+        let hash = combined(length, hash(begin.bytes()), hash(end.unwrap_or_default().bytes().rev()));
+        self.anchored.entry(hash).or_default().push(at);
+    }
+
     fn match_any(&self, list: &[String], name: &str) -> bool {
         let is_match = |at: &u16| matches(list[usize::from(*at)].as_bytes(), name.as_bytes());
         if !self.lengths.is_empty() {
             let begins = hashes(name.bytes().take(self.begin_max));
             let ends = hashes(name.bytes().rev().take(self.end_max));
             for length @ (begin, end) in &self.lengths {
+                step();
                 let end_len = if *end == WHOLE { 0 } else { usize::from(*end) };
                 let begin_len = usize::from(*begin);
                 if begin_len + end_len > name.len() || (*end == WHOLE && begin_len != name.len()) {
@@ -175,6 +202,7 @@ impl Index {
         let Some(between) = &self.between else { return false };
         let mut seen = [0_u64; PATTERNS_MAX.div_ceil(64)];
         between.pieces.find_overlapping_iter(name).any(|piece| {
+            step();
             let at = between.patterns[piece.pattern().as_usize()];
             let (word, bit) = (usize::from(at) / 64, 1 << (at % 64));
             let is_new = seen[word] & bit == 0;
@@ -182,6 +210,23 @@ impl Index {
             is_new && is_match(&at)
         })
     }
+}
+
+/// By what a pattern can be found. Beginning and end, both of nothing, would find it for every name.
+fn parts(pattern: &str) -> impl Iterator<Item = Part<'_>> {
+    let (ends, between) = match (pattern.find('*'), pattern.rfind('*')) {
+        (Some(first), Some(last)) => (Part::Ends(&pattern[..first], Some(&pattern[last + 1..])), &pattern[first..last]),
+        _ => (Part::Ends(pattern, None), ""),
+    };
+    let pieces = move || between.split('*').filter(|piece| !piece.is_empty());
+    let has_ends = ends.len() > 0 || pieces().next().is_none();
+    has_ends.then_some(ends).into_iter().chain(pieces().map(Part::Piece))
+}
+
+/// Counted by tests: the cost of a look beside one step for each byte of the name.
+fn step() {
+    #[cfg(test)]
+    tests::STEPS.set(tests::STEPS.get() + 1);
 }
 
 /// So many different beginnings the pieces have: the states of an automaton.
@@ -246,13 +291,28 @@ fn pattern(text: &str) -> Result<String, String> {
         let shown: String = text.chars().take(64).collect();
         return Err(format!("{shown:?} is no domain with * for any characters"));
     }
-    Ok(lower)
+    let pattern = with_single_stars(&lower);
+    let stars = memchr::memchr_iter(b'*', pattern.as_bytes()).count();
+    if stars > STARS_MAX {
+        let shown: String = pattern.chars().take(64).collect();
+        return Err(format!(
+            "{shown:?} has {stars} stars, at most {STARS_MAX} are allowed; one * stands for any run of characters, dots too"
+        ));
+    }
+    Ok(pattern)
+}
+
+/// Several stars side by side mean what one does.
+fn with_single_stars(pattern: &str) -> String {
+    let mut before = None;
+    pattern.chars().filter(|c| (before.replace(*c), *c) != (Some('*'), '*')).collect()
 }
 
 /// Does the whole name match? The beginning and the end first, then each piece between two stars at its first place
 /// behind the one before it: what an earlier star could take, a later one can take as well. Linear in the name but for
 /// the number of pieces.
 pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    step();
     let Some(first) = memchr::memchr(b'*', pattern) else { return pattern == name };
     let last = memchr::memrchr(b'*', pattern).unwrap_or(first);
     let (begin, end) = (&pattern[..first], &pattern[last + 1..]);
@@ -261,6 +321,7 @@ pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     }
     let mut rest = &name[begin.len()..name.len() - end.len()];
     pattern[first..last].split(|b| *b == b'*').all(|piece| {
+        step();
         let found = if piece.is_empty() { Some(0) } else { memchr::memmem::find(rest, piece) };
         rest = found.map_or(&[][..], |at| &rest[at + piece.len()..]);
         found.is_some()
@@ -269,8 +330,23 @@ pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use proptest::prelude::*;
+
+    thread_local! {
+        pub(super) static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// What one look costs.
+    fn steps(patterns: &Patterns, name: &str) -> usize {
+        let domain = Domain::parse(name).unwrap();
+        patterns.index();
+        STEPS.set(0);
+        patterns.match_any(&domain);
+        STEPS.get()
+    }
 
     fn rules(allow: &str, deny: &str) -> DomainRules {
         DomainRules { allow: Patterns::parse(allow).unwrap(), deny: Patterns::parse(deny).unwrap() }
@@ -316,6 +392,54 @@ mod tests {
         let refused = Patterns::parse(&"a,".repeat(PATTERNS_MAX + 1)).unwrap_err();
         assert_eq!(refused, "must be at most 1000 patterns, and there are 1001");
         assert_eq!(Patterns::parse(" A.b ,,*.c,").unwrap().to_string(), "a.b,*.c");
+    }
+
+    /// Broken, each request would cost what the longest list of the most stars does, or a list that was good would be
+    /// refused.
+    #[test]
+    fn a_pattern_has_so_many_stars_at_most() {
+        let text = |stars: usize| "a*".repeat(stars);
+        assert!(Patterns::parse(&text(STARS_MAX)).is_ok());
+        assert_eq!(
+            Patterns::parse(&text(STARS_MAX + 1)).unwrap_err(),
+            format!(
+                "{:?} has 17 stars, at most 16 are allowed; one * stands for any run of characters, dots too",
+                text(STARS_MAX + 1)
+            )
+        );
+        // They mean one.
+        assert_eq!(Patterns::parse(&format!("a{}b", "*".repeat(200))).unwrap().to_string(), "a*b");
+        // As dear as a list can be: none of them is told from the others by a part of it.
+        let list = vec![text(STARS_MAX) + "b"; PATTERNS_MAX].join(",");
+        let name = vec!["a".repeat(60); 4].join(".") + "-b";
+        for name in [name.as_str(), &name[..200], "ab", "a-a-a.b"] {
+            assert!(steps(&Patterns::parse(&list).unwrap(), name) <= PATTERNS_MAX * (STARS_MAX + 2), "{name}");
+        }
+    }
+
+    /// Broken, a name would be tried against every pattern that has a long part in common with it.
+    #[test]
+    fn a_pattern_is_found_by_what_tells_it_from_the_others() {
+        let lists: [&dyn Fn(usize) -> String; 5] = [
+            &|n| format!("*-{n}x.*.internal-service.*"),
+            &|n| format!("team-{n}-*.internal-service.*"),
+            &|n| format!("*.internal-service.*.team-{n}"),
+            &|n| format!("*.internal-service.*-{n}-*.svc"),
+            &|n| format!("team-{n}-*.example.org"),
+        ];
+        for list in lists {
+            let text = (0..PATTERNS_MAX).map(list).collect::<Vec<_>>().join(",");
+            let patterns = Patterns::parse(&text).unwrap();
+            for name in [
+                "a-7x.y.internal-service.z",
+                "x.internal-service.internal-service.internal-service.z",
+                "team-7-x.internal-service.y-7-z.svc",
+                "x.internal-service.y.team-999",
+            ] {
+                let steps = steps(&patterns, name);
+                assert!(steps <= 4 * name.len(), "{steps} for {name} in {} and so on", list(0));
+            }
+        }
     }
 
     /// As slow and as plain as it can be said.

@@ -162,9 +162,9 @@ pub(crate) struct ConfigPatch {
     features: Option<FeaturesPatch>,
 }
 
-/// A domain with `*` for any characters.
+/// A domain with `*` for any characters, at most 16 times.
 #[derive(Serialize, ToSchema)]
-#[schema(pattern = "^[a-z0-9.*-]{1,253}$", example = "*.example.com")]
+#[schema(min_length = 1, max_length = 253, pattern = "^[a-z0-9.-]*([*]+[a-z0-9.-]*){0,16}$", example = "*.example.com")]
 pub(crate) struct DomainPattern(String);
 
 #[derive(Serialize, ToSchema)]
