@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::connections::HeadBudget;
@@ -451,6 +451,8 @@ pub(crate) struct ConnIo<S> {
     interim_left: usize,
     /// What is written instead of hyper's own answer, and how much of it is out.
     instead: Option<(Vec<u8>, usize)>,
+    /// hyper has answered by itself what it could not read.
+    has_refused: bool,
     /// The head of an answer of ours was offered to the stream and not taken yet.
     head_waits: bool,
     /// So many bytes come from a buffer that is counted already.
@@ -493,6 +495,7 @@ impl<S> ConnIo<S> {
             patience: Patience::default(),
             interim_left: 0,
             instead: None,
+            has_refused: false,
             head_waits: false,
             counted_bytes,
             ahead: None,
@@ -771,6 +774,11 @@ impl<S: AsyncRead + Unpin> ConnIo<S> {
 pub(crate) struct Patience(Option<Pin<Box<Sleep>>>);
 
 impl Patience {
+    /// Is something waiting to be written?
+    pub(crate) fn is_tried(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Passes a write result on; after 30 s without any progress the write fails.
     pub(crate) fn with<T>(
         &mut self,
@@ -829,9 +837,7 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
                 self.head_waits |= head;
                 return None;
             }
-            self.state.begun.fetch_add(1, Ordering::Relaxed);
-            self.state.linger.store(true, Ordering::Relaxed);
-            self.instead = Some((own_refusal(first, &self.state.request_id()), 0));
+            self.instead = Some((self.refusal(first), 0));
         }
         let (answer, out) = self.instead.as_mut()?;
         while *out < answer.len() {
@@ -844,6 +850,29 @@ impl<S: AsyncWrite + Unpin> ConnIo<S> {
         }
         self.instead = None;
         Some(Poll::Ready(Ok(len)))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> ConnIo<S> {
+    /// hyper has ended over what it cannot read. Where it has not said so itself, as to the preface of HTTP/2, that is
+    /// done here, but not where it could be taken for the answer to a request before it.
+    pub(crate) async fn refuse_untold(&mut self) {
+        let is_due = self.state.answers_due.load(Ordering::Relaxed) > 0 || self.state.is_in_request();
+        let is_behind = self.interim_left > 0 || self.instead.is_some() || self.patience.is_tried();
+        if is_due || is_behind || self.has_refused || self.state.is_gone() {
+            return;
+        }
+        let answer = self.refusal(b"HTTP/1.1 400 Bad Request\r");
+        // The client may be gone, or take nothing.
+        let _ = tokio::time::timeout(WRITE_STALL_MAX, self.stream.write_all(&answer)).await;
+    }
+
+    /// Our form of an answer to something that is no request.
+    fn refusal(&mut self, head: &[u8]) -> Vec<u8> {
+        self.has_refused = true;
+        self.state.begun.fetch_add(1, Ordering::Relaxed);
+        self.state.linger.store(true, Ordering::Relaxed);
+        own_refusal(head, &self.state.request_id())
     }
 }
 
@@ -992,7 +1021,7 @@ mod tests {
     /// Broken, a client that reads slowly would get a refusal in place of its answer.
     #[tokio::test]
     async fn answers_of_ours_go_out_as_they_are_even_if_they_have_to_wait() {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use tokio::io::AsyncReadExt as _;
         let (mut client, server) = tokio::io::duplex(8);
         let (_, state) = Connections::default().add();
         let mut io = ConnIo::new(server, state.clone(), 0, false);
@@ -1026,7 +1055,6 @@ mod tests {
     /// Broken, hyper would keep its buffers for ever, or a connection would go on that was to be closed.
     #[tokio::test]
     async fn hyper_is_at_rest_once_all_is_answered_and_the_connection_goes_on() {
-        use tokio::io::AsyncWriteExt as _;
         for goes_on in [true, false] {
             let (_, state) = Connections::default().add();
             let mut io = ConnIo::new(tokio::io::join(tokio::io::empty(), tokio::io::sink()), state.clone(), 0, false);
@@ -1105,7 +1133,7 @@ mod tests {
     /// one on a slow line is cut off.
     #[test]
     fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use tokio::io::AsyncReadExt as _;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let io = |room| {
             let (near, far) = tokio::io::duplex(room);

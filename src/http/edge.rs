@@ -23,11 +23,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use tokio::io::AsyncRead;
 use tower::Service as _;
 
+use super::accept::prefers_problem;
 use super::auth::Admitted;
 use super::client::{Client, Peer};
 use super::conn::ConnState;
 use super::error::{ApiError, Refused};
-use super::fields::{Field, Fields, REQUEST_ID, text};
+use super::fields::{Field, Fields, REQUEST_ID};
 use super::ingest::{Asked, Outcome, Route, Subject};
 use super::plain::{PlainBody, PlainHead, answer};
 use super::state::AppState;
@@ -178,7 +179,7 @@ impl Edge {
     pub(crate) async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response {
         let started = Instant::now();
         self.conn.request_begins(!request.body().is_end_stream());
-        let as_problem = accepts_problem(request.headers());
+        let as_problem = prefers_problem(request.headers());
         let method = known_method(request.method());
         let framing = self.check_framing(&request, method);
 
@@ -226,7 +227,7 @@ impl Edge {
         if outcome.result.is_ok() {
             return self.accept_plain(head.route, &outcome, pending, out);
         }
-        let response = self.finish(outcome.into_response(head.route), pending, accepts_problem(head));
+        let response = self.finish(outcome.into_response(head.route), pending, prefers_problem(head));
         let goes_on = !response.headers().contains_key(CONNECTION);
         answer::write(response, out);
         goes_on
@@ -486,11 +487,6 @@ fn closes(request: &Request<Incoming>) -> bool {
 
 fn known_method(method: &Method) -> Option<&'static str> {
     METHODS.iter().copied().find(|known| *known == method.as_str())
-}
-
-fn accepts_problem(fields: &impl Fields) -> bool {
-    let named = |value| text(value).is_some_and(|text| text.to_ascii_lowercase().contains("application/problem+json"));
-    fields.all(Field::Accept).any(named)
 }
 
 /// compat: the original matches routes against the decoded path, so `%2F` is a slash, broken UTF-8

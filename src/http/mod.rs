@@ -3,11 +3,13 @@
 //! Outside in: [`server`] accepts connections, [`edge`] wraps every request, [`router`] picks the
 //! handler, `ingest` admits (X-Auth, then Content-Length, then rate limit) and appends.
 
+mod accept;
 mod admin;
 mod auth;
 mod blocking;
 mod body;
 mod client;
+mod complaint;
 mod config;
 mod conn;
 mod connections;
@@ -15,6 +17,7 @@ mod decode;
 mod edge;
 mod error;
 mod fields;
+mod foreign;
 mod gate;
 mod ingest;
 mod limits;

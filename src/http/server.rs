@@ -24,9 +24,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::Peer;
+use super::complaint::Complaint;
 use super::conn::{ConnIo, ConnState, TICK};
 use super::connections::{Connections, MAKE_WAY_EVERY, MAKE_WAY_WITHIN};
 use super::edge::Edge;
+use super::foreign::Foreign;
 use super::linger::{close, linger_short};
 use super::plain::{self, End, Read, Replay, Unread};
 use super::state::AppState;
@@ -91,7 +93,7 @@ pub async fn serve(
         refusers: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
         beyond_cap: Arc::new(Semaphore::new(options.refusers_max.div_ceil(2))),
         workers: options.workers.into_iter().map(Worker::new).collect(),
-        complaint: Complaint::default(),
+        complaint: Complaint::new(COMPLAINT_EVERY),
         arrivals: Vec::new(),
     };
     if server.workers.is_empty() {
@@ -167,25 +169,6 @@ struct Waiting {
 
 /// A connection that nobody serves yet.
 type Arrival = (Stream, Arc<Edge>, Arc<ConnState>, Guard);
-
-/// Tells of something that may happen many times a second: at once, and then every [`COMPLAINT_EVERY`] how
-/// often it was.
-#[derive(Debug, Default)]
-struct Complaint {
-    told_at: Option<Instant>,
-    untold: u64,
-}
-
-impl Complaint {
-    /// It has happened once more; `tell` gets how often since it was last told.
-    fn tell(&mut self, now: Instant, tell: impl FnOnce(u64)) {
-        self.untold += 1;
-        if self.told_at.is_none_or(|told_at| now - told_at >= COMPLAINT_EVERY) {
-            self.told_at = Some(now);
-            tell(std::mem::take(&mut self.untold));
-        }
-    }
-}
 
 /// Where connections are served.
 struct Worker {
@@ -434,7 +417,7 @@ async fn adopt(stream: Stream, edge: Arc<Edge>, conn: Arc<ConnState>, guard: Gua
         (Ok(Either::Left(stream)), _) => Box::pin(beyond_cap(stream, edge, conn, guard, terms)).await,
         (Ok(Either::Right(stream)), _) => Box::pin(beyond_cap(stream, edge, conn, guard, terms)).await,
         (Err(error), _) => {
-            static ABOUT_SERVING: Mutex<Complaint> = Mutex::new(Complaint { told_at: None, untold: 0 });
+            static ABOUT_SERVING: Mutex<Complaint> = Mutex::new(Complaint::new(COMPLAINT_EVERY));
             ABOUT_SERVING.lock().unwrap_or_else(PoisonError::into_inner).tell(Instant::now(), |failed| {
                 tracing::error!(%error, failed, "cannot serve a connection; memory or epoll watches are used up");
             });
@@ -551,7 +534,8 @@ async fn any_request<S>(stream: Replay<S>, edge: Arc<Edge>, conn: Arc<ConnState>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let state = edge.state.clone();
+    let (state, peer) = (edge.state.clone(), edge.peer);
+    let foreign = Foreign::of(stream.begin());
     let service = service_fn(move |request| {
         let edge = edge.clone();
         Box::pin(async move { Ok::<Response, std::convert::Infallible>(edge.call(request).await) })
@@ -586,13 +570,19 @@ where
     });
     let result = result.await;
     let goes_on = resting && conn.is_at_rest() && matches!(result, Some(Ok(())));
-    match result {
+    match &result {
         Some(Ok(())) => {}
-        Some(Err(error)) => report(&state, &conn, &error),
+        Some(Err(error)) => report(&state, &conn, error),
         None => late(&state, &conn),
     }
     let parts = http.into_parts();
-    let io = parts.io.into_inner();
+    let mut io = parts.io.into_inner();
+    if result.is_some_and(|result| result.is_err_and(|error| error.is_parse())) {
+        io.refuse_untold().await;
+        if let Some(foreign) = foreign {
+            foreign.tell(peer);
+        }
+    }
     let rest = goes_on.then(|| Unread::of_hyper(&parts.read_buf, io.is_after_length(), &conn)).flatten();
     (io.into_inner().into_inner(), rest)
 }
@@ -646,16 +636,5 @@ mod tests {
         ] {
             assert_eq!(asks_for_health(head.as_bytes()), asks, "{head}");
         }
-    }
-
-    /// Broken, a service without descriptors would fill the log, or not say that it goes on.
-    #[test]
-    fn what_happens_all_the_time_is_told_now_and_then() {
-        let mut complaint = Complaint::default();
-        let (now, mut told) = (Instant::now(), Vec::new());
-        for tick in 0..500 {
-            complaint.tell(now + tick * ACCEPT_PAUSE, |failed| told.push((tick, failed)));
-        }
-        assert_eq!(told, [(0, 1), (200, 200), (400, 200)]);
     }
 }

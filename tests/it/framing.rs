@@ -215,20 +215,95 @@ fn http_1_0_is_served_and_closed() {
     assert_eq!(server.lines("frame").len(), 2);
 }
 
-/// Broken, a proxy that speaks HTTP/2 without asking would hang instead of falling back.
+/// Broken, a proxy that speaks HTTP/2 without asking would hang instead of falling back, or not learn why nothing comes.
 #[test]
 fn http_2_is_refused_and_an_upgrade_ignored() {
     let server = TestServer::new();
-    let mut client = server.connect();
-    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
-    let said = client.read_to_end().unwrap_or_default();
-    assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 "), "{:?}", String::from_utf8_lossy(&said));
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for bytes in [preface.to_owned(), format!("{preface}\0\0\0\x04\0\0\0\0\0"), "PRI * HTTP/2.0\r\n\r\n".to_owned()] {
+        refused(&server, &bytes).assert_text(400, "Invalid HTTP request received.");
+        // Behind other requests, whoever served them.
+        for first in [Request::post("frame", "{}"), Request::post("frame", "").chunked("{}", 1)] {
+            let mut client = server.connect();
+            client.send([first.bytes(), bytes.clone().into_bytes()].concat());
+            let answers = [(); 2].map(|()| client.read_answer("POST"));
+            assert_eq!(answers.each_ref().map(|answer| answer.status), [202, 400], "{answers:?}");
+            assert!(answers[1].header("x-request-id").is_some(), "{answers:?}");
+            assert!(client.is_closed_within(PATIENCE));
+        }
+    }
 
     let upgrade = Request::post("frame", "{}")
         .header("Connection", "Upgrade, HTTP2-Settings")
         .header("Upgrade", "h2c")
         .header("HTTP2-Settings", "AAMAAABkAAQAAP__");
     server.send(&upgrade).assert_accepted();
+}
+
+/// Broken, an operator would search for hours why a client with `https://` gets no answer, or have a log of nothing else.
+#[test]
+fn who_speaks_another_protocol_is_refused_and_told_once() {
+    let server = TestServer::new();
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    for _ in 0..20 {
+        refused(&server, hello).assert_text(400, "Invalid HTTP request received.");
+        refused(&server, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").assert_text(400, "Invalid HTTP request received.");
+    }
+    for (what, parts) in [("TLS", ["plain HTTP", "http://"]), ("HTTP/2", ["HTTP/1.1", "HTTP/2"])] {
+        let told = |line: &serde_json::Value| {
+            line["level"] == "WARN" && line["message"].as_str().is_some_and(|m| m.contains(what))
+        };
+        let line = server.log_line(what, told);
+        assert!(parts.iter().all(|part| line["message"].as_str().unwrap().contains(part)), "{line}");
+        assert_eq!((line["client"].as_str(), line["connections"].as_u64()), (Some("127.0.0.1"), Some(1)), "{line}");
+        assert_eq!(server.log_lines().iter().filter(|line| told(line)).count(), 1);
+    }
+    assert_eq!(server.metric("leitstand_refused_total", "reason=\"malformed_request\""), 40.0);
+}
+
+/// Broken, who speaks an old or a future version would get silence.
+#[test]
+fn other_versions_are_refused_with_a_reason() {
+    let server = TestServer::new();
+    for line in [
+        "GET /health/live",
+        "GET / HTTP/0.9",
+        "GET / HTTP/1.2",
+        "GET / HTTP/2.0",
+        "GET / HTTP/3",
+        "GET / http/1.1",
+        "GET / HTTP/1",
+    ] {
+        let answer = refused(&server, format!("{line}\r\nHost: a\r\n\r\n"));
+        answer.assert_text(400, "Invalid HTTP request received.");
+        assert_eq!(answer.header("connection"), Some("close"), "{line}");
+    }
+}
+
+/// compat: the original takes any text as a host, and so do clients, proxies and probes mean nothing by it.
+#[test]
+fn a_host_of_any_form_is_taken_on_both_ways() {
+    let server = TestServer::new();
+    let mut stored = 0;
+    for host in
+        ["", " ", "a b", "user@host", "a,b", "[::1", "a:b:c", "a:99999", "_x_.y", "\u{e4}", "a/b?c#d", "\"", "\t"]
+    {
+        // Read by us, and by hyper.
+        for request in
+            [Request::post("host", "{}"), Request::post("host", "").chunked("{}", 1), Request::get("/health")]
+        {
+            let answer = server.send(&request.header("Host", host));
+            assert!(answer.status < 300, "{host:?}: {answer:?}");
+            stored += usize::from(answer.status == 202);
+        }
+    }
+    assert_eq!(server.lines("host").len(), stored);
+    for host in ["a\0b", "a\x7fb", "a\rb", "a\x01"] {
+        for request in [Request::post("host", "{}"), Request::post("host", "").chunked("{}", 1)] {
+            refused(&server, request.header("Host", host).bytes()).assert_text(400, "Invalid HTTP request received.");
+        }
+    }
+    assert_eq!(server.lines("host").len(), stored);
 }
 
 /// Broken, a port scanner or a TLS client could hang a connection or stop the service.

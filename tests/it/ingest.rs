@@ -542,7 +542,7 @@ fn a_client_that_asks_for_problems_gets_them() {
     ];
     cases.push((Request::post("p", "{}"), 429, "too many requests", "Too Many Requests", none.clone(), none.clone()));
     for (request, status, detail, title, line, limit) in cases {
-        let answer = server.send(&request.header("Accept", "application/json, application/problem+json;q=0.9"));
+        let answer = server.send(&request.header("Accept", "application/json;q=0.9, application/problem+json"));
         assert_eq!(answer.status, status, "{answer:?}");
         assert_eq!(answer.header("content-type"), Some("application/problem+json"));
         let problem = answer.json();

@@ -232,6 +232,11 @@ impl<S> Replay<S> {
         self.stream
     }
 
+    /// What was read already.
+    pub(crate) fn begin(&self) -> &[u8] {
+        self.unread.bytes()
+    }
+
     /// How many bytes were read already.
     pub(crate) fn unread_bytes(&self) -> usize {
         self.unread.filled.len()
