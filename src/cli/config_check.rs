@@ -154,6 +154,10 @@ fn variable(config: &Config, setting: &Setting) -> Option<String> {
 fn data_dir_problems(config: &Config) -> Vec<Problem> {
     let dir = &config.data_dir;
     let text = match std::fs::metadata(dir) {
+        // Such a directory looks as if something could be made in it.
+        _ if dir.is_relative() && data::working_dir_gone().is_some() => {
+            Some("lies below a working directory that was removed".to_owned())
+        }
         Ok(meta) if !meta.is_dir() => Some("is no directory".to_owned()),
         Ok(_) => unusable(dir),
         Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {

@@ -130,6 +130,29 @@ pub(super) fn print_error(kind: &str, message: &str) {
     print(&format!("{:#}\n", json!({"error": {"kind": kind, "message": message}})));
 }
 
+/// Why nothing is found by a relative path, if the working directory is not there any more.
+pub(super) fn working_dir_gone() -> Option<&'static str> {
+    let is_gone = std::env::current_dir().is_err_and(|e| e.kind() == ErrorKind::NotFound);
+    is_gone.then_some("the working directory was removed, and .env and relative paths with it: cd to one that is there")
+}
+
+/// What somebody else says, for a line of ours: nothing in it can do something to a terminal, and it has an end.
+pub(super) fn plain(text: &str, chars_max: usize) -> String {
+    let mut plain = String::new();
+    for (n, c) in text.chars().enumerate() {
+        match c {
+            _ if n == chars_max => {
+                plain.push('…');
+                break;
+            }
+            '"' | '\'' | '\\' => plain.push(c),
+            // Signs for control, direction and the end of a line, and what cannot be seen.
+            _ => plain.extend(c.escape_debug()),
+        }
+    }
+    plain
+}
+
 /// 64 hex digits, of either case.
 pub(super) fn sha256(text: &str) -> Result<String, String> {
     let text = text.trim();
@@ -140,4 +163,25 @@ pub(super) fn sha256(text: &str) -> Result<String, String> {
 /// "1 line", "2 lines".
 pub(super) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Broken, whoever answers on the port of a service could write anything on the terminal of an operator.
+    #[test]
+    fn what_others_say_is_plain_and_has_an_end() {
+        for (said, want) in [
+            ("0.1.0", "0.1.0"),
+            ("größer \"a\" 'b' \\", "größer \"a\" 'b' \\"),
+            ("\u{1b}[2J\r\n\t\0", "\\u{1b}[2J\\r\\n\\t\\0"),
+            ("\u{9b}2J\u{7f}", "\\u{9b}2J\\u{7f}"),
+            ("\u{202e}\u{2066}\u{200b}\u{2028}\u{feff}", "\\u{202e}\\u{2066}\\u{200b}\\u{2028}\\u{feff}"),
+            ("12345678901234567", "12345678901234567"),
+            ("123456789012345678", "12345678901234567…"),
+        ] {
+            assert_eq!(plain(said, 17), want, "{said:?}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::BindArgs;
-use super::data::{SOMETHING_FOUND, print};
+use super::data::{SOMETHING_FOUND, plain, print};
 use super::settings_file::read_text;
 use crate::config::{Bind, Config, Tokens};
 use crate::domain::Domain;
@@ -40,6 +40,9 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "DOMAIN", value_parser = Domain::parse)]
     write_probe: Option<Domain>,
 }
+
+/// Longest text of a check, in characters.
+const TEXT_CHARS_MAX: usize = 2_000;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +90,9 @@ impl Report {
     }
 
     fn push(&mut self, name: &'static str, verdict: Verdict, text: impl Into<String>, next: impl Into<String>) {
-        self.0.push(Check { name, verdict, text: text.into(), next: next.into() });
+        let text: String = text.into();
+        // Some of it comes from whoever answers.
+        self.0.push(Check { name, verdict, text: plain(&text, TEXT_CHARS_MAX), next: next.into() });
     }
 
     fn count(&self, verdict: Verdict) -> usize {

@@ -5,7 +5,10 @@
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use tokio::runtime::Builder;
 
 use crate::config::Bind;
 
@@ -16,6 +19,9 @@ pub(super) struct Bounds {
     pub(super) timeout: Duration,
     pub(super) answer_bytes_max: usize,
 }
+
+/// How often a socket with a full queue is tried.
+const CONNECT_POLL: Duration = Duration::from_millis(10);
 
 /// So many times the timeout of one read.
 const ANSWER_TIMEOUTS: u32 = 3;
@@ -54,7 +60,7 @@ impl Connection {
         let stream: Box<dyn Stream> = match bind {
             Bind::Tcp { host, port } => Box::new(tcp(host, *port, bounds.timeout)?),
             Bind::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
+                let stream = unix(path, bounds.timeout)?;
                 stream.set_read_timeout(Some(bounds.timeout))?;
                 stream.set_write_timeout(Some(bounds.timeout))?;
                 Box::new(stream)
@@ -155,6 +161,26 @@ fn tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A service that hangs takes no connections any more, and once enough of them wait a plain connect does so for ever.
+fn unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let until = Instant::now() + timeout;
+    loop {
+        let connected = runtime.block_on(async { tokio::net::UnixStream::connect(path).await?.into_std() });
+        match connected {
+            Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < until => std::thread::sleep(CONNECT_POLL),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                return Err(Error::new(ErrorKind::TimedOut, "too many connections wait there already"));
+            }
+            Err(e) => return Err(e),
+            Ok(stream) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+        }
+    }
+}
+
 fn status(head: &str) -> Option<u16> {
     head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
 }
@@ -211,6 +237,31 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
         drop(connection);
         drip.join().unwrap();
+    }
+
+    /// Broken, whoever asks a service that hangs how it is would hang with it.
+    #[test]
+    fn a_connection_that_nobody_takes_has_an_end_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let waiting = runtime.block_on(async {
+            let socket = tokio::net::UnixSocket::new_stream().unwrap();
+            socket.bind(&path).unwrap();
+            let listener = socket.listen(1).unwrap();
+            let mut waiting = Vec::new();
+            while let Ok(stream) = tokio::net::UnixStream::connect(&path).await {
+                waiting.push(stream);
+            }
+            (listener, waiting)
+        });
+        let (told, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let bounds = Bounds { timeout: Duration::from_millis(200), answer_bytes_max: 64 };
+            told.send(Connection::open(&Bind::Unix(path), bounds).map(drop).map_err(|e| e.kind()))
+        });
+        assert_eq!(answer.recv_timeout(Duration::from_secs(20)).expect("it has an end"), Err(ErrorKind::TimedOut));
+        drop(waiting);
     }
 
     /// Broken, half an answer would pass for a whole one, or a stranger's answer would fill the memory.

@@ -26,6 +26,7 @@ mod restore;
 mod serve;
 mod settings_file;
 mod snapshot;
+mod starting;
 mod support_bundle;
 mod token;
 mod token_watch;
@@ -40,6 +41,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+use self::starting::Starting;
 use crate::timestamp::parse_span;
 
 /// The kind of an error, to scripts, that has no word of its own.
@@ -50,7 +52,14 @@ const COULD_NOT: &str = "could_not";
 /// Settings come from options, the environment (LEITSTAND_*, else CHRONIK_*), .env in the working
 /// directory or the file of --env-file, and a TOML file, in this order; `leitstand config check` shows them.
 #[derive(Debug, Parser)]
-#[command(name = "leitstand", version, about, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "leitstand",
+    bin_name = "leitstand",
+    version,
+    about,
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -253,10 +262,10 @@ impl Command {
         }
     }
 
-    fn run(&self) -> Result<ExitCode, String> {
+    fn run(&self, starting: Starting) -> Result<ExitCode, String> {
         let done = |result: Result<(), String>| result.map(|()| ExitCode::SUCCESS);
         match self {
-            Command::Serve(bind) => done(serve::run(bind)),
+            Command::Serve(bind) => done(serve::run(bind, starting)),
             Command::Config { command: ConfigCommand::Check(args) } | Command::Validate(args) => {
                 config_check::run(args)
             }
@@ -276,6 +285,8 @@ impl Command {
 
 /// Runs the command that the arguments of the process name.
 pub fn run() -> ExitCode {
+    // Before anything that takes time.
+    let starting = Starting::of(std::env::args_os());
     if !drill::outlives_nobody() {
         return ExitCode::FAILURE;
     }
@@ -288,13 +299,22 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if printed { code } else { code.max(1) });
         }
     };
-    let code = command.run().unwrap_or_else(|message| {
-        if command.wants_json() {
-            data::print_error(COULD_NOT, &message);
+    let code = match command.run(starting) {
+        Ok(code) => {
+            if let Some(why) = data::working_dir_gone().filter(|_| code != ExitCode::SUCCESS) {
+                data::tell(format_args!("leitstand: {why}"));
+            }
+            code
         }
-        data::tell(format_args!("leitstand: {message}"));
-        ExitCode::from(command.failed())
-    });
+        Err(message) => {
+            let message = data::working_dir_gone().map_or(message.clone(), |why| format!("{message}\n  {why}"));
+            if command.wants_json() {
+                data::print_error(COULD_NOT, &message);
+            }
+            data::tell(format_args!("leitstand: {message}"));
+            ExitCode::from(command.failed())
+        }
+    };
     if data::is_unprinted() { ExitCode::from(command.unprinted()) } else { code }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::data::data_dir_setting;
 use super::env::Loader;
 use super::logging::lines::Dropped;
+use super::starting::Starting;
 use super::token_watch::TokenWatch;
 use super::unix_socket::UnixSocket;
 use super::{BindArgs, heartbeat, logging, reload, settings_file};
@@ -42,7 +43,7 @@ const WORKER_BLOCKING_THREADS: usize = 1;
 /// somebody to do it. Without any it would be a panic.
 const KEPT: Duration = SWEEP_EVERY.saturating_mul(3);
 
-pub(super) fn run(args: &BindArgs) -> Result<(), String> {
+pub(super) fn run(args: &BindArgs, starting: Starting) -> Result<(), String> {
     let loader = Arc::new(Loader::new(args));
     // Before they are read: what changes in between is seen as a change.
     let seen = loader.digest();
@@ -57,12 +58,14 @@ pub(super) fn run(args: &BindArgs) -> Result<(), String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.min(Descriptors::workers_max(limit));
     let workers = Workers::start(threads).map_err(|e| format!("cannot start the workers: {e}"))?;
-    let share = Descriptors::share(limit, open_descriptors(threads), &config);
+    let open = open_descriptors(threads).saturating_sub(starting.descriptors(RUNTIME_DESCRIPTORS));
+    let share = Descriptors::share(limit, open, &config);
     let runtime = runtime(share.sync_threads).map_err(|e| format!("cannot start the runtime: {e}"))?;
     // Its first thread for calls that block; where the system gives none, that is told here.
     std::thread::Builder::new().spawn(|| ()).map_err(|e| format!("cannot start the runtime: {e}"))?;
     runtime.spawn_blocking(|| ());
-    let result = runtime.block_on(start(config, (loader, seen), share, workers.runtimes.clone(), &logging));
+    let started = start(config, (loader, seen), share, workers.runtimes.clone(), &logging, starting);
+    let result = runtime.block_on(started);
     // Threads that wait for a hung disk would keep the process for ever; nothing that they do is
     // acknowledged any more.
     runtime.shutdown_background();
@@ -111,6 +114,7 @@ async fn start(
     share: Descriptors,
     workers: Vec<Handle>,
     logging: &logging::Logging,
+    starting: Starting,
 ) -> Result<(), String> {
     let signals = Signals::new().map_err(|e| format!("cannot handle signals: {e}"))?;
     let metrics = Metrics::new(&config.version, config.fsync.as_str());
@@ -134,7 +138,7 @@ async fn start(
     let state = Arc::new(state.with_outside(&config, reload::outside(&loader, logging.switches())));
     let tokens = TokenWatch::start(config.token_store.clone(), state.clone(), metrics.clone())?;
 
-    let hangup = signal(SignalKind::hangup()).map_err(|e| format!("cannot handle signals: {e}"))?;
+    let hangup = starting.over().map_err(|e| format!("cannot handle signals: {e}"))?;
     let watch = tokio::spawn(reload::watch(loader, state.clone(), hangup, seen));
     metrics.config_is(config.stale.len());
     let maintain = tokio::spawn(maintain(store, state.clone(), metrics, logging.dropped()));

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::data::{SOMETHING_FOUND, count, print};
 use super::env::Loader;
-use super::http::{Bounds, Connection};
+use super::http::{Answer, Bounds, Connection};
 use super::{BindArgs, config_check, doctor, host, settings_file};
 use crate::config::{Config, Values};
 use crate::storage::snapshot::{Purpose, Target};
@@ -157,7 +157,10 @@ impl Bundle {
             });
             match answer {
                 // Not ready is an answer too.
-                Ok(answer) if answer.status == 200 || answer.status == 503 => self.put(name, &answer.text())?,
+                Ok(answer) if [200, 503].contains(&answer.status) => match is_ours(name, &answer) {
+                    true => self.put(name, &answer.text())?,
+                    false => self.lacks(name, "what answers is not this service"),
+                },
                 Ok(answer) => self.lacks(name, &format!("the service answered {}", answer.status)),
                 Err(e) => self.lacks(name, &format!("no answer: {e}")),
             }
@@ -179,6 +182,15 @@ impl Bundle {
             "{files} in {dir:?}; look through them before you send them, domains and addresses are in there"
         );
         text
+    }
+}
+
+/// Is it an answer to this question? Anybody may listen on a port, and say anything.
+fn is_ours(name: &str, answer: &Answer) -> bool {
+    if name.ends_with(".json") {
+        serde_json::from_slice::<serde_json::Map<String, Value>>(&answer.body).is_ok()
+    } else {
+        memchr::memmem::find(&answer.body, b"\nleitstand_build_info{").is_some()
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::machine::apart;
 use super::{Patient, Report, shown};
+use crate::cli::data::plain;
 use crate::cli::http::{Answer, Bounds, Connection};
 use crate::timestamp::{parse_http_date, rfc3339_ms};
 
@@ -27,6 +28,9 @@ const FULL: f64 = 0.8;
 /// The `Date` of an answer has whole seconds.
 const CLOCK_SKEW_S_MAX: f64 = 5.0;
 const NAMES_MAX: usize = 5;
+/// Of what a service says: longest word that is shown, in characters, and most checks that fail.
+const WORD_CHARS_MAX: usize = 100;
+const FAILED_CHECKS_MAX: usize = 20;
 /// So many domains are asked for at most, page by page.
 const DOMAINS_LOOKED_AT_MAX: usize = 1_000_000;
 
@@ -92,7 +96,7 @@ impl Service<'_> {
         let version = live.body["version"].as_str().unwrap_or("unknown");
         // What a service of these settings would say; for one elsewhere, what this binary would.
         let wanted = self.patient.config.as_ref().map_or(env!("CARGO_PKG_VERSION"), |config| &config.version);
-        let differs = format!("the service is {version}, this is {wanted}");
+        let differs = format!("the service is {}, this is {wanted}", plain(version, WORD_CHARS_MAX));
         let next = "restart the service with the new binary (RUNBOOK, \"Start\")";
         match version == wanted {
             true => report.ok("version", version),
@@ -157,9 +161,9 @@ impl Service<'_> {
             let text = format!("/health/ready answers {}", answer.status);
             return report.fail("ready", text, "look at the log (RUNBOOK, \"Not ready\")");
         }
-        for name in failed {
+        for name in failed.take(FAILED_CHECKS_MAX) {
             let (means, next) = advice(name);
-            report.fail("ready", format!("{name}: {means}"), next);
+            report.fail("ready", format!("{}: {means}", plain(name, WORD_CHARS_MAX)), next);
         }
     }
 
@@ -301,7 +305,9 @@ impl Service<'_> {
         let next = "find the request in the log (RUNBOOK, \"Errors a client can get\")";
         match answer {
             Ok(answer) if answer.status == 202 => report.ok("write", format!("one event for {domain} in {ms:.1} ms")),
-            Ok(answer) => report.fail("write", format!("{}: {:.200}", answer.status, answer.text()), next),
+            Ok(answer) => {
+                report.fail("write", format!("{}: {}", answer.status, plain(&answer.text(), 2 * WORD_CHARS_MAX)), next)
+            }
             Err(error) => report.fail("write", format!("no answer: {error}; the event may be there"), next),
         }
     }
