@@ -45,6 +45,15 @@ pub(crate) fn check_whole(file: &File, len: u64) -> io::Result<()> {
     first_hole(file, &(0..len)).map(drop)
 }
 
+/// Proves that the file is at least `len` bytes long. As [`check`] it moves the position of the file; it costs less than
+/// `fstat`.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`]: it is shorter.
+pub(crate) fn check_length(file: &File, len: u64) -> io::Result<()> {
+    if seek(file, SeekFrom::End(0))? < len { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+}
+
 /// Where the first hole at or behind the end of `range` begins, the end of the file counted as one.
 fn first_hole(file: &File, range: &Range<u64>) -> io::Result<u64> {
     let mut at = range.start;
@@ -142,6 +151,8 @@ mod tests {
             for len in [9_999, 8_192, 1, 0] {
                 file.set_len(len).unwrap();
                 assert_eq!(check(&file, &range).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{len}");
+                assert_eq!(check_length(&file, range.end).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{len}");
+                check_length(&file, len).unwrap();
             }
         }
     }

@@ -134,6 +134,8 @@ pub trait Disk: Send + Sync + 'static {
     /// The last of them must not be zero. [`io::ErrorKind::UnexpectedEof`]: somebody has cut the file; any other
     /// error is one of a sync. To be asked before their answer, and says nothing about what comes later.
     fn check_stored(&self, file: &Self::File, range: Range<u64>) -> io::Result<()>;
+    /// Proves that nobody has cut the file to less than `len` bytes. [`io::ErrorKind::UnexpectedEof`]: somebody has.
+    fn check_length(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// Proves, after a sync, that the file system had not given up before its end. Its error is one of a sync.
     fn check_alive(&self, file: &Self::File) -> io::Result<()>;
     /// Brings a small file of its own to the disk and removes it: can the file system still do that?
@@ -193,6 +195,9 @@ struct Dir {
     /// `None` where a sync of the whole file system does not stand for one of each file.
     whole: Option<WholeSync>,
 }
+
+/// Larger is what some file systems say a good write is (NFS, ZFS), and no size of a block.
+const BLOCK_BYTES_MAX: u64 = 4096;
 
 const BTRFS: FsWord = 0x9123_683e_u32 as FsWord;
 /// ext2, ext3 and ext4.
@@ -344,7 +349,8 @@ impl Dir {
         // A cut in the middle of the extent's first block leaves that block, and with it the extent.
         let statfs = rustix::fs::fstatfs(&fd);
         let system = statfs.as_ref().map_or(0, |statfs| statfs.f_type);
-        let block_bytes = statfs.ok().and_then(|statfs| u64::try_from(statfs.f_bsize).ok()).unwrap_or(1).max(1);
+        let block_bytes =
+            statfs.ok().and_then(|statfs| u64::try_from(statfs.f_bsize).ok()).unwrap_or(1).clamp(1, BLOCK_BYTES_MAX);
         let whole = WholeSync::new(&fd, system);
         Ok(Dir { id: file_id(&stat), fd, watch: LockWatch::new(root).ok(), system, block_bytes, whole })
     }
@@ -532,6 +538,10 @@ impl Disk for RealDisk {
 
     fn check_stored(&self, file: &File, range: Range<u64>) -> io::Result<()> {
         allocated::check(file, &range)
+    }
+
+    fn check_length(&self, file: &File, len: u64) -> io::Result<()> {
+        allocated::check_length(file, len)
     }
 
     fn check_alive(&self, file: &File) -> io::Result<()> {

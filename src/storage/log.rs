@@ -6,7 +6,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::disk::{Disk, FileId, FileKind};
@@ -59,6 +59,9 @@ struct DataFile<F> {
     id: FileId,
     /// The directory was synced since this file was opened, so its entry is durable.
     entry_synced: AtomicBool,
+    /// Up to here a look after a sync has found that every byte has a place on the disk, and nobody has cut the file
+    /// since. 0: nobody has looked.
+    placed_to: AtomicU64,
 }
 
 /// Lines that [`Log::write`] has put into the file and nobody has synced yet. The lock is to be held
@@ -308,6 +311,8 @@ impl<D: Disk> Log<D> {
         }
         found.foreign |= data.known_len.is_some();
         data.known_len = None;
+        // What others have written may have no place yet.
+        data.open.placed_to.store(0, Ordering::Release);
         match tail::inspect(disk, &data.open.file, found.len).map_err(|e| StoreError::io("read tail", e))? {
             Tail::Clean => {}
             Tail::Whole => found.lacks_newline = true,
@@ -339,6 +344,7 @@ impl<D: Disk> Log<D> {
             return;
         };
         data.known_len = None;
+        data.open.placed_to.fetch_min(afloat.range.start, Ordering::AcqRel);
         // If somebody has cut it shorter, it must not grow again.
         if disk.fstat(&data.open.file).is_ok_and(|stat| stat.len > afloat.range.start) {
             let _ = disk.set_len(&data.open.file, afloat.range.start);
@@ -387,6 +393,7 @@ impl<D: Disk> Log<D> {
                     // Which pages reached the disk is unknown (see durability.md). Cutting them off
                     // takes no doubt away, so its result does not matter; it only keeps readers from
                     // lines that nobody acknowledged.
+                    data.open.placed_to.fetch_min(len, Ordering::AcqRel);
                     let _ = disk.set_len(&data.open.file, len);
                     return Err(error);
                 }
@@ -451,7 +458,12 @@ impl<D: Disk> Log<D> {
         if stat.kind != FileKind::Regular {
             return Err(not_regular());
         }
-        let open = Arc::new(DataFile { file, id: stat.id, entry_synced: AtomicBool::new(false) });
+        let open = Arc::new(DataFile {
+            file,
+            id: stat.id,
+            entry_synced: AtomicBool::new(false),
+            placed_to: AtomicU64::new(0),
+        });
         self.data = Some(Data { open, known_len: None, unsynced: None });
         Ok(stat.len)
     }
@@ -497,11 +509,24 @@ impl<F> DataFile<F> {
         disk.check_alive(&self.file).map_err(|e| StoreError::sync("look at the file system after a sync", e))
     }
 
+    /// Proves that nobody has thrown away what was written to `range` and then synced.
+    ///
+    /// Lines that end in a block that was found on the disk before cannot be without a place, and what goes wrong with
+    /// a block that is there, each sync is told. For them it is enough that nobody has cut the file.
     fn check_stored<D: Disk<File = F>>(&self, disk: &D, range: Range<u64>) -> Result<(), StoreError> {
-        disk.check_stored(&self.file, range).map_err(|e| match e.kind() {
+        let end = range.end;
+        let placed_to = self.placed_to.load(Ordering::Acquire);
+        let looked = if end <= placed_to.next_multiple_of(disk.block_bytes()) {
+            disk.check_length(&self.file, end)
+        } else {
+            disk.check_stored(&self.file, range)
+        };
+        looked.map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => StoreError::rollback("check length", cut_by_others()),
             _ => StoreError::sync("look for the synced lines", e),
-        })
+        })?;
+        self.placed_to.fetch_max(end, Ordering::AcqRel);
+        Ok(())
     }
 }
 
@@ -599,6 +624,7 @@ impl<F> Data<F> {
             if now < len || now > end {
                 return StoreError::rollback("check length", cut_by_others());
             }
+            self.open.placed_to.fetch_min(len, Ordering::AcqRel);
             if let Err(e) = disk.set_len(&self.open.file, len) {
                 return StoreError::rollback("cut data file", e);
             }

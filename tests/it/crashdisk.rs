@@ -454,11 +454,14 @@ impl Disk for MemDisk {
         self.fs().fault("begin_writeback").map_or(Ok(()), |fault| Err(error(fault)))
     }
 
+    fn check_length(&self, file: &MemFile, len: u64) -> io::Result<()> {
+        let fs = self.fs();
+        if (fs.files[file.ino].len() as u64) < len { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
     fn check_stored(&self, file: &MemFile, range: Range<u64>) -> io::Result<()> {
+        self.check_length(file, range.end)?;
         let mut fs = self.fs();
-        if (fs.files[file.ino].len() as u64) < range.end {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
         fs.fault("check_stored").map_or(Ok(()), |fault| Err(error(fault)))
     }
 

@@ -1,5 +1,6 @@
 //! What makes a sync a failed one, whoever was told, and what else it casts doubt on.
 
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,7 @@ fn a_sync_that_says_nothing_is_not_believed() {
         for look in ["check_stored", "check_alive"] {
             let dir = tempfile::tempdir().unwrap();
             let (store, plan) = faulty(dir.path());
+            plan.blocks_of(1);
             append(&store, "a", &[1]).await.unwrap();
             plan.fail_next(look, Fault::Errno(EIO));
             let error = append(&store, "a", &[2]).await.unwrap_err();
@@ -81,6 +83,7 @@ fn a_sync_that_says_nothing_is_not_believed() {
 
             let dir = tempfile::tempdir().unwrap();
             let (store, plan) = faulty_with(dir.path(), options_for_pieces());
+            plan.blocks_of(1);
             append(&store, "a", &[1]).await.unwrap();
             write_little_often(&store).await;
             plan.fail_nth(look, 2, Fault::Errno(EIO));
@@ -90,6 +93,7 @@ fn a_sync_that_says_nothing_is_not_believed() {
 
             let dir = tempfile::tempdir().unwrap();
             let (store, plan) = faulty_with(dir.path(), options(Fsync::EverySecond));
+            plan.blocks_of(1);
             append(&store, "a", &[1]).await.unwrap();
             plan.fail_next(look, Fault::Errno(EIO));
             in_time(store.drained()).await;
@@ -107,12 +111,54 @@ fn a_lone_request_makes_no_more_calls_than_it_needs() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
         let (store, plan) = faulty(dir.path());
+        plan.blocks_of(4096);
         append(&store, "a", &[1]).await.unwrap();
         plan.clear();
         append(&store, "a", &[2]).await.unwrap();
         let calls: Vec<_> = (1..=plan.calls()).map_while(|n| plan.name(n)).collect();
-        let want = ["try_lock", "stat_by_path", "stat", "append", "sync_data", "check_stored", "check_alive", "unlock"];
+        let want = ["try_lock", "stat_by_path", "stat", "append", "sync_data", "check_length", "check_alive", "unlock"];
         assert_eq!(calls, want);
+    });
+}
+
+/// Broken, lines could be acknowledged that have no place on the disk: because the block before theirs has one, or because what
+/// others have written, or what was cut off, had one.
+#[test]
+fn whoever_wants_a_new_block_is_looked_at() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, plan) = faulty(dir.path());
+        plan.blocks_of(512);
+        let path = dir.path().join("a.jsonl");
+        let is_looked_at = async |id: u32| {
+            plan.clear();
+            append(&store, "a", &[id]).await.unwrap();
+            let (looked, measured) = (plan.count("check_stored"), plan.count("check_length"));
+            assert_eq!(looked + measured, 1);
+            looked == 1
+        };
+        let mut beyond = [0; 2];
+        let mut len = 0_u64;
+        for id in 0..200 {
+            let looked = is_looked_at(id).await;
+            let new_len = std::fs::metadata(&path).unwrap().len();
+            let new_block = len == 0 || new_len > len.next_multiple_of(512);
+            assert_eq!(looked, new_block, "{id}: from {len} to {new_len}");
+            beyond[usize::from(new_block)] += 1;
+            len = new_len;
+        }
+        assert!(beyond[0] > 100 && beyond[1] > 1, "{beyond:?}");
+        // Somebody else writes behind our lines, in their block.
+        std::fs::File::options().append(true).open(&path).unwrap().write_all(b"{}\n").unwrap();
+        assert!(is_looked_at(1000).await);
+        assert!(!is_looked_at(1001).await);
+        // A write is taken back, and with it the blocks that it may have had.
+        plan.set(4, Fault::ShortWrite);
+        append(&store, "a", &[1002; 100]).await.unwrap_err();
+        assert!(is_looked_at(1003).await);
+        // Somebody cuts the file.
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        assert!(is_looked_at(1006).await);
     });
 }
 

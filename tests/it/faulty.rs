@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -63,6 +63,8 @@ pub struct Plan {
     hung_moved: Condvar,
     /// 0: as many as are asked for.
     read_bytes_max: AtomicUsize,
+    /// 0: as large as they are.
+    block_bytes: AtomicU64,
 }
 
 impl Plan {
@@ -86,6 +88,11 @@ impl Plan {
     /// Was there a call of that name since the count began?
     pub fn saw(&self, name: &str) -> bool {
         self.names.lock().unwrap().contains(&name)
+    }
+
+    /// From now on it is a file system with blocks of so many bytes.
+    pub fn blocks_of(&self, bytes: u64) {
+        self.block_bytes.store(bytes, Ordering::SeqCst);
     }
 
     /// Counts from now, fails nothing.
@@ -374,7 +381,10 @@ impl Disk for FaultyDisk {
     }
 
     fn block_bytes(&self) -> u64 {
-        self.real.block_bytes()
+        match self.plan.block_bytes.load(Ordering::SeqCst) {
+            0 => self.real.block_bytes(),
+            bytes => bytes,
+        }
     }
 
     fn begin_writeback(&self, file: &File, offset: u64) -> io::Result<()> {
@@ -385,6 +395,11 @@ impl Disk for FaultyDisk {
     fn check_stored(&self, file: &File, range: Range<u64>) -> io::Result<()> {
         self.plan.step("check_stored")?;
         self.real.check_stored(file, range)
+    }
+
+    fn check_length(&self, file: &File, len: u64) -> io::Result<()> {
+        self.plan.step("check_length")?;
+        self.real.check_length(file, len)
     }
 
     fn check_alive(&self, file: &File) -> io::Result<()> {

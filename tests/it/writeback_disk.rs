@@ -400,6 +400,12 @@ impl Disk for WritebackDisk {
         }
     }
 
+    fn check_length(&self, file: &OpenFile, len: u64) -> io::Result<()> {
+        let fs = self.fs();
+        let is_cut = (fs.files[file.ino].cache.len() as u64) < len;
+        if is_cut { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
     fn check_stored(&self, file: &OpenFile, range: Range<u64>) -> io::Result<()> {
         let fs = self.fs();
         let (block, data) = (fs.block, &fs.files[file.ino]);

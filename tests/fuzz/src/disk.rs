@@ -117,6 +117,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn check_length(&self, _: &File, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn check_alive(&self, _: &File) -> io::Result<()> {
         Ok(())
     }
