@@ -20,6 +20,7 @@ import contextlib
 import errno
 import functools
 import gzip as gzip_format
+import inspect
 import ipaddress
 import itertools
 import json
@@ -172,22 +173,76 @@ def _said(error: BaseException) -> str:
 
 _clients: weakref.WeakSet[_Base] = weakref.WeakSet()
 _of_the_parent: list[object] = []
-# Descriptors with a flock: a child that kept them would hold the lock as long as it lives.
-_locked: set[int] = set()
 
 
-def _flock(fd: int, how: int) -> None:
-    fcntl.flock(fd, how)
-    _locked.add(fd)
+class _FileLock:
+    """A flock on a file that is free again whatever interrupts its holder, and that no child of a fork keeps.
+
+    A Ctrl-C may come between any two instructions. So the descriptor is known here before it is locked, `release` may be
+    called twice, and a lock whose holder has ended without it is let go when somebody in this process wants the file.
+    """
+
+    fd: int | None = None
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # The steps on whose behalf it is held; None: of nobody who could end without a release.
+        self.holder: Generator[Any, Any, Any] | None = None
+
+    def take(self, wait_s: float = 0.0) -> bool:
+        """Whether it is held now; waits that long for another holder. An OSError if the file cannot be used."""
+        until = time.monotonic() + wait_s
+        while True:
+            self.fd = _open_regular(self.path, os.O_RDWR | os.O_CREAT)
+            _file_locks.add(self)
+            while not self._try(self.fd):
+                if time.monotonic() >= until:
+                    self.release()
+                    return False
+                time.sleep(0.001)
+            # Removed or replaced meanwhile, it keeps nobody out.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self.fd), os.lstat(self.path)):
+                    return True
+            self.release()
+
+    def _try(self, fd: int) -> bool:
+        for _ in range(2):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                for other in list(_file_locks):
+                    if other is not self and other.path == self.path and other._is_left():
+                        other.release()
+        return False
+
+    def _is_left(self) -> bool:
+        return self.holder is not None and inspect.getgeneratorstate(self.holder) == inspect.GEN_CLOSED
+
+    def release(self) -> None:
+        fd = self.fd
+        if fd is None:
+            return
+        with contextlib.suppress(OSError):
+            # Closing alone would leave the lock with a child that was forked meanwhile.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        self.fd = None
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+    def forget(self) -> None:
+        """In a child: closes it, and leaves the lock to the parent."""
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.release()
 
 
-def _unlock(fd: int) -> None:
-    """Lets go and closes. Closing alone would leave the lock with a child that was forked meanwhile."""
-    _locked.discard(fd)
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    with contextlib.suppress(OSError):
-        os.close(fd)
+_file_locks: weakref.WeakSet[_FileLock] = weakref.WeakSet()
 
 
 _executor: concurrent.futures.ThreadPoolExecutor | None = None
@@ -202,14 +257,10 @@ def _threads() -> concurrent.futures.ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    global _names, _executor
-    _names, _executor = threading.Lock(), None
-    for fd in _locked:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _locked.clear()
-    for directory in _spool_dirs.values():
-        directory._lock = threading.Lock()
+    global _executor
+    _executor = None
+    for lock in list(_file_locks):
+        lock.forget()
     for client in list(_clients):
         client._forget_the_parent()
 
@@ -648,13 +699,47 @@ class _Feed:
 # The rules below are written once, as generators that yield what is to be done. Client does it, AsyncClient awaits it.
 
 
+_JSON, _NDJSON = "application/json", "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a server takes events. One before /v1 knows the old path; one that knows no NDJSON takes an array."""
+
+    old_path: bool = False
+    array: bool = False
+
+    def after(self, status: int | None, events: int) -> _Form:
+        """The form to try when this one was answered with that status; itself if there is no other."""
+        if status in (404, 405):
+            return _Form(not self.old_path, not self.old_path)
+        if status == 415 and not self.array and events > 1:
+            return _Form(self.old_path, True)
+        return self
+
+
 @dataclass(frozen=True)
 class _Send:
-    path: str
-    content_type: str
-    body: bytes = field(repr=False)
-    events: int
-    old_path: str | None = None
+    domain: str
+    lines: list[bytes] = field(repr=False)
+    # Called as soon as they are acknowledged, before anything can interrupt what follows.
+    on_good: Callable[[], None] | None = None
+
+    def request(self, form: _Form) -> tuple[str, str, bytes]:
+        """Path, type and body."""
+        path = f"/ingest/{self.domain}" if form.old_path else f"/v1/ingest?domain={self.domain}"
+        if len(self.lines) == 1:
+            return path, _JSON, self.lines[0]
+        if form.array:
+            return path, _JSON, b"[" + b",".join(self.lines) + b"]"
+        return path, _NDJSON, b"\n".join(self.lines) + b"\n"
+
+
+@dataclass(frozen=True)
+class _Take:
+    """Takes a lock without waiting. Whoever runs the steps lets go of it in the end, whatever the steps do."""
+
+    lock: _FileLock
 
 
 @dataclass(frozen=True)
@@ -669,7 +754,8 @@ class _Do:
     work: Callable[[], Any]
 
 
-_Steps = Generator[_Send | _Wait | _Do, Any, T]
+_Step = _Send | _Wait | _Do | _Take
+_Steps = Generator[_Step, Any, T]
 
 
 @dataclass(frozen=True)
@@ -825,13 +911,8 @@ def _quoted(domain: str) -> str:
         raise IngestError(f"invalid domain {domain[:80]!a}") from None
 
 
-def _one(domain: str, line: bytes) -> _Send:
-    name = _quoted(domain)
-    return _Send(f"/v1/ingest?domain={name}", "application/json", line, 1, old_path=f"/ingest/{name}")
-
-
-def _many(domain: str, lines: list[bytes]) -> _Send:
-    return _Send(f"/v1/ingest?domain={_quoted(domain)}", "application/x-ndjson", b"\n".join(lines) + b"\n", len(lines))
+def _sending(domain: str, lines: list[bytes], on_good: Callable[[], None] | None = None) -> _Send:
+    return _Send(_quoted(domain), lines, on_good)
 
 
 # ------------------------------------------------------------------------------------------------------------- spool
@@ -843,19 +924,55 @@ _TEMPORARY = re.compile(r"tmp-[0-9]+-[0-9]+")
 # Statuses that speak of the events of a request; any other refusal is about all requests.
 _REFUSED_EVENTS = (400, 413, 422)
 
-_names = threading.Lock()
-_last_number = 0
-_MOST_IN_A_NAME = 10**23 - 1
+_numbers = itertools.count(1)
+# No clock and no count comes so far: what begins with more was made by nobody who follows the protocol.
+_MOST_IN_A_NAME = 10**22
 # Until when no call tries the server again, by spool and address.
 _quiet_until: dict[tuple[str, str], float] = {}
 
 
 def _next_number() -> int:
     """A number that this process has not used yet."""
-    global _last_number
-    with _names:
-        _last_number += 1
-        return _last_number
+    return next(_numbers)
+
+
+_NO_REGULAR_FILE = "it is no regular file: move it away"
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file without waiting for anybody. What is no regular file (a pipe, a link, a directory) is an OSError."""
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        # A pipe without a reader, a socket, a link, a directory: each says it in another way.
+        if os.path.lexists(path) and not _is_regular(path):
+            raise OSError(errno.EEXIST, _NO_REGULAR_FILE, path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EEXIST, _NO_REGULAR_FILE, path)
+    return fd
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _read_regular(path: str) -> bytes:
+    with open(_open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError as error:
+        if not os.path.isdir(path):
+            raise OSError(errno.ENOTDIR, "it is no directory: move it away", path) from error
 
 
 def _sync_directory(path: str) -> None:
@@ -875,11 +992,26 @@ def _spool_domain(domain: str) -> str:
     return name
 
 
+def _plausible(number: int) -> int | None:
+    return number if number < _MOST_IN_A_NAME else None
+
+
 class _UnsyncedName(Exception):
     """A file has its name, but that may not survive a power cut."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error
+
+
+class _Stuck(IngestError):
+    """A file stays where it is, and nothing behind it has to wait for that."""
+
+    def __init__(self, error: IngestError) -> None:
+        super().__init__(str(error), retryable=True)
+
+
+# What another attempt may find gone, so that the order need not be broken for it.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass
@@ -894,6 +1026,21 @@ class _Report:
         self.problems.append(problem)
 
 
+def _rename_to_new(temporary: str, path: str) -> None:
+    """Gives a file its name; a FileExistsError if another has it."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):
+        # A file system without links. Nobody else makes this name but a process with the same id elsewhere.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        os.rename(temporary, path)
+    else:
+        os.unlink(temporary)
+
+
 class _SpoolDir:
     """The files of a spool. Every method is short, blocks, and raises an IngestError that names LEITSTAND_SPOOL."""
 
@@ -902,16 +1049,21 @@ class _SpoolDir:
         self.max_bytes = max_bytes
         self._size = 0
         self._looked_at = -math.inf
-        self._lock = threading.Lock()
         # Domains whose files this process has looked at before it made a name.
         self._looked_through: set[str] = set()
         self._acknowledged: set[tuple[str, str]] = set()
         # What is still to be sent of files that could not be shortened.
         self._rests: dict[tuple[str, str], list[bytes]] = {}
+        # Files that can neither be delivered nor put aside. Delivery goes on behind them; a flush tries them again.
+        self._stuck: set[tuple[str, str]] = set()
 
     def _error(self, error: OSError, what: str) -> IngestError:
         hint = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in that quota"}.get(error.errno or 0, "")
         reason = f"{error.strerror or error}" + (f", {hint}" if hint else "")
+        places = (error.filename2, error.filename)
+        place = next((place for place in places if isinstance(place, str) and place != self.path), None)
+        if place is not None:
+            reason = f"{os.path.relpath(place, self.path)}: {reason}"
         wrapped = IngestError(f"{what}: LEITSTAND_SPOOL={self.path}: {reason}", retryable=True)
         wrapped.__cause__ = error
         return wrapped
@@ -919,14 +1071,14 @@ class _SpoolDir:
     def _open(self) -> None:
         """Makes the directory and its marker where they are missing."""
         marker = os.path.join(self.path, _MARKER)
-        if os.path.exists(marker):
+        if _is_regular(marker):
             return
         os.makedirs(self.path, mode=0o700, exist_ok=True)
-        if os.listdir(self.path) and not os.path.exists(marker):
+        if os.listdir(self.path) and not os.path.lexists(marker):
             raise SettingsError(
                 f"LEITSTAND_SPOOL={self.path} is not empty and no spool ({_MARKER} is missing): name another directory"
             )
-        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
+        os.close(_open_regular(marker, os.O_WRONLY | os.O_CREAT))
         _sync_directory(self.path)
         _sync_directory(os.path.dirname(self.path))
 
@@ -934,7 +1086,7 @@ class _SpoolDir:
         try:
             self._open()
             with os.scandir(self.path) as entries:
-                return sorted(e.name for e in entries if _DOMAIN.fullmatch(e.name) and e.is_dir(follow_symlinks=False))
+                return sorted(e.name for e in entries if _DOMAIN.fullmatch(e.name) and e.is_dir())
         except OSError as error:
             raise self._error(error, "cannot read the spool") from error
 
@@ -944,7 +1096,8 @@ class _SpoolDir:
             self._open()
             with os.scandir(os.path.join(self.path, domain)) as entries:
                 names = (e.name for e in entries if _NAME.fullmatch(e.name) and e.is_file(follow_symlinks=False))
-                return sorted(itertools.islice(names, most))
+                waiting = (name for name in names if (domain, name) not in self._stuck)
+                return sorted(itertools.islice(waiting, most))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -954,26 +1107,27 @@ class _SpoolDir:
         total = 0
         for domain in self.domains():
             for part in ("", "rejected", "broken"):
-                # A file may be delivered, and a directory may not be there yet.
-                with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(self.path, domain, part)) as entries:
+                # A file may be delivered, a directory may not be there yet, and what is no directory holds no events.
+                with contextlib.suppress(OSError), os.scandir(os.path.join(self.path, domain, part)) as entries:
                     for entry in entries:
                         if entry.name.endswith(".ndjson"):
-                            with contextlib.suppress(FileNotFoundError):
+                            with contextlib.suppress(OSError):
                                 total += entry.stat(follow_symlinks=False).st_size
         return total
 
     def _reserve(self, size: int) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if now - self._looked_at > SIZE_LOOK_EVERY_S or self._size + size > self.max_bytes:
-                self._size, self._looked_at = self.size(), now
-            if self._size + size > self.max_bytes:
-                raise IngestError(
-                    f"the spool is full: LEITSTAND_SPOOL={self.path} holds {self._size} bytes, with these {size} it would"
-                    f" be over LEITSTAND_SPOOL_MAX_BYTES={self.max_bytes}; deliver it (hauski-ingest flush) or raise that",
-                    retryable=True,
-                )
-            self._size += size
+        # Without a lock, which an interrupt could leave behind: threads may be wrong by one event each, for a second.
+        now = time.monotonic()
+        if now - self._looked_at > SIZE_LOOK_EVERY_S or self._size + size > self.max_bytes:
+            self._size, self._looked_at = self.size(), now
+        if self._size + size > self.max_bytes:
+            raise IngestError(
+                f"the spool is full: LEITSTAND_SPOOL={self.path} holds {self._size} bytes, with these {size} it would"
+                f" be over LEITSTAND_SPOOL_MAX_BYTES={self.max_bytes}; deliver it (flush_spool, or hauski-ingest flush) or"
+                " raise that",
+                retryable=True,
+            )
+        self._size += size
 
     def put(self, domain: str, lines: list[bytes]) -> None:
         """Returns when the lines are on disk behind everything else of the domain; else they are not there."""
@@ -983,10 +1137,16 @@ class _SpoolDir:
             self._reserve(len(data))
             directory = os.path.join(self.path, domain)
             if not os.path.isdir(directory):
-                os.makedirs(directory, mode=0o700, exist_ok=True)
+                _make_directory(directory)
                 _sync_directory(self.path)
-            name = f"{self._next_in(domain, directory):023}-{os.getpid():010}-{_next_number():06}.ndjson"
-            self._write(directory, os.path.join(directory, name), data)
+            while True:
+                name = f"{self._next_in(domain, directory):023}-{os.getpid():010}-{_next_number():06}.ndjson"
+                try:
+                    self._write(directory, os.path.join(directory, name), data)
+                    break
+                except FileExistsError:
+                    # Made by a process with the same id in another container.
+                    continue
         except _UnsyncedName as unsynced:
             wrapped = self._error(unsynced.error, "the event is in the spool, but a power cut may take it from there")
             wrapped.written = "maybe"
@@ -997,54 +1157,54 @@ class _SpoolDir:
 
     def _next_in(self, domain: str, directory: str) -> int:
         """A number behind all that were given in the domain, by any process and whatever the clock does."""
-        fd: int | None = None
-        highest = 0
+        last = _FileLock(os.path.join(directory, "last"))
         try:
-            with contextlib.suppress(OSError):
-                fd = os.open(os.path.join(directory, "last"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            held = fd is not None and self._wait_for(fd)
-            text = os.pread(fd, 24, 0) if fd is not None and held else b""
-            known = re.fullmatch(rb"[0-9]{23}", text) is not None
-            if known:
-                highest = int(text)
-            if not known or domain not in self._looked_through:
-                names = self.pending(domain)
-                highest = max(highest, int(names[-1][:23]) if names else 0)
-            number = min(max(time.time_ns(), highest + 1), _MOST_IN_A_NAME)
-            if fd is not None and held:
-                with contextlib.suppress(OSError):
-                    if os.pwrite(fd, b"%023d" % number, 0) == 23:
-                        self._looked_through.add(domain)
-                    else:
-                        os.ftruncate(fd, 0)
-            return number
-        finally:
-            if fd is not None:
-                _unlock(fd)
-
-    def _wait_for(self, fd: int) -> bool:
-        until = time.monotonic() + NAME_LOCK_WAIT_S
-        while True:
             try:
-                _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except OSError:
-                if time.monotonic() > until:
-                    return False
-                time.sleep(0.001)
+                return self._next_under(last, domain)
+            finally:
+                last.release()
+        finally:
+            # An interrupt may have come before the first of them.
+            last.release()
+
+    def _next_under(self, last: _FileLock, domain: str) -> int:
+        held, highest = False, None
+        with contextlib.suppress(OSError):
+            held = last.take(NAME_LOCK_WAIT_S)
+        if last.fd is not None:
+            with contextlib.suppress(OSError):
+                text = os.pread(last.fd, 24, 0)
+                highest = _plausible(int(text)) if re.fullmatch(rb"[0-9]{23}", text) else None
+        known = highest is not None
+        if not known or domain not in self._looked_through:
+            numbers = (_plausible(int(name[:23])) for name in self._names(domain))
+            highest = max((number for number in (highest, *numbers) if number is not None), default=0)
+        number = max(time.time_ns(), (highest or 0) + 1)
+        if last.fd is not None and held:
+            with contextlib.suppress(OSError):
+                if os.pwrite(last.fd, b"%023d" % number, 0) != 23:
+                    os.ftruncate(last.fd, 0)
+                else:
+                    if not known:
+                        os.ftruncate(last.fd, 23)
+                    self._looked_through.add(domain)
+        return number
+
+    def _names(self, domain: str) -> list[str]:
+        with os.scandir(os.path.join(self.path, domain)) as entries:
+            return [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
 
     def _write(self, directory: str, path: str, data: bytes, replaces: bool = False) -> None:
         """Writes a whole file or none: temporary name, sync, rename, sync of the directory."""
-        while True:
-            # Processes of two containers may have the same id; whoever made the file owns the name.
-            temporary = os.path.join(directory, f"tmp-{os.getpid()}-{_next_number()}")
-            try:
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                break
-            except FileExistsError:
-                continue
-        there = temporary
+        fd: int | None = None
+        there = ""
         try:
+            while fd is None:
+                # Processes of two containers may have the same id; whoever made the file owns the name.
+                temporary = os.path.join(directory, f"tmp-{os.getpid()}-{_next_number()}")
+                with contextlib.suppress(FileExistsError):
+                    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            there = temporary
             try:
                 rest = memoryview(data)
                 while rest:
@@ -1052,7 +1212,12 @@ class _SpoolDir:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            os.rename(temporary, path)
+            if replaces:
+                if os.path.lexists(path) and not _is_regular(path):
+                    raise OSError(errno.EEXIST, _NO_REGULAR_FILE, path)
+                os.rename(temporary, path)
+            else:
+                _rename_to_new(temporary, path)
             there = ""
             try:
                 _sync_directory(directory)
@@ -1067,45 +1232,48 @@ class _SpoolDir:
                     os.unlink(there)
             raise
 
-    def lock(self, domain: str) -> int | None:
-        """A descriptor that holds the domain, or None if somebody else delivers it."""
+    def lock(self, domain: str) -> _Steps[_FileLock | None]:
+        """The lock of a domain, or None if somebody else delivers it. Whoever runs the steps lets go of it in the end."""
+        lock = _FileLock(os.path.join(self.path, domain, "lock"))
         try:
-            fd = os.open(os.path.join(self.path, domain, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return lock if (yield _Take(lock)) else None
         except OSError as error:
             raise self._error(error, "cannot lock the spool") from error
-        try:
-            _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except OSError as error:
-            os.close(fd)
-            raise self._error(error, "cannot lock the spool") from error
-        return fd
 
     # What follows is called by the holder of the lock only.
 
     def tidy(self, domain: str) -> None:
         """Removes what a writer left that ended while writing."""
         directory = os.path.join(self.path, domain)
-        for part in (directory, os.path.join(directory, "rejected")):
-            try:
-                with os.scandir(part) as entries:
-                    for entry in entries:
-                        if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFT_OVER_AFTER_S:
+        for part in (directory, os.path.join(directory, "rejected"), os.path.join(directory, "broken")):
+            # Left over is not in the way.
+            with contextlib.suppress(OSError), os.scandir(part) as entries:
+                for entry in entries:
+                    if not _TEMPORARY.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                        continue
+                    with contextlib.suppress(OSError):
+                        if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_OVER_AFTER_S:
                             os.unlink(entry.path)
-            except OSError:
-                pass  # Left over is not in the way.
 
-    def read(self, domain: str, name: str) -> tuple[list[bytes], str]:
-        """The events of a file, and what is wrong with its other lines, which then are in broken/."""
+    def leave(self, domain: str, name: str) -> None:
+        """Leaves a file where it is: no call tries it again, but a flush does."""
+        self._stuck.add((domain, name))
+
+    def try_again(self, domain: str) -> None:
+        self._stuck -= {key for key in self._stuck if key[0] == domain}
+
+    def read(self, domain: str, name: str) -> tuple[list[bytes], str] | None:
+        """The events of a file, and what is wrong with its other lines, which then are in broken/; None if it is gone."""
         if (rest := self._rests.get((domain, name))) is not None:
             return rest, ""
         try:
-            with open(os.path.join(self.path, domain, name), "rb") as file:
-                data = file.read()
+            data = _read_regular(os.path.join(self.path, domain, name))
+        except FileNotFoundError:
+            return None
         except OSError as error:
-            raise self._error(error, "cannot read the spool") from error
+            if error.errno in _SHORTAGES:
+                raise self._error(error, "cannot read the spool") from error
+            raise _Stuck(self._error(error, f"cannot read {domain}/{name}")) from error
         good: list[bytes] = []
         broken: list[bytes] = []
         reason = ""
@@ -1122,17 +1290,21 @@ class _SpoolDir:
         if broken:
             aside = os.path.join(self.path, domain, "broken")
             try:
-                os.makedirs(aside, mode=0o700, exist_ok=True)
+                _make_directory(aside)
                 self._append(aside, os.path.join(aside, name), b"\n".join(broken) + b"\n")
             except OSError as error:
-                raise self._error(error, f"cannot write broken/{name}") from error
+                raise _Stuck(self._error(error, f"cannot write {domain}/broken/{name}")) from error
             self.replace(domain, name, good)
         return good, reason
 
+    def acknowledged(self, domain: str, names: list[str]) -> None:
+        """As long as this process lives it knows that these were acknowledged."""
+        known = {(domain, name) for name in names}
+        self._acknowledged |= known
+
     def remove(self, domain: str, names: list[str]) -> None:
         directory = os.path.join(self.path, domain)
-        # As long as this process lives it knows that these were acknowledged.
-        self._acknowledged.update((domain, name) for name in names)
+        self.acknowledged(domain, names)
         try:
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
@@ -1143,14 +1315,21 @@ class _SpoolDir:
             # Another process sends it again.
             wrapped.written = "maybe"
             raise wrapped from error
-        self._acknowledged.difference_update((domain, name) for name in names)
+        self._acknowledged -= {(domain, name) for name in names}
         for name in names:
             self._rests.pop((domain, name), None)
         self._looked_at = -math.inf
 
+    def remember(self, domain: str, name: str, lines: list[bytes]) -> None:
+        """As long as this process lives it sends only these of a file."""
+        if lines:
+            self._rests[domain, name] = lines
+        else:
+            self.acknowledged(domain, [name])
+
     def remove_acknowledged(self, domain: str) -> None:
         """Removes what could not be removed after its delivery; else an error, and nothing of it is sent again."""
-        if names := [name for known, name in self._acknowledged if known == domain]:
+        if names := sorted(name for known, name in self._acknowledged if known == domain):
             self.remove(domain, names)
 
     def put_aside(self, domain: str, name: str, where: str) -> str:
@@ -1159,12 +1338,16 @@ class _SpoolDir:
         aside = os.path.join(directory, where)
         target = os.path.join(aside, name)
         try:
-            os.makedirs(aside, mode=0o700, exist_ok=True)
-            os.rename(os.path.join(directory, name), target)
+            _make_directory(aside)
+            if os.path.lexists(target):
+                self._append(aside, target, _read_regular(os.path.join(directory, name)))
+                os.unlink(os.path.join(directory, name))
+            else:
+                os.rename(os.path.join(directory, name), target)
             _sync_directory(aside)
             _sync_directory(directory)
         except OSError as error:
-            raise self._error(error, f"cannot move {name} to {where}/") from error
+            raise _Stuck(self._error(error, f"cannot move {domain}/{name} to {where}/")) from error
         return target
 
     def reject(self, domain: str, name: str, lines: list[bytes], reasons: str, whole: bool) -> str:
@@ -1172,9 +1355,9 @@ class _SpoolDir:
         aside = os.path.join(self.path, domain, "rejected")
         target = os.path.join(aside, name)
         # An earlier, interrupted delivery of the same file may have refused other lines of it.
-        again = os.path.exists(target)
+        again = os.path.lexists(target)
         try:
-            os.makedirs(aside, mode=0o700, exist_ok=True)
+            _make_directory(aside)
             try:
                 self._append(aside, target + ".reason", reasons.encode())
             except OSError as error:
@@ -1185,23 +1368,22 @@ class _SpoolDir:
                 return self.put_aside(domain, name, "rejected")
             self._append(aside, target, b"\n".join(lines) + b"\n")
         except OSError as error:
-            raise self._error(error, f"cannot write rejected/{name}") from error
+            raise _Stuck(self._error(error, f"cannot write {domain}/rejected/{name}")) from error
         if whole:
             self.remove(domain, [name])
         return target
 
     def _append(self, directory: str, path: str, data: bytes) -> None:
-        try:
-            with open(path, "rb") as file:
-                data = file.read() + data
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            data = _read_regular(path) + data
         self._write(directory, path, data, replaces=True)
 
     def replace(self, domain: str, name: str, lines: list[bytes]) -> None:
         """Leaves only these lines of a file: the rest of it is done, whether the disk takes that or not."""
         directory = os.path.join(self.path, domain)
         path = os.path.join(directory, name)
+        # Whatever comes between, this process does not send the others again.
+        self._rests[domain, name] = lines
         try:
             try:
                 self._write(directory, path, b"\n".join(lines) + b"\n", replaces=True)
@@ -1210,7 +1392,6 @@ class _SpoolDir:
                 log.info("%s is shortened in its place: %s", path, error.strerror)
                 _blank(path, lines)
         except OSError as error:
-            self._rests[domain, name] = lines
             wrapped = self._error(error, f"cannot shorten {name}; another process may send its first events twice")
             wrapped.written = "maybe"
             raise wrapped from error
@@ -1219,7 +1400,7 @@ class _SpoolDir:
 
 def _blank(path: str, lines: list[bytes]) -> None:
     """Writes line ends over all other lines of a file. Torn in the middle, it loses none of these."""
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = _open_regular(path, os.O_RDWR)
     try:
         size = os.fstat(fd).st_size
         data = os.pread(fd, size, 0)
@@ -1292,7 +1473,7 @@ class _Rules:
             _check_size(line)
             _check_same_domain(domain, data)
         try:
-            return (yield from self._call(domain, _one(domain, line), [line]))
+            return (yield from self._call(domain, [line]))
         except IngestError as error:
             error.unsent, error.unsent_events = 1, [data]
             raise
@@ -1301,13 +1482,14 @@ class _Rules:
         """Sends what the feed holds; raises if the next event of it is none."""
         if feed.lines:
             try:
-                feed.sent((yield from self._call(feed.domain, _many(feed.domain, feed.lines), feed.lines)))
+                feed.sent((yield from self._call(feed.domain, feed.lines)))
             except IngestError as error:
                 raise feed.stopped(error) from error
         feed.go_on()
 
-    def _call(self, domain: str, send: _Send, lines: list[bytes]) -> _Steps[Delivered]:
+    def _call(self, domain: str, lines: list[bytes]) -> _Steps[Delivered]:
         _check_domain(domain)
+        send = _sending(domain, lines)
         if self.spool is None:
             yield from _attempts(send, self.settings, self.settings.retries)
             return "ok"
@@ -1315,20 +1497,20 @@ class _Rules:
         return (yield from self._call_with_spool(self.spool, name, send, lines))
 
     def _call_with_spool(self, spool: _SpoolDir, domain: str, send: _Send, lines: list[bytes]) -> _Steps[Delivered]:
-        lock: int | None = None
+        lock: _FileLock | None = None
         try:
             failure: IngestError | None = None
             try:
                 waiting = yield _Do(lambda: spool.pending(domain, most=1))
+                if waiting and not self._quiet():
+                    lock = yield from spool.lock(domain)
             except SettingsError:
                 raise
             except IngestError as error:
-                # Nothing can be in front of this event in a spool that cannot be read, so the server may have it.
+                # Nothing can be in front of this event in a spool that cannot be used, so the server may have it.
                 log.error("%s", error)
                 waiting = []
             if waiting:
-                if not self._quiet():
-                    lock = spool.lock(domain)
                 if lock is None:
                     yield _Do(lambda: spool.put(domain, lines))
                     return "spooled"
@@ -1369,7 +1551,7 @@ class _Rules:
             return "spooled"
         finally:
             if lock is not None:
-                _unlock(lock)
+                lock.release()
 
     def _quiet(self) -> bool:
         until = _quiet_until.get((self.settings.spool or "", self.settings.url))
@@ -1389,15 +1571,11 @@ class _Rules:
         failed: IngestError | None = None
         domains = (yield _Do(spool.domains)) if domain is None else [_spool_domain(domain)]
         for name in domains:
+            spool.try_again(name)
             try:
                 if not (yield _Do(functools.partial(spool.pending, name, most=1))):
                     continue
-            except IngestError as error:
-                failed = failed or error
-                continue
-            # Taken at once, not as a step: a cancelled step would leave it locked.
-            try:
-                lock = spool.lock(name)
+                lock = yield from spool.lock(name)
             except IngestError as error:
                 failed = failed or error
                 continue
@@ -1414,7 +1592,7 @@ class _Rules:
                 if error._concerns_all:
                     break
             finally:
-                _unlock(lock)
+                lock.release()
         if failed is None and not report.problems:
             return report.delivered
         reasons = report.problems + ([f"the rest stays in the spool: {failed}"] if failed else [])
@@ -1430,11 +1608,18 @@ class _Rules:
         group: list[tuple[str, list[bytes]]] = []
         size = count = 0
         for name in (yield _Do(lambda: spool.pending(domain))):
-            lines: list[bytes]
-            lines, reason = yield _Do(functools.partial(spool.read, domain, name))
-            if not lines:
-                path = yield _Do(functools.partial(spool.put_aside, domain, name, "broken"))
-                report.add(f"a broken file of the spool was put aside, {reason}: look at {path}")
+            try:
+                found = yield _Do(functools.partial(spool.read, domain, name))
+                if found is None:
+                    continue
+                lines: list[bytes] = found[0]
+                reason: str = found[1]
+                if not lines:
+                    path = yield _Do(functools.partial(spool.put_aside, domain, name, "broken"))
+                    report.add(f"a broken file of the spool was put aside, {reason}: look at {path}")
+                    continue
+            except _Stuck as error:
+                self._leave(spool, domain, name, error, report)
                 continue
             if reason:
                 report.add(f"broken lines of the spool were put aside, {reason}: look at {domain}/broken/{name}")
@@ -1447,6 +1632,14 @@ class _Rules:
         if group:
             yield from self._deliver_group(spool, domain, group, retries, report)
 
+    def _leave(
+        self, spool: _SpoolDir, domain: str, name: str, error: IngestError, report: _Report, refused: object = None
+    ) -> None:
+        """Nothing behind a file has to wait because it cannot be read or put aside."""
+        spool.leave(domain, name)
+        why = f"the server refused an event of the spool, {refused}, and " if refused is not None else ""
+        report.add(f"{why}{error}; {domain}/{name} stays where it is, and what is behind it is delivered")
+
     def _deliver_group(
         self, spool: _SpoolDir, domain: str, group: list[tuple[str, list[bytes]]], retries: int, report: _Report
     ) -> _Steps[None]:
@@ -1454,8 +1647,10 @@ class _Rules:
         if len(group) == 1 and len(lines) > 1:
             yield from self._deliver_file(spool, domain, group[0], retries, report)
             return
+        names = [name for name, _ in group]
+        send = _sending(domain, lines, functools.partial(spool.acknowledged, domain, names))
         try:
-            yield from _attempts(_many(domain, lines), self.settings, retries)
+            yield from _attempts(send, self.settings, retries)
         except IngestError as error:
             if error.status not in _REFUSED_EVENTS:
                 raise
@@ -1464,11 +1659,13 @@ class _Rules:
                     yield from self._deliver_group(spool, domain, [part], retries, report)
                 return
             name, reason = group[0][0], f"{error.status} {error.text}\n"
-            path = yield _Do(lambda: spool.reject(domain, name, lines, reason, True))
-            report.add(f"the server refused an event of the spool, {error}: look at {path}")
+            try:
+                path = yield _Do(lambda: spool.reject(domain, name, lines, reason, True))
+                report.add(f"the server refused an event of the spool, {error}: look at {path}")
+            except _Stuck as stuck:
+                self._leave(spool, domain, name, stuck, report, error)
         else:
             report.delivered += len(lines)
-            names = [name for name, _ in group]
             yield _Do(lambda: spool.remove(domain, names))
 
     def _deliver_file(
@@ -1476,55 +1673,134 @@ class _Rules:
     ) -> _Steps[None]:
         """Delivers a file of several events: whole if that goes, else in pieces, at last event by event."""
         name, lines = file
-        at, most = 0, MAX_REQUEST_EVENTS
-        refused: list[bytes] = []
-        reasons: list[str] = []
+        progress = _FileProgress()
+        try:
+            yield from self._deliver_and_settle(spool, domain, file, retries, report, progress)
+        finally:
+            # Also when an interrupt came before what is settled: what was acknowledged is not sent again.
+            if not progress.settled and progress.at > progress.refused:
+                spool.remember(domain, name, progress.refused_of(lines) + lines[progress.at :])
+
+    def _deliver_and_settle(
+        self,
+        spool: _SpoolDir,
+        domain: str,
+        file: tuple[str, list[bytes]],
+        retries: int,
+        report: _Report,
+        progress: _FileProgress,
+    ) -> _Steps[None]:
         stopped: IngestError | None = None
         try:
-            while at < len(lines):
-                piece: list[bytes] = []
-                size = 0
-                for line in lines[at : at + most]:
-                    if piece and not _fits(len(piece), size, line):
-                        break
-                    piece.append(line)
-                    size += len(line) + 1
-                try:
-                    yield from _attempts(_many(domain, piece), self.settings, retries)
-                except IngestError as error:
-                    if error.status not in _REFUSED_EVENTS:
-                        raise
-                    if len(piece) > 1:
-                        most = 1
-                        continue
-                    refused.append(piece[0])
-                    reasons.append(f"{error.status} {error.text}\n")
-                    report.add(f"the server refused an event of the spool, {error}: look at {domain}/rejected/{name}")
-                else:
-                    report.delivered += len(piece)
-                at += len(piece)
+            yield from self._deliver_pieces(spool, domain, file, retries, report, progress)
         except IngestError as error:
             stopped = error
             raise
         finally:
-            # Also when the delivery is interrupted: what was answered is not sent again.
             try:
-                if len(refused) < at:
-                    # Before anything else, whatever becomes of what was refused.
-                    if left := refused + lines[at:]:
-                        spool.replace(domain, name, left)
-                    else:
-                        spool.remove(domain, [name])
-                if refused:
-                    spool.reject(domain, name, refused, "".join(reasons), at == len(lines))
-                    if at < len(lines):
-                        spool.replace(domain, name, lines[at:])
+                self._settle(spool, domain, file, progress, report)
             except IngestError as unsettled:
+                progress.settled = True
                 if stopped is None:
                     raise
                 stopped.args = (f"{stopped}; {unsettled}",)
                 if unsettled.written == "maybe":
                     stopped.written = "maybe"
+
+    def _deliver_pieces(
+        self,
+        spool: _SpoolDir,
+        domain: str,
+        file: tuple[str, list[bytes]],
+        retries: int,
+        report: _Report,
+        progress: _FileProgress,
+    ) -> _Steps[None]:
+        name, lines = file
+        most = MAX_REQUEST_EVENTS
+        while progress.at < len(lines):
+            piece: list[bytes] = []
+            size = 0
+            for line in lines[progress.at : progress.at + most]:
+                if piece and not _fits(len(piece), size, line):
+                    break
+                piece.append(line)
+                size += len(line) + 1
+            send = _sending(domain, piece, functools.partial(progress.acknowledge, len(piece)))
+            try:
+                yield from _attempts(send, self.settings, retries)
+                report.delivered += len(piece)
+            except IngestError as error:
+                if error.status not in _REFUSED_EVENTS:
+                    raise
+                if len(piece) > 1:
+                    most = 1
+                    continue
+                progress.refuse(f"{error.status} {error.text}\n", str(error))
+
+    def _settle(
+        self, spool: _SpoolDir, domain: str, file: tuple[str, list[bytes]], progress: _FileProgress, report: _Report
+    ) -> None:
+        """Leaves of a file what is not answered. Before anything else goes what was acknowledged."""
+        name, lines = file
+        at, refused = progress.at, progress.refused_of(lines)
+        if len(refused) < at:
+            # Whatever becomes of what was refused.
+            if left := refused + lines[at:]:
+                spool.replace(domain, name, left)
+            else:
+                spool.remove(domain, [name])
+        progress.settled = True
+        if not refused:
+            return
+        try:
+            spool.reject(domain, name, refused, "".join(progress.reasons), at == len(lines))
+        except _Stuck as stuck:
+            if at < len(lines):
+                raise
+            self._leave(spool, domain, name, stuck, report, progress.errors[0])
+            return
+        for why in progress.errors:
+            report.add(f"the server refused an event of the spool, {why}: look at {domain}/rejected/{name}")
+        if at < len(lines):
+            spool.replace(domain, name, lines[at:])
+
+
+class _FileProgress:
+    """How far the delivery of a file has come. Each step is one assignment, which nothing can interrupt in the middle."""
+
+    def __init__(self) -> None:
+        # How many are answered, which of them were refused, and why.
+        self._state: tuple[int, tuple[tuple[int, str, str], ...]] = (0, ())
+        self.settled = False
+
+    @property
+    def at(self) -> int:
+        return self._state[0]
+
+    @property
+    def refused(self) -> int:
+        return len(self._state[1])
+
+    @property
+    def reasons(self) -> list[str]:
+        """The answers, for the file beside."""
+        return [reason for _, reason, _ in self._state[1]]
+
+    @property
+    def errors(self) -> list[str]:
+        return [error for _, _, error in self._state[1]]
+
+    def refused_of(self, lines: list[bytes]) -> list[bytes]:
+        return [lines[number] for number, _, _ in self._state[1]]
+
+    def acknowledge(self, events: int) -> None:
+        at, refused = self._state
+        self._state = (at + events, refused)
+
+    def refuse(self, reason: str, error: str) -> None:
+        at, refused = self._state
+        self._state = (at + 1, (*refused, (at, reason, error)))
 
 
 # ----------------------------------------------------------------------------------------------------------- sending
@@ -1785,24 +2061,25 @@ def _made(kind: type[H], settings: _Settings, transport: Transport | None) -> H:
         raise _no_client(error, settings) from error
 
 
-def _headers(send: _Send, settings: _Settings) -> tuple[bytes, dict[str, str]]:
+def _encoded(content_type: str, body: bytes, settings: _Settings) -> tuple[bytes, dict[str, str]]:
     """The body as it is sent, and what describes it."""
     headers = {
-        "Content-Type": send.content_type,
+        "Content-Type": content_type,
         "Accept": "application/problem+json, */*",
         "User-Agent": f"hauski-ingest/{__version__}",
     }
-    if settings.gzip and len(send.body) >= MIN_GZIP_BYTES:
+    if settings.gzip and len(body) >= MIN_GZIP_BYTES:
         headers["Content-Encoding"] = "gzip"
-        return gzip_format.compress(send.body, compresslevel=6, mtime=0), headers
-    return send.body, headers
+        return gzip_format.compress(body, compresslevel=6, mtime=0), headers
+    return body, headers
 
 
-async def _apost(http: httpx.AsyncClient, settings: _Settings, auth: httpx.Auth, send: _Send, path: str) -> _Outcome:
+async def _apost(http: httpx.AsyncClient, settings: _Settings, auth: httpx.Auth, send: _Send, form: _Form) -> _Outcome:
     progress = _Progress()
 
     async def post() -> _Outcome:
-        body, headers = _headers(send, settings)
+        path, content_type, plain = send.request(form)
+        body, headers = _encoded(content_type, plain, settings)
         request = http.build_request(
             "POST", settings.url + path, content=body, headers=headers, extensions={"trace": progress.atrace}
         )
@@ -1814,9 +2091,13 @@ async def _apost(http: httpx.AsyncClient, settings: _Settings, auth: httpx.Auth,
                 data += part
                 if len(data) > MAX_ANSWER_BYTES:
                     break
-            return _judge(response.status_code, response.headers, data)
+            outcome = _judge(response.status_code, response.headers, data)
+            if outcome.good and send.on_good is not None:
+                send.on_good()
+            return outcome
         finally:
-            await response.aclose()
+            with contextlib.suppress(Exception):
+                await response.aclose()
 
     # A transport of the caller does not tell how far it has come.
     foreign = not isinstance(http._transport, httpx.AsyncHTTPTransport)
@@ -1844,8 +2125,7 @@ class _Base:
             raise SettingsError(f"a setting cannot be used: {_said(error)}") from error
         self._rules = _Rules(self._settings)
         self._auth = _XAuth(self._settings.token)
-        # The server knows only the path of old.
-        self._old_path = False
+        self._form = _Form()
         self._pid = os.getpid()
         _clients.add(self)
 
@@ -1856,12 +2136,29 @@ class _Base:
         """Called in a child, before it does anything else with this client."""
         raise NotImplementedError
 
-    def _path(self, send: _Send) -> str:
-        return send.old_path if send.old_path and self._old_path else send.path
+    def _forms(self, send: _Send) -> Generator[_Form, _Outcome, _Outcome]:
+        """The forms of one attempt: the one that was good the last time, and others if the server does not know it."""
+        form, tried = self._form, set()
+        while True:
+            outcome = yield form
+            tried.add(form)
+            following = form.after(outcome.status, len(send.lines))
+            if following in tried:
+                break
+            form = following
+        if outcome.good:
+            self._form = form
+        return outcome
 
-    def _again_on(self, send: _Send, path: str, outcome: _Outcome) -> str | None:
-        """The path that a server before /v1 knows, if this may be one."""
-        return send.old_path if outcome.status in (404, 405) and path == send.path else None
+    async def _apost(self, http: httpx.AsyncClient, send: _Send) -> _Outcome:
+        forms = self._forms(send)
+        form = next(forms)
+        try:
+            while True:
+                form = forms.send(await _apost(http, self._settings, self._auth, send, form))
+        except StopIteration as stop:
+            outcome: _Outcome = stop.value
+            return outcome
 
 
 class Client(_Base):
@@ -1876,8 +2173,8 @@ class Client(_Base):
             raise SettingsError(f"flush_every must be more than 0 and at most 86400 seconds, not {flush_every!r}")
         if flush_every is not None and self._settings.spool is None:
             raise SettingsError("flush_every needs a spool: set LEITSTAND_SPOOL, or pass spool=")
-        self._http: httpx.Client | None = None
-        self._making = threading.Lock()
+        # One, or none; a dict, because two threads may make it at the same time.
+        self._https: dict[str, httpx.Client] = {}
         self._closing = threading.Event()
         self._flush_every = flush_every
         self._thread: threading.Thread | None = None
@@ -1897,18 +2194,23 @@ class Client(_Base):
         """The connections of this process."""
         if self._pid != os.getpid():
             self._forget_the_parent()
-        with self._making:
-            if self._http is None:
-                transport = self._transport
-                assert transport is None or isinstance(transport, httpx.BaseTransport)
-                self._http = _made(httpx.Client, self._settings, transport)
-            return self._http
+        http = self._https.get("all")
+        if http is None:
+            transport = self._transport
+            assert transport is None or isinstance(transport, httpx.BaseTransport)
+            http = self._https.setdefault("all", _made(httpx.Client, self._settings, transport))
+        return http
+
+    def _abandon(self, http: httpx.Client) -> None:
+        """Whatever an interrupt left half done in it, a lock or a connection, is not used again."""
+        if self._https.get("all") is http:
+            del self._https["all"]
 
     def _forget_the_parent(self) -> None:
         self._pid = os.getpid()
-        _of_the_parent.append(self._http)
-        self._http, self._thread = None, None
-        self._making, self._closing = threading.Lock(), threading.Event()
+        _of_the_parent.append(self._https)
+        self._https, self._thread = {}, None
+        self._closing = threading.Event()
 
     def _flush_in_a_thread(self) -> None:
         """Starts the thread where it is wanted and missing: in a child, or where one could not be had before."""
@@ -1976,7 +2278,7 @@ class Client(_Base):
             self._flush_once(unless_quiet=False)
         if self._pid != os.getpid():
             self._forget_the_parent()
-        http, self._http = self._http, None
+        http = self._https.pop("all", None)
         if http is not None:
             with contextlib.suppress(Exception):
                 http.close()
@@ -1988,12 +2290,19 @@ class Client(_Base):
         self.close()
 
     def _run(self, steps: _Steps[T]) -> T:
+        held: list[_FileLock] = []
+        try:
+            return self._drive(steps, held)
+        finally:
+            _let_go(steps, held)
+
+    def _drive(self, steps: _Steps[T], held: list[_FileLock]) -> T:
         self._flush_in_a_thread()
         try:
             step = next(steps)
             while True:
                 try:
-                    result = self._perform(step)
+                    result = self._perform(step, steps, held)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -2006,12 +2315,14 @@ class Client(_Base):
         except Exception as error:
             raise _unforeseen(error) from error
 
-    def _perform(self, step: _Send | _Wait | _Do) -> object:
+    def _perform(self, step: _Step, steps: _Steps[Any], held: list[_FileLock]) -> object:
         if isinstance(step, _Send):
             return self._post(step)
         if isinstance(step, _Wait):
             time.sleep(step.seconds)
             return None
+        if isinstance(step, _Take):
+            return _take(step.lock, steps, held)
         return step.work()
 
     def _post(self, send: _Send) -> _Outcome:
@@ -2023,22 +2334,29 @@ class Client(_Base):
             return _Outcome(text=str(error), written="no", cause=error)
         except Exception as error:
             return _no_connection(error, self._settings.url)
-        _attempt.deadline = time.monotonic() + self._settings.timeout_s
+        whole = False
         try:
-            path = self._path(send)
-            outcome = self._post_to(http, send, path)
-            if old_path := self._again_on(send, path, outcome):
-                outcome = self._post_to(http, send, old_path)
-                self._old_path = outcome.good
+            _attempt.deadline = time.monotonic() + self._settings.timeout_s
+            forms = self._forms(send)
+            form = next(forms)
+            while True:
+                form = forms.send(self._post_to(http, send, form))
+        except StopIteration as stop:
+            whole = True
+            outcome: _Outcome = stop.value
             return outcome
         finally:
             _attempt.deadline = None
+            if not whole:
+                self._abandon(http)
 
-    def _post_to(self, http: httpx.Client, send: _Send, path: str) -> _Outcome:
+    def _post_to(self, http: httpx.Client, send: _Send, form: _Form) -> _Outcome:
         settings, progress = self._settings, _Progress()
         foreign = self._transport is not None and not isinstance(self._transport, httpx.HTTPTransport)
+        outcome: _Outcome | None = None
         try:
-            body, headers = _headers(send, settings)
+            path, content_type, plain = send.request(form)
+            body, headers = _encoded(content_type, plain, settings)
             with http.stream(
                 "POST",
                 settings.url + path,
@@ -2055,9 +2373,13 @@ class Client(_Base):
                         break
                     if time.monotonic() > _attempt.deadline:
                         return _no_answer(settings.timeout_s, settings.url)
-                return _judge(response.status_code, response.headers, data)
+                outcome = _judge(response.status_code, response.headers, data)
+                if outcome.good and send.on_good is not None:
+                    send.on_good()
+            return outcome
         except Exception as error:
-            return _failed(error, settings, progress.sending or foreign)
+            # An answer that was read counts, whatever becomes of its connection.
+            return outcome or _failed(error, settings, progress.sending or foreign)
 
     def _post_to_async_transport(self, send: _Send) -> _Outcome:
         """httpx.ASGITransport speaks only async; it may be used from a synchronous test all the same."""
@@ -2065,11 +2387,7 @@ class Client(_Base):
         async def post() -> _Outcome:
             assert isinstance(self._transport, httpx.AsyncBaseTransport)
             async with httpx.AsyncClient(transport=self._transport) as http:
-                path = self._path(send)
-                outcome = await _apost(http, self._settings, self._auth, send, path)
-                if old_path := self._again_on(send, path, outcome):
-                    outcome = await _apost(http, self._settings, self._auth, send, old_path)
-                return outcome
+                return await self._apost(http, send)
 
         done: list[_Outcome | BaseException] = []
 
@@ -2091,6 +2409,22 @@ class Client(_Base):
         if isinstance(done[0], BaseException):
             raise done[0]
         return done[0]
+
+
+def _take(lock: _FileLock, steps: _Steps[Any], held: list[_FileLock]) -> bool:
+    """Takes a lock on behalf of steps; whoever runs them lets go of what is held in the end."""
+    lock.holder = steps
+    held.append(lock)
+    return lock.take()
+
+
+def _let_go(steps: _Steps[Any], held: list[_FileLock]) -> None:
+    """Whatever came between: steps that were not at their end note what they know, and no lock stays."""
+    try:
+        steps.close()
+    finally:
+        for lock in held:
+            lock.release()
 
 
 _at_exit_closed: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -2180,11 +2514,18 @@ class AsyncClient(_Base):
         await self.aclose()
 
     async def _run(self, steps: _Steps[T]) -> T:
+        held: list[_FileLock] = []
+        try:
+            return await self._drive(steps, held)
+        finally:
+            _let_go(steps, held)
+
+    async def _drive(self, steps: _Steps[T], held: list[_FileLock]) -> T:
         try:
             step = next(steps)
             while True:
                 try:
-                    result = await self._perform(step)
+                    result = await self._perform(step, steps, held)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -2197,12 +2538,15 @@ class AsyncClient(_Base):
         except Exception as error:
             raise _unforeseen(error) from error
 
-    async def _perform(self, step: _Send | _Wait | _Do) -> object:
+    async def _perform(self, step: _Step, steps: _Steps[Any], held: list[_FileLock]) -> object:
         if isinstance(step, _Send):
             return await self._post(step)
         if isinstance(step, _Wait):
             await asyncio.sleep(step.seconds)
             return None
+        if isinstance(step, _Take):
+            # At once, not in a thread: cancelled there, it would stay locked.
+            return _take(step.lock, steps, held)
         # Whoever takes it does the work: an executor that gets no thread keeps what it was given.
         ticket = [step.work]
 
@@ -2230,12 +2574,7 @@ class AsyncClient(_Base):
             return _Outcome(text=str(error), written="no", cause=error)
         except Exception as error:
             return _no_connection(error, self._settings.url)
-        path = self._path(send)
-        outcome = await _apost(http, self._settings, self._auth, send, path)
-        if old_path := self._again_on(send, path, outcome):
-            outcome = await _apost(http, self._settings, self._auth, send, old_path)
-            self._old_path = outcome.good
-        return outcome
+        return await self._apost(http, send)
 
 
 # --------------------------------------------------------------------------------------------------------- functions
@@ -2396,6 +2735,15 @@ def _json_stream(file: BinaryIO) -> Iterator[_RawEvent]:
         text = text[at:] + more
 
 
+def _program() -> str:
+    """What this was called as: the command, the module, or a copy of the file."""
+    path = sys.argv[0] if sys.argv else ""
+    python = os.path.basename(sys.executable or "python3")
+    if path.endswith(os.path.join("hauski_ingest", "__main__.py")):
+        return f"{python} -m hauski_ingest"
+    return f"{python} {path}" if os.path.basename(path) == "hauski_ingest.py" else "hauski-ingest"
+
+
 def _say(text: str) -> None:
     # Nobody may be there to read it any more; the exit code says the same.
     with contextlib.suppress(OSError, ValueError):
@@ -2404,7 +2752,7 @@ def _say(text: str) -> None:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="hauski-ingest",
+        prog=_program(),
         description="Send JSON events to leitstand. The token comes from LEITSTAND_TOKEN, never from the command line.",
         epilog="Exit codes: 0 delivered, or safe in the spool; 1 something was not delivered; 2 wrong usage or settings.",
     )
@@ -2459,7 +2807,7 @@ def _send_file(client: Client, domain: str, path: str) -> int:
             _say(f"{error}; the {done} events before it are {'delivered or spooled' if spool else 'delivered'}")
             return 1
     if feed.spooled:
-        _say(f"{feed.acknowledged - feed.spooled} events delivered, {feed.spooled} are safe in {spool}: hauski-ingest flush")
+        _say(f"{feed.acknowledged - feed.spooled} events delivered, {feed.spooled} are safe in {spool}: {_program()} flush")
     else:
         _say(f"{feed.acknowledged} events delivered")
     return 0

@@ -15,7 +15,8 @@
 # A proxy and certificates come from the environment, as curl reads it: http_proxy (in small letters only), HTTPS_PROXY,
 # ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR, CURL_CA_BUNDLE. ~/.curlrc and ~/.jq have no say.
 #
-# Exit codes: 0 all sent, 1 not all sent, 2 wrong settings, 127 jq or curl is missing.
+# Exit codes: 0 all sent, 1 not all sent, 2 wrong settings, 127 jq or curl is missing; 129, 130, 143 stopped by a signal
+# (it says with which N to go on).
 set -euo pipefail
 # What the caller has set for his own shell (SHELLOPTS, BASHOPTS, bash -f) must not decide which parts are found.
 set +f
@@ -77,6 +78,23 @@ unset POSIXLY_CORRECT
 need() { command -v "$1" >/dev/null 2>&1 || { say "Fehlt: $1"; exit 127; }; }
 need jq
 need curl
+
+# How far it has come, for whoever stops it. `count` events are perhaps under way.
+sent=0 total=0 count=0 sending=no
+stopped() {
+  trap - INT TERM HUP
+  if [ "$sending" = no ] && [ "$sent" -eq 0 ]; then
+    say "✗ Abgebrochen: nichts gesendet"
+  else
+    say "✗ Abgebrochen: $sent von $total Events bestätigt."
+    say "  Weiter mit N=$((total - sent)) und derselben Datei, solange nichts an sie angehängt wurde."
+    if [ "$sending" = yes ]; then say "  Die nächsten $count Events können schon gespeichert sein; dann stehen sie danach doppelt da."; fi
+  fi
+  exit "$1"
+}
+trap 'stopped 129' HUP
+trap 'stopped 130' INT
+trap 'stopped 143' TERM
 
 work=$(mktemp -d) || { say "✗ Nichts gesendet: kein Verzeichnis für Zwischendateien (TMPDIR)"; exit 1; }
 trap 'rm -rf "$work"' EXIT
@@ -143,9 +161,11 @@ said=$(awk '
 tail -n "$((10#$N))" "$work/all" >"$work/lines" || nothing "kein Platz für Zwischendateien in $work (TMPDIR)"
 total=$(wc -l <"$work/lines")
 # shellcheck disable=SC2016 # jq's variable, not the shell's
-target="${URL%/}/v1/ingest?domain=$(own_jq -rn --arg domain "$DOMAIN" '$domain | @uri')"
+domain=$(own_jq -rn --arg domain "$DOMAIN" '$domain | @uri')
+target="${URL%/}/v1/ingest?domain=$domain"
+old_target="${URL%/}/ingest/$domain"
 
-# 2) Requests of at most 1,000 events and 512 KiB; an event that is larger than that goes alone.
+# 2) Requests of at most 10,000 events and 512 KiB; an event that is larger than that goes alone.
 said=$(awk -v events=$max_request_events -v bytes=$max_request_bytes -v most=$max_event_bytes -v total="$total" -v directory="$work" '
   length($0) > most { printf "Event %d der letzten %d ist größer als %d Bytes. Bitte kürzen.", NR, total, most >"/dev/stderr"; exit 1 }
   {
@@ -156,9 +176,41 @@ said=$(awk -v events=$max_request_events -v bytes=$max_request_bytes -v most=$ma
     print >part; count++; size += length($0) + 1
   }' "$work/lines" 2>&1 >/dev/null) || nothing "${said%%$'\n'*}"
 
+# The forms that servers take: "new", "array" (no NDJSON) and "old" (the path before /v1). The one that was good stays.
+form=new
+
 # Sends one part; 0 if it was acknowledged. Else `reason`, `retryable` and `written` say why.
 attempt() {
-  local part=$1 code=0 report status connected text
+  local part=$1 forms=" " next
+  while true; do
+    forms+="$form "
+    if request "$part"; then return 0; fi
+    case $status:$form in
+      404:old | 405:old) next=new ;;
+      404:* | 405:*) next=old ;;
+      415:new) [ "$(wc -l <"$part")" -gt 1 ] || return 1; next=array ;;
+      *) return 1 ;;
+    esac
+    [[ $forms != *" $next "* ]] || return 1
+    form=$next
+  done
+}
+
+# Sends one part in one form.
+request() {
+  local part=$1 code=0 report connected text type=application/x-ndjson to=$target
+  status=000
+  if [ "$form" != new ] || [ "$(wc -l <"$part")" -eq 1 ]; then
+    type=application/json
+    if [ "$(wc -l <"$part")" -gt 1 ]; then
+      if ! { printf '[' && paste -sd , "$part" && printf ']'; } >"$work/array" 2>"$work/error"; then
+        reason=$(head -n 1 "$work/error") retryable=no written=no
+        return 1
+      fi
+      part=$work/array
+    fi
+    if [ "$form" = old ]; then to=$old_target; fi
+  fi
   local -a auth=()
   if [ -n "$token" ]; then
     exec {header}< <(printf 'x-auth: %s\n' "$token")
@@ -167,9 +219,9 @@ attempt() {
   : >"$work/body"
   : >"$work/head"
   report=$(curl -q -sS --no-location --max-time "$timeout" --http1.1 "${auth[@]}" \
-    -H 'content-type: application/x-ndjson' -H 'accept: application/problem+json, */*' -H 'expect:' --data-binary "@$part" \
+    -H "content-type: $type" -H 'accept: application/problem+json, */*' -H 'expect:' --data-binary "@$part" \
     -D "$work/head" -o "$work/body" --max-filesize 1000000 \
-    -w '%{http_code} %{time_connect}' "$target" 2>"$work/error") || code=$?
+    -w '%{http_code} %{time_connect}' "$to" 2>"$work/error") || code=$?
   if [ -n "$token" ]; then exec {header}<&-; fi
   read -r status connected <<<"$report" || true
   text=$(head -c "$max_answer_bytes" "$work/body" | tr -d '\0')
@@ -221,11 +273,10 @@ pause() {
 }
 
 # 3) One part after the other, each until it is acknowledged.
-sent=0
 for part in "$work"/part-*; do
   [ -e "$part" ] || break
   count=$(wc -l <"$part")
-  tried=0 perhaps=no
+  tried=0 perhaps=no sending=yes
   until attempt "$part"; do
     if [ "$written" = maybe ]; then perhaps=maybe; fi
     if [ "$retryable" = no ] || ((tried >= retries)); then
@@ -240,7 +291,7 @@ for part in "$work"/part-*; do
     pause "$tried"
     tried=$((tried + 1))
   done
-  sent=$((sent + count))
+  sent=$((sent + count)) sending=no
 done
 
 if [ "$sent" -ne "$total" ]; then

@@ -81,7 +81,7 @@ class Server:
     def __init__(self, steps):
         self.steps = list(steps)
         self.lock = threading.Lock()
-        self.seen = {"attempts": 0, "connections": 0, "lines": [], "tokens": [], "stored": [], "at": []}
+        self.seen = {"attempts": 0, "connections": 0, "lines": [], "tokens": [], "stored": [], "at": [], "requests": []}
 
     def next_step(self):
         with self.lock:
@@ -100,11 +100,16 @@ class Server:
                 request = read_request(conn, None)
                 if request is None:
                     return
-                _, headers, body = request
+                head, headers, body = request
                 lines = [line for line in body.decode(errors="replace").split("\n") if line]
+                if body.startswith(b"["):
+                    # What a server takes that knows no NDJSON.
+                    lines = [json.dumps(event, separators=(",", ":"), ensure_ascii=False) for event in json.loads(body)]
                 with self.lock:
                     self.seen["tokens"].append(headers.get("x-auth"))
                     self.seen["lines"].append(lines)
+                    target = head.split(b" ")[1].decode().split("?")[0]
+                    self.seen["requests"].append([target, headers.get("content-type")])
                     if step.get("status") in (200, 202) and step.get("text", "").strip() == "ok":
                         self.seen["stored"] += lines
                 if step.get("cut") == "after_body":
@@ -129,7 +134,7 @@ class Server:
 def main():
     with open(CASES, encoding="utf-8") as file:
         table = json.load(file)
-    every = table["cases"] + table["environment"]
+    every = table["cases"] + table["environment"] + table["scripts"]
     case = next(case for case in every if case["name"] == sys.argv[1])
     server = Server(case.get("answers") or [{"status": 202, "text": "ok"}])
     listener = socket.create_server(("127.0.0.1", 0))

@@ -58,7 +58,11 @@ class Request:
         self.headers, self.body = headers, body
         asked = parse_qs(parts.query).get("domain")
         self.domain = asked[0] if asked else unquote(parts.path.removeprefix("/ingest/"))
-        self.events = [json.loads(line) for line in body.decode().split("\n") if line]
+        self.type = headers["content-type"]
+        text = body.decode()
+        # As a server of old takes it: a document, which is an event or an array of events.
+        document = json.loads(text) if self.type == "application/json" else [json.loads(x) for x in text.split("\n") if x]
+        self.events = document if isinstance(document, list) else [document]
 
 
 class FakeServer:

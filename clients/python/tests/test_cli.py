@@ -138,6 +138,26 @@ def test_the_spool_from_the_command_line(run: Run, server: FakeServer, dead_url:
 
 
 @pytest.mark.parametrize(
+    ("called_as", "shown"),
+    [
+        ("/usr/bin/hauski-ingest", "hauski-ingest"),
+        ("/srv/app.py", "hauski-ingest"),
+        ("tools/hauski_ingest.py", "python3 tools/hauski_ingest.py"),
+        ("/x/hauski_ingest/__main__.py", "python3 -m hauski_ingest"),
+    ],
+)
+def test_the_name_of_the_program(
+    called_as: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this fails, the usage names a command that is not there."""
+    monkeypatch.setattr(hauski_ingest.sys, "argv", [called_as])
+    monkeypatch.setattr(hauski_ingest.sys, "executable", "/usr/bin/python3")
+    with pytest.raises(SystemExit):
+        hauski_ingest.main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {shown} [-h]")
+
+
+@pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
         ([], {}, "usage:"),

@@ -19,7 +19,7 @@ import pytest
 from conftest import SCRIPTED, scripted
 
 import hauski_ingest
-from hauski_ingest import flush_spool
+from hauski_ingest import IngestError, flush_spool
 
 CASES = json.loads((SCRIPTED.parent / "cases.json").read_text())["environment"]
 HOWS = ["function", "sync", "batch", "loops", "one_loop", "command"]
@@ -36,6 +36,12 @@ def skipped(case: dict[str, Any], how: str) -> str | None:
         return "it makes a connection for each call"
     if how == "loops" and "connections" in case["expect"]:
         return "each event loop has a connection of its own"
+    if case.get("spool") and not case["calls"] and how != "sync":
+        return "there is no call"
+    if how == "command" and case["name"] == "calls_go_on_behind_what_is_stuck":
+        return "another process tries what is stuck again"
+    if how in ("function", "command") and "known" in case["name"]:
+        return "it makes a client for each call"
     if how == "batch" and case["name"] == "no_thread_is_to_be_had":
         return "the same as sync"
     return None
@@ -109,6 +115,31 @@ def command(call: dict[str, Any], settings: dict[str, Any], environment: dict[st
     return {"result": "error", "text": text, "written": "maybe" if "doubled" in text else "no"}
 
 
+def make(directory: Path, case: dict[str, Any]) -> None:
+    """The files of a case, and what is no file."""
+    for name, text in case.get("files", {}).items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    for name, kind in case.get("make", {}).items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "socket":
+            with socket.socket(socket.AF_UNIX) as made:
+                # The name may be longer than an address can be.
+                before = os.getcwd()
+                os.chdir(path.parent)
+                try:
+                    made.bind(path.name)
+                finally:
+                    os.chdir(before)
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to("/nowhere/at/all")
+        else:
+            {"file": path.touch, "directory": path.mkdir}[kind]()
+
+
 @contextmanager
 def dead() -> Iterator[str]:
     """An address where nobody listens, kept free for this test."""
@@ -132,8 +163,7 @@ def test_case(case: dict[str, Any], how: str, tmp_path: Path) -> None:
                 text = text.replace(word, value)
             return text
 
-        for name, text in case.get("files", {}).items():
-            (tmp_path / name).write_text(text)
+        make(tmp_path, case)
         spool = str(tmp_path / "spool") if case.get("spool") else ""
         environment = {"PATH": os.environ["PATH"], "LEITSTAND_TOKEN": "s3cret"}
         environment |= {name: filled(text) for name, text in case.get("env", {}).items()}
@@ -162,9 +192,13 @@ def test_case(case: dict[str, Any], how: str, tmp_path: Path) -> None:
         finally:
             for process in processes.values():
                 process.end()
+        flushed = ""
         if case.get("flush"):
             # Without what is wrong in the environment; the autouse fixture keeps this process's clean.
-            flush_spool(url=url, token="s3cret", spool=spool, retries=0)
+            try:
+                flush_spool(url=url, token="s3cret", spool=spool, retries=0)
+            except IngestError as error:
+                flushed = str(error)
         saw = seen()
     expect = case["expect"]
     assert len(said) == len(expect["calls"])
@@ -181,7 +215,16 @@ def test_case(case: dict[str, Any], how: str, tmp_path: Path) -> None:
         assert [json.loads(line) for line in saw["stored"]] == [json.loads(line) for line in expect["stored"]], said
         if case.get("raw"):
             assert saw["stored"] == expect["stored"]
-    for name in ("attempts", "connections"):
+    assert bool(flushed) == bool(expect.get("flush")) or "look at" in flushed, flushed
+    for text in expect.get("flush", []):
+        assert text in flushed, flushed
+    for name in expect.get("left", []):
+        assert os.path.lexists(tmp_path / name), name
+    for name in expect.get("gone", []):
+        assert not os.path.lexists(tmp_path / name), name
+    if "last" in expect:
+        assert (tmp_path / "spool" / "example.com" / "last").stat().st_size == expect["last"]
+    for name in ("attempts", "connections", "requests"):
         if name in expect:
             assert saw[name] == expect[name], (name, said)
     assert set(saw["tokens"]) <= {"s3cret"}

@@ -99,9 +99,10 @@ def test_a_fork_while_every_lock_is_held(server: FakeServer, tmp_path: Path, dea
         held, over = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with hauski_ingest._names, spool._lock, client._making:
-                held.set()
-                over.wait(20)
+            locks = [hauski_ingest._FileLock(str(tmp_path / "spool/example.com" / name)) for name in ("last", "lock")]
+            assert all(lock.take() for lock in locks)
+            held.set()
+            over.wait(20)
 
         thread = threading.Thread(target=hold)
         thread.start()

@@ -49,7 +49,7 @@ stop() {
     stop
     echo "$name: $status: $output: $saw"
     [ "$status" -eq "$(jq 'if .expect.result == "ok" then 0 else 1 end' <<<"$case")" ]
-    [ "$(jq .attempts <<<"$saw")" -eq "$(jq .expect.attempts <<<"$case")" ]
+    [ "$(jq .attempts <<<"$saw")" -eq "$(jq '.attempts_many // .expect.attempts' <<<"$case")" ]
     [[ $output == *"$(jq -r '.expect.text // ""' <<<"$case")"* ]]
     if [ "$status" -eq 1 ]; then
       [[ $output == *"0 von 3 Events bestätigt"*"Weiter mit N=3 "* ]]
@@ -98,6 +98,7 @@ stop() {
     fi
     # As text where the case says raw: nothing may be written otherwise.
     jq -e --argjson case "$case" '$case.expect.attempts as $n | $n == null or .attempts == $n' <<<"$saw" >/dev/null
+    jq -e --argjson case "$case" '$case.expect.requests as $seen | $seen == null or .requests == $seen' <<<"$saw" >/dev/null
     if [ "$(jq -r .raw <<<"$case")" = true ]; then
       [ "$(jq -c .stored <<<"$saw")" = "$(jq -c .expect.stored <<<"$case")" ]
     else
@@ -106,6 +107,27 @@ stop() {
   done < <(jq -c '.environment[]' "$cases")
   echo "# environment: $ran cases run, $skipped skipped: $(sort reasons | uniq -c | tr -s ' ' | paste -sd, -)" >&3
   [ "$ran" -gt 20 ]
+}
+
+@test "a server of old" {
+  # If this fails, a server that knows only the old path, or no NDJSON, gets nothing, or another thing than the libraries send.
+  start a_server_of_old
+  run "$push"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq -c .requests <<<"$saw")" = '[["/v1/ingest","application/x-ndjson"],["/ingest/example.com","application/json"]]' ]
+  start a_server_that_takes_no_ndjson
+  run "$push"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq -c .requests <<<"$saw")" = '[["/v1/ingest","application/x-ndjson"],["/v1/ingest","application/json"]]' ]
+  # What was good the first time is not looked for again.
+  jq -nc 'range(10001) | {n: .}' >feed.jsonl
+  start a_server_of_old
+  N=10001 run "$push"
+  [ "$status" -eq 0 ]
+  stop
+  [ "$(jq -c '[.requests[][0]]' <<<"$saw")" = '["/v1/ingest","/ingest/example.com","/ingest/example.com"]' ]
 }
 
 @test "an event is sent as it is, or refused" {
@@ -271,6 +293,29 @@ stop() {
   PATH=$PWD/bin run -127 "$push"
   [ "$status" -eq 127 ]
   [ "$output" = "Fehlt: jq" ]
+}
+
+@test "a signal in the middle" {
+  # If this fails, whoever stops it does not learn what was sent, or finds its files in between.
+  jq -nc 'range(10001) | {n: .}' >feed.jsonl
+  export N=10001 LEITSTAND_TIMEOUT=2 LEITSTAND_RETRIES=9 TMPDIR=$PWD/between
+  mkdir between
+  for signal in TERM HUP; do
+    start a_stop_in_the_middle
+    "$push" 2>message &
+    pushing=$!
+    # The second request has no answer for a while.
+    for _ in $(seq 1000); do [ "$(find between -name part-000000002 | wc -l)" -eq 1 ] && break; sleep 0.01; done
+    sleep 1
+    kill -s "$signal" "$pushing"
+    code=0
+    wait "$pushing" || code=$?
+    stop
+    echo "$signal: $code: $(cat message): $(jq -c .attempts <<<"$saw")"
+    [ "$code" -eq "$([ "$signal" = TERM ] && echo 143 || echo 129)" ]
+    [[ $(cat message) == *"Abgebrochen: 10000 von 10001 Events bestätigt"*"Weiter mit N=1 "*"Die nächsten 1 Events"*doppelt* ]]
+    [ -z "$(ls between)" ]
+  done
 }
 
 @test "no server" {

@@ -16,11 +16,11 @@ use crate::answer::{Answer, X_REQUEST_ID};
 use crate::batch::Batch;
 use crate::connection::{Connection, Kept, Watched};
 use crate::error::{Failure, Kind, Written};
+use crate::form::{Form, Known};
 use crate::lookup::Lookup;
 use crate::settings::Settings;
 
 const X_AUTH: HeaderName = HeaderName::from_static("x-auth");
-const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 /// With it the service's own refusals say whether anything was written.
 const ACCEPTED: HeaderValue = HeaderValue::from_static("application/problem+json, */*");
 const GZIP: HeaderValue = HeaderValue::from_static("gzip");
@@ -31,6 +31,7 @@ pub(crate) struct Attempts {
     settings: Arc<Settings>,
     lookup: Lookup,
     kept: Kept,
+    known: Known,
     /// What the ids of requests begin with.
     prefix: u64,
     requests: AtomicU64,
@@ -46,18 +47,35 @@ impl Attempts {
             lookup: Lookup::new(settings.target.host.clone(), settings.target.port),
             settings,
             kept: Kept::default(),
+            known: Known::default(),
             // A hasher is keyed at random; the process tells those apart that were forked.
             prefix: RandomState::new().hash_one(std::process::id()),
             requests: AtomicU64::new(0),
         }
     }
 
-    /// Sends a batch once. `Ok` means that the service has acknowledged it.
+    /// Sends a batch once, in the form that the service knows. `Ok` means that the service has acknowledged it.
     pub async fn make(&self, batch: &Batch) -> Result<(), Failure> {
         let deadline = Instant::now() + self.settings.timeout;
+        let mut form = self.known.form(batch);
+        let mut tried = Vec::new();
+        loop {
+            tried.push(form);
+            let Err(failure) = self.send(batch, form, deadline).await else {
+                self.known.set(form);
+                return Ok(());
+            };
+            form = form.after(&failure, batch);
+            if tried.contains(&form) {
+                return Err(failure);
+            }
+        }
+    }
+
+    async fn send(&self, batch: &Batch, form: Form, deadline: Instant) -> Result<(), Failure> {
         let id = format!("{:016x}-{}", self.prefix, self.requests.fetch_add(1, Ordering::Relaxed));
         let id = HeaderValue::from_str(&id).map_err(|e| Failure::setting("X-Request-ID", e))?;
-        let mut request = self.request(batch, &id)?;
+        let mut request = self.request(batch, form, &id)?;
         loop {
             let kept = self.kept.take();
             let was_kept = kept.is_some();
@@ -119,24 +137,23 @@ impl Attempts {
         }
     }
 
-    fn request(&self, batch: &Batch, id: &HeaderValue) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(&self, batch: &Batch, form: Form, id: &HeaderValue) -> Result<Request<Full<Bytes>>, Failure> {
         let target = &self.settings.target;
-        // A normal domain needs no escapes.
-        let query = batch.domain.as_deref().map(|domain| format!("?domain={domain}")).unwrap_or_default();
-        let mut request = Request::post(format!("{}/v1/ingest{query}", target.path))
+        let (content_type, plain) = form.body(batch);
+        let mut request = Request::post(format!("{}{}", target.path, form.target(batch)))
             .header(header::HOST, &target.authority)
             .header(header::USER_AGENT, AGENT)
             .header(header::ACCEPT, ACCEPTED)
-            .header(header::CONTENT_TYPE, NDJSON)
+            .header(header::CONTENT_TYPE, content_type)
             .header(X_REQUEST_ID, id);
         if let Some(token) = &self.settings.token {
             request = request.header(X_AUTH, token);
         }
         let body = if self.settings.gzip {
             request = request.header(header::CONTENT_ENCODING, GZIP);
-            gzip(&batch.lines).into()
+            gzip(&plain).into()
         } else {
-            batch.lines.clone()
+            plain
         };
         request.body(Full::new(body)).map_err(|e| Failure::setting("LEITSTAND_URL", e))
     }

@@ -184,7 +184,7 @@ impl Live {
             return Ok(None);
         }
         // A spool in trouble holds nothing up; the next flush tells.
-        if spool.holds(domain).unwrap_or(false) {
+        if spool.prepare().and_then(|()| spool.holds(domain)).unwrap_or(false) {
             match self.flush_domain(spool, domain, 0, &Wish::default(), &mut 0) {
                 Ok(Flushed::HeldElsewhere) => return Ok(None),
                 Ok(Flushed::Empty) => {}
@@ -234,6 +234,7 @@ impl Live {
                 if wish.is_gone() {
                     break;
                 }
+                spool.try_again(&domain);
                 match self.flush_domain(spool, &domain, retries, wish, &mut report.delivered) {
                     Ok(Flushed::Empty) => {}
                     Ok(Flushed::HeldElsewhere) => report.held_elsewhere += 1,
@@ -270,7 +271,7 @@ impl Live {
         let Some(locked) = spool.lock(domain).map_err(|e| Failure::spool(e, None))? else {
             return Ok(Flushed::HeldElsewhere);
         };
-        let mut drain = Drain { live: self, domain: domain.into(), locked, retries, wish, delivered };
+        let drain = Drain { live: self, domain: domain.into(), locked, retries, wish, delivered, stuck: None };
         drain.run().map(|()| Flushed::Empty)
     }
 }

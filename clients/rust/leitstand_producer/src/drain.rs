@@ -21,6 +21,8 @@ pub(crate) struct Drain<'a> {
     pub wish: &'a Wish,
     /// Grows by the events that were acknowledged, also when it fails.
     pub delivered: &'a mut u64,
+    /// Why the first of the files that stay could neither be delivered nor put aside.
+    pub stuck: Option<Failure>,
 }
 
 /// Files that go in one request.
@@ -34,9 +36,18 @@ struct Joined {
 }
 
 impl Drain<'_> {
-    /// Sends everything.
-    pub fn run(&mut self) -> Result<(), Failure> {
-        self.locked.remove_left_over().map_err(broken)?;
+    /// Sends everything that can be sent. What is in nobody's hands stays, and is the error in the end.
+    pub fn run(mut self) -> Result<(), Failure> {
+        let result = self.send_all();
+        match (result, self.stuck) {
+            (Err(failure), Some(stuck)) => Err(failure.and_then(stuck)),
+            (Err(failure), None) | (Ok(()), Some(failure)) => Err(failure),
+            (Ok(()), None) => Ok(()),
+        }
+    }
+
+    fn send_all(&mut self) -> Result<(), Failure> {
+        self.locked.remove_left_over();
         self.locked.remove_delivered().map_err(doubling)?;
         loop {
             let names = self.locked.names().map_err(broken)?;
@@ -45,9 +56,20 @@ impl Drain<'_> {
             }
             let mut joined = Joined::default();
             for name in names {
-                let lines = self.locked.read(&name).map_err(broken)?;
+                let lines = match self.locked.read(&name) {
+                    Ok(Some(lines)) => lines,
+                    Ok(None) => continue,
+                    Err(e) if is_shortage(&e) => return Err(broken(e)),
+                    Err(e) => {
+                        self.leave(&name, &format!("it cannot be read: {e}"));
+                        continue;
+                    }
+                };
                 if !lines.others.is_empty() || lines.events.is_empty() {
-                    self.locked.set_aside(&name, &lines).map_err(broken)?;
+                    if let Err(e) = self.locked.set_aside(&name, &lines) {
+                        self.leave(&name, &format!("its lines that are no events cannot be put aside: {e}"));
+                        continue;
+                    }
                     self.live.parts().broken.fetch_add(1, Ordering::Relaxed);
                 }
                 let lines = lines.events;
@@ -132,7 +154,7 @@ impl Drain<'_> {
 
     /// Leaves of a file what is after `start`. Before anything else goes what was acknowledged, whatever becomes of
     /// what was refused: that stays in front until it is put aside.
-    fn settle(&self, name: &str, lines: &[u8], start: usize, refused: &[u8], reasons: &str) -> Result<(), Failure> {
+    fn settle(&mut self, name: &str, lines: &[u8], start: usize, refused: &[u8], reasons: &str) -> Result<(), Failure> {
         let rest = &lines[start..];
         if refused.len() < start {
             if refused.is_empty() && rest.is_empty() {
@@ -147,12 +169,32 @@ impl Drain<'_> {
         if rest.is_empty() { Ok(()) } else { self.locked.keep(name, rest).map_err(broken) }
     }
 
-    /// Puts refused lines of a file where somebody will look at them.
-    fn reject(&self, name: &str, refused: &[u8], reasons: &str, whole: bool) -> Result<(), Failure> {
-        self.locked.reject(name, refused, reasons, whole).map_err(broken)?;
-        self.live.parts().rejected.fetch_add(count(refused) as u64, Ordering::Relaxed);
+    /// Puts refused lines of a file where somebody will look at them. A file of nothing else stays if it must.
+    fn reject(&mut self, name: &str, refused: &[u8], reasons: &str, whole: bool) -> Result<(), Failure> {
+        match self.locked.reject(name, refused, reasons, whole) {
+            Ok(()) => drop(self.live.parts().rejected.fetch_add(count(refused) as u64, Ordering::Relaxed)),
+            Err(e) if whole => {
+                let reason = reasons.lines().next().unwrap_or_default();
+                self.leave(name, &format!("the service refused an event ({reason}), and it cannot be put aside: {e}"));
+            }
+            Err(e) => return Err(broken(e)),
+        }
         Ok(())
     }
+
+    /// Nothing behind a file has to wait because it cannot be read or put aside.
+    fn leave(&mut self, name: &str, why: &str) {
+        self.locked.leave(name);
+        let told = format!("{}/{name} stays where it is, and what is behind it is delivered: {why}", self.domain);
+        self.stuck.get_or_insert_with(|| Failure::spool(told, None));
+    }
+}
+
+/// Another attempt may find it gone, so the order need not be broken for it.
+fn is_shortage(e: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
+    e.raw_os_error().is_some_and(|code| shortages.contains(&code))
 }
 
 fn broken(e: std::io::Error) -> Failure {

@@ -52,6 +52,7 @@ mod delivery;
 mod drain;
 mod error;
 mod exact;
+mod form;
 mod lookup;
 mod settings;
 mod spool;

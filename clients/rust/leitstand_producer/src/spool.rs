@@ -15,10 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use disk::WriteError;
-use disk::{
-    Existing, TEMPORARY, create_directories, create_directory, none_if_missing, open_regular, sync_directory,
-    write_file,
-};
+use disk::{Existing, create_directories, create_directory, none_if_missing, open_regular, sync_directory, write_file};
 pub(crate) use locked::Locked;
 
 use crate::batch::normal_domain;
@@ -40,6 +37,8 @@ pub(crate) struct Spool {
     locks: Mutex<Locks>,
     /// By domain and name: what is still to be sent of files that could not be removed or rewritten.
     rests: Mutex<HashMap<(String, String), Vec<u8>>>,
+    /// By domain and name: files that can neither be delivered nor put aside. A flush tries them again.
+    stuck: Mutex<HashSet<(String, String)>>,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +65,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Spool {
     /// Of an absolute path. Nothing is looked at yet.
     pub fn new(directory: PathBuf, max_bytes: u64) -> Spool {
-        Spool { directory, max_bytes, state: Mutex::default(), locks: Mutex::default(), rests: Mutex::default() }
+        Spool {
+            directory,
+            max_bytes,
+            state: Mutex::default(),
+            locks: Mutex::default(),
+            rests: Mutex::default(),
+            stuck: Mutex::default(),
+        }
     }
 
     /// Creates the directory where it is missing; refuses one that is for something else.
@@ -148,7 +154,7 @@ impl Spool {
             let name = order::next_name(&directory, look)?;
             match write_file(&directory, &directory, &name, lines, Existing::Keep) {
                 // By a process with the same id in another container.
-                Err(e) if !e.perhaps && e.source.kind() == ErrorKind::AlreadyExists && !look => look = true,
+                Err(e) if !e.perhaps && e.source.kind() == ErrorKind::AlreadyExists => look = true,
                 written => {
                     written?;
                     break;
@@ -160,14 +166,25 @@ impl Spool {
         Ok(())
     }
 
-    /// Does it hold events of this domain?
+    /// Does it hold events of this domain that a call can deliver?
     pub fn holds(&self, domain: &str) -> io::Result<bool> {
         for entry in none_if_missing(fs::read_dir(self.directory.join(domain)))?.into_iter().flatten() {
-            if is_events_file(&entry?)? {
+            let entry = entry?;
+            if is_events_file(&entry)? && !self.is_stuck(domain, &entry.file_name()) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    fn is_stuck(&self, domain: &str, name: &OsStr) -> bool {
+        let stuck = lock(&self.stuck);
+        !stuck.is_empty() && name.to_str().is_some_and(|name| stuck.contains(&(domain.to_owned(), name.to_owned())))
+    }
+
+    /// What is stuck counts as any other file again.
+    pub fn try_again(&self, domain: &str) {
+        lock(&self.stuck).retain(|(stuck, _)| stuck != domain);
     }
 
     /// Every domain that has a directory.
@@ -177,7 +194,7 @@ impl Spool {
             let entry = entry?;
             let name = entry.file_name().into_string().ok().filter(|name| normal_domain(name).as_ref() == Some(name));
             if let Some(name) = name
-                && entry.file_type()?.is_dir()
+                && entry.path().is_dir()
             {
                 domains.push(name);
             }
@@ -192,11 +209,12 @@ impl Spool {
         for domain in self.domains()? {
             let directory = self.directory.join(domain);
             for part in [directory.clone(), directory.join(REJECTED), directory.join(BROKEN)] {
-                for entry in none_if_missing(fs::read_dir(part))?.into_iter().flatten() {
+                // One that is missing or is no directory holds nothing.
+                for entry in fs::read_dir(part).into_iter().flatten() {
                     let entry = entry?;
-                    if is_events(&entry.file_name()) {
+                    if entry.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX)) {
                         // Delivered meanwhile, it has no size.
-                        sum += none_if_missing(entry.metadata())?.map_or(0, |data| data.len());
+                        sum += entry.metadata().map_or(0, |data| data.len());
                     }
                 }
             }
@@ -211,7 +229,7 @@ fn is_events_file(entry: &fs::DirEntry) -> io::Result<bool> {
 }
 
 fn is_events(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.ends_with(SUFFIX) && !name.starts_with(TEMPORARY))
+    name.to_str().is_some_and(order::is_name)
 }
 
 #[cfg(test)]

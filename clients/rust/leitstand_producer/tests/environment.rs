@@ -96,6 +96,23 @@ fn skipped(case: &Value) -> Option<String> {
     None
 }
 
+fn with_parents(path: PathBuf) -> PathBuf {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    path
+}
+
+/// Makes what is no file with events.
+fn make(kind: &str, path: PathBuf) {
+    match kind {
+        "file" => fs::write(path, "").unwrap(),
+        "directory" => fs::create_dir(path).unwrap(),
+        "pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        "link" => std::os::unix::fs::symlink("/nowhere/at/all", path).unwrap(),
+        _ => panic!("{kind}"),
+    }
+}
+
 fn check(case: &Value) {
     let name = case["name"].as_str().unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -113,7 +130,10 @@ fn check(case: &Value) {
         texts.map(|(name, text)| (name.clone(), text.as_str().unwrap().to_owned())).collect()
     };
     for (file, text) in texts("files") {
-        fs::write(directory.path().join(file), text).unwrap();
+        fs::write(with_parents(directory.path().join(file)), text).unwrap();
+    }
+    for (file, kind) in texts("make") {
+        make(&kind, with_parents(directory.path().join(file)));
     }
     let spool = if case["spool"] == true { directory.path().join("spool") } else { PathBuf::new() };
     let mut variables = HashMap::from([("LEITSTAND_TOKEN".to_owned(), "s3cret".to_owned())]);
@@ -142,10 +162,24 @@ fn check(case: &Value) {
     drop(processes);
     if case["flush"] == true {
         let client = ProducerClient::builder(&server.url).token("s3cret").retries(0).spool(&spool).build().unwrap();
-        let _ = client.flush().unwrap();
+        let told = client.flush().err().map(|error| error.to_string());
+        let wanted = case["expect"]["flush"].as_array();
+        assert_eq!(told.is_some(), wanted.is_some(), "{name}: {told:?}");
+        for text in wanted.into_iter().flatten() {
+            assert!(told.as_ref().unwrap().contains(text.as_str().unwrap()), "{name}: {told:?}");
+        }
     }
     let seen = server.seen();
     let expect = &case["expect"];
+    for (field, is_there) in [("left", true), ("gone", false)] {
+        for file in expect[field].as_array().into_iter().flatten() {
+            let found = fs::symlink_metadata(directory.path().join(file.as_str().unwrap())).is_ok();
+            assert_eq!(found, is_there, "{name}: {file} is {field}");
+        }
+    }
+    if let Some(length) = expect["last"].as_u64() {
+        assert_eq!(fs::metadata(spool.join("example.com/last")).unwrap().len(), length, "{name}: last");
+    }
     for (said, wanted) in said.iter().zip(expect["calls"].as_array().unwrap()) {
         for (field, wanted) in wanted.as_object().unwrap() {
             match field.as_str() {
@@ -167,8 +201,8 @@ fn check(case: &Value) {
         };
         assert_eq!(values(&seen["stored"]), values(&json!(stored)), "{name}: {said:?}");
     }
-    for field in ["attempts", "connections"] {
-        if expect[field].is_number() {
+    for field in ["attempts", "connections", "requests"] {
+        if !expect[field].is_null() {
             assert_eq!(seen[field], expect[field], "{name}: {field} {said:?}");
         }
     }

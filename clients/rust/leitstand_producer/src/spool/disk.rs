@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
 
-pub(super) const TEMPORARY: &str = "tmp-";
+const TEMPORARY: &str = "tmp-";
 
 /// Temporary files of this process so far.
 static TEMPORARIES: AtomicU64 = AtomicU64::new(0);
@@ -64,6 +64,13 @@ pub(super) fn write_file(
     sync_directory(directory).map_err(|source| WriteError { source, perhaps: true })
 }
 
+/// Is this the name of a temporary file? Others are left alone.
+pub(super) fn is_temporary(name: &str) -> bool {
+    let numbers = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split_once('-'));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(process, count)| is_number(process) && is_number(count))
+}
+
 fn create_temporary(directory: &Path) -> io::Result<(PathBuf, File)> {
     loop {
         let number = TEMPORARIES.fetch_add(1, Ordering::Relaxed) + 1;
@@ -99,7 +106,7 @@ pub(super) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result
     match options.mode(0o600).custom_flags(flags.cast_signed()).open(path) {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Err(e) if fs::symlink_metadata(path).map_or(true, |data| data.is_file()) => Err(e),
-        _ => Err(io::Error::other(format!("{} is no regular file", path.display()))),
+        _ => Err(io::Error::other(format!("{} is no regular file: move it away", path.display()))),
     }
 }
 
@@ -123,7 +130,11 @@ pub(super) fn create_directories(path: &Path) -> io::Result<()> {
 /// Creates a directory below one that is there, and makes its name durable, whoever made it.
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            if !path.is_dir() {
+                return Err(io::Error::other(format!("{} is no directory: move it away", path.display())));
+            }
+        }
         created => created?,
     }
     path.parent().map_or(Ok(()), sync_directory)

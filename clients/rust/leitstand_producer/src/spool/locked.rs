@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::{
-    Existing, TEMPORARY, create_directory, none_if_missing, open_regular, read_regular, sync_directory, write_file,
+    Existing, create_directory, is_temporary, none_if_missing, open_regular, read_regular, sync_directory, write_file,
 };
 use super::{BROKEN, LOCK, REJECTED, Spool, is_events_file};
 use crate::exact::is_event;
@@ -88,7 +88,7 @@ impl Locked<'_> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if is_events_file(&entry)? {
+            if is_events_file(&entry)? && !self.spool.is_stuck(&self.domain, &entry.file_name()) {
                 names.extend(entry.file_name().into_string());
             }
         }
@@ -96,12 +96,17 @@ impl Locked<'_> {
         Ok(names)
     }
 
-    /// The lines of a file that are still to be sent.
-    pub fn read(&self, name: &str) -> io::Result<Lines> {
+    /// Leaves a file where it is; what is behind it does not wait.
+    pub fn leave(&self, name: &str) {
+        super::lock(&self.spool.stuck).insert(self.key_of(name));
+    }
+
+    /// The lines of a file that are still to be sent; `None` if it is gone.
+    pub fn read(&self, name: &str) -> io::Result<Option<Lines>> {
         if let Some(rest) = super::lock(&self.spool.rests).get(&self.key_of(name)) {
-            return Ok(Lines { events: rest.clone(), others: Vec::new() });
+            return Ok(Some(Lines { events: rest.clone(), others: Vec::new() }));
         }
-        let content = read_regular(&self.directory.join(name))?;
+        let Some(content) = none_if_missing(read_regular(&self.directory.join(name)))? else { return Ok(None) };
         let mut lines = Lines { events: Vec::with_capacity(content.len() + 1), others: Vec::new() };
         for line in content.split_inclusive(|b| *b == b'\n') {
             let text = without_end(line);
@@ -115,7 +120,7 @@ impl Locked<'_> {
         if lines.events.is_empty() && lines.others.is_empty() {
             lines.others = content;
         }
-        Ok(lines)
+        Ok(Some(lines))
     }
 
     /// Removes files that are delivered. What cannot be removed is remembered, so that it is not sent again.
@@ -190,7 +195,7 @@ impl Locked<'_> {
     pub fn set_aside(&self, name: &str, lines: &Lines) -> io::Result<()> {
         let broken = self.directory.join(BROKEN);
         create_directory(&broken)?;
-        if lines.events.is_empty() && !broken.join(name).try_exists()? {
+        if lines.events.is_empty() && fs::symlink_metadata(broken.join(name)).is_err() {
             return self.move_to(&broken, name);
         }
         self.put_beside(&broken, name, &lines.others)?;
@@ -204,20 +209,18 @@ impl Locked<'_> {
         Ok(write_file(&self.directory, directory, name, &content, Existing::Replace)?)
     }
 
-    /// Removes what a writer left that died before its rename.
-    pub fn remove_left_over(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.directory)? {
-            let entry = entry?;
-            if !entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                continue;
-            }
-            let Some(data) = none_if_missing(entry.metadata())? else { continue };
-            // In the future is not old.
-            if data.modified()?.elapsed().is_ok_and(|age| age > TEMPORARY_AGE_MAX) {
-                none_if_missing(fs::remove_file(entry.path()))?;
+    /// Removes what a writer left that died before its rename. What cannot be removed is in nobody's way.
+    pub fn remove_left_over(&self) {
+        for part in [self.directory.clone(), self.directory.join(REJECTED), self.directory.join(BROKEN)] {
+            for entry in fs::read_dir(part).into_iter().flatten().flatten() {
+                let data = entry.file_name().to_str().filter(|name| is_temporary(name)).and(entry.metadata().ok());
+                // In the future is not old.
+                let is_old = |time: std::time::SystemTime| time.elapsed().is_ok_and(|age| age > TEMPORARY_AGE_MAX);
+                if data.is_some_and(|data| data.is_file() && data.modified().is_ok_and(is_old)) {
+                    let _ = fs::remove_file(entry.path());
+                }
             }
         }
-        Ok(())
     }
 }
 

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -16,6 +17,10 @@ use super::{SUFFIX, is_events};
 /// The file with the highest number that a name of its domain began with.
 pub(super) const LAST: &str = "last";
 const DIGITS: usize = 23;
+/// No clock and no count comes so far: a greater number was made by nobody who follows the protocol.
+const NUMBER_MAX: u128 = 10u128.pow(22) - 1;
+/// A process that was stopped in the middle must not stop the others.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Names that this process has given.
 static NAMES: AtomicU64 = AtomicU64::new(0);
@@ -27,7 +32,7 @@ pub(super) fn next_name(directory: &Path, look: bool) -> io::Result<String> {
             let known = last.read().ok().flatten();
             let highest = if look || known.is_none() { known.max(highest_name(directory)?) } else { known };
             let number = behind(highest);
-            match last.write(number) {
+            match last.write(number, known.is_none()) {
                 Ok(()) => number,
                 // Others do not learn of it: then the names decide.
                 Err(_) => behind(highest.max(highest_name(directory)?)),
@@ -50,15 +55,25 @@ fn highest_name(directory: &Path) -> io::Result<Option<u128>> {
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         if is_events(&name) {
-            highest = highest.max(name.to_str().and_then(|name| number(name.as_bytes())));
+            highest = highest.max(name.to_str().and_then(|name| number(name.as_bytes().get(..DIGITS)?)));
         }
     }
     Ok(highest)
 }
 
-fn number(text: &[u8]) -> Option<u128> {
-    let digits = text.get(..DIGITS).filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
+/// Is this a name as [`next_name`] makes them? Others are left alone.
+pub(super) fn is_name(name: &str) -> bool {
+    let parts: Vec<_> = name.strip_suffix(SUFFIX).unwrap_or_default().split('-').collect();
+    let [number, process, count] = parts[..] else { return false };
+    let lengths_are_good = number.len() == DIGITS && process.len() == 10 && count.len() >= 6;
+    lengths_are_good && parts.iter().all(|part| part.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The number of exactly as many digits, if it can be one.
+fn number(digits: &[u8]) -> Option<u128> {
+    let is_one = digits.len() == DIGITS && digits.iter().all(u8::is_ascii_digit);
+    let number = std::str::from_utf8(digits).ok().filter(|_| is_one)?.parse().ok()?;
+    (number <= NUMBER_MAX).then_some(number)
 }
 
 /// The file `last`, with its lock.
@@ -68,18 +83,29 @@ impl Last {
     fn open(directory: &Path) -> io::Result<Last> {
         let path = directory.join(LAST);
         let file = open_regular(&path, OpenOptions::new().create(true).read(true).write(true).truncate(false))?;
-        flock(&file, FlockOperation::LockExclusive)?;
-        Ok(Last(file))
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Last(file)),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 
     fn read(&self) -> io::Result<Option<u128>> {
-        let mut digits = [0; DIGITS];
-        self.0.read_exact_at(&mut digits, 0)?;
-        Ok(number(&digits))
+        // One more than there should be, to see what is longer.
+        let mut text = [0; DIGITS + 1];
+        let length = self.0.read_at(&mut text, 0)?;
+        Ok(number(&text[..length]))
     }
 
-    fn write(&self, number: u128) -> io::Result<()> {
-        self.0.write_all_at(format!("{number:0DIGITS$}").as_bytes(), 0)
+    /// `shorten`: what was there was no number.
+    fn write(&self, number: u128, shorten: bool) -> io::Result<()> {
+        self.0.write_all_at(format!("{number:0DIGITS$}").as_bytes(), 0)?;
+        if shorten { self.0.set_len(DIGITS as u64) } else { Ok(()) }
     }
 }
 

@@ -108,8 +108,11 @@ impl Request {
 
     /// The field `n` of each event.
     pub fn numbers(&self) -> Vec<u64> {
-        let number = |line| serde_json::from_str::<Value>(line).expect("a line is JSON")["n"].as_u64();
-        self.text().lines().map(|line| number(line).expect("n is a number")).collect()
+        let number = |event: &Value| event["n"].as_u64().expect("n is a number");
+        if let Ok(Value::Array(events)) = serde_json::from_slice(&self.body) {
+            return events.iter().map(number).collect();
+        }
+        self.text().lines().map(|line| number(&serde_json::from_str(line).expect("a line is JSON"))).collect()
     }
 }
 
