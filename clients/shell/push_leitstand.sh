@@ -185,6 +185,8 @@ attempt() {
   while true; do
     forms+="$form "
     if request "$part"; then return 0; fi
+    # An answer that is not whole says nothing about the form.
+    [ "$written" != maybe ] || return 1
     case $status:$form in
       404:old | 405:old) next=new ;;
       404:* | 405:*) next=old ;;
