@@ -319,7 +319,7 @@ impl<D: Disk> Log<D> {
             Tail::Torn { sound_len } => {
                 tail::keep_torn(disk, &data.open.file, &self.names.data, sound_len, found.len)
                     .map_err(|e| StoreError::io("keep torn tail", e))?;
-                disk.set_len(&data.open.file, sound_len).map_err(|e| StoreError::io("cut torn tail", e))?;
+                data.open.cut(disk, sound_len).map_err(|e| StoreError::io("cut torn tail", e))?;
                 self.torn_bytes = Some(found.len - sound_len);
                 found.len = sound_len;
             }
@@ -344,10 +344,9 @@ impl<D: Disk> Log<D> {
             return;
         };
         data.known_len = None;
-        data.open.placed_to.fetch_min(afloat.range.start, Ordering::AcqRel);
         // If somebody has cut it shorter, it must not grow again.
         if disk.fstat(&data.open.file).is_ok_and(|stat| stat.len > afloat.range.start) {
-            let _ = disk.set_len(&data.open.file, afloat.range.start);
+            let _ = data.open.cut(disk, afloat.range.start);
         }
     }
 
@@ -393,8 +392,7 @@ impl<D: Disk> Log<D> {
                     // Which pages reached the disk is unknown (see durability.md). Cutting them off
                     // takes no doubt away, so its result does not matter; it only keeps readers from
                     // lines that nobody acknowledged.
-                    data.open.placed_to.fetch_min(len, Ordering::AcqRel);
-                    let _ = disk.set_len(&data.open.file, len);
+                    let _ = data.open.cut(disk, len);
                     return Err(error);
                 }
                 let sync = wrote.elapsed();
@@ -498,6 +496,12 @@ impl<D: Disk> Log<D> {
 }
 
 impl<F> DataFile<F> {
+    /// Cuts the file to `len` bytes.
+    fn cut<D: Disk<File = F>>(&self, disk: &D, len: u64) -> io::Result<()> {
+        self.placed_to.fetch_min(len, Ordering::AcqRel);
+        disk.set_len(&self.file, len)
+    }
+
     /// Makes everything in the file durable. `unsynced`: what has not been synced before.
     fn sync<D: Disk<File = F>>(&self, disk: &D, unsynced: Range<u64>) -> Result<(), StoreError> {
         disk.sync_data(&self.file).map_err(|e| StoreError::sync("sync data file", e))?;
@@ -624,8 +628,7 @@ impl<F> Data<F> {
             if now < len || now > end {
                 return StoreError::rollback("check length", cut_by_others());
             }
-            self.open.placed_to.fetch_min(len, Ordering::AcqRel);
-            if let Err(e) = disk.set_len(&self.open.file, len) {
+            if let Err(e) = self.open.cut(disk, len) {
                 return StoreError::rollback("cut data file", e);
             }
             if when != SyncWhen::Later
